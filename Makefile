@@ -1,0 +1,40 @@
+# Everything runs on one shared virtual environment, made when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: run test lint types bench bench-full bench-peers clean
+
+run: $(STAMP)  ## serve the demo: http://127.0.0.1:8000/
+	$(BIN)/hub serve --config config/demo.toml
+
+test: $(STAMP)  ## all tests, in parallel
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## the short set, under 20 minutes; peers that are not installed are left out; bench/README.md
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python bench/suite.py
+
+bench-full: $(STAMP)  ## all sizes and more rounds
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python bench/suite.py --full
+
+bench-peers: $(STAMP)  ## what the benches compare with; needs node and npm
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench,peers]'
+	npm install --prefix bench/peers --no-audit --no-fund --no-package-lock
+
+$(STAMP): setup.cfg setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,36 @@
+"""hub: a realtime hub for bare metal.
+
+The rooms, and what each is for; the head of each says more:
+
+    errors message channels config mistakes control    nouns: what things are called, what the operator may choose
+    frames deflate protocol handshake                  words on the wire: bytes ⇄ objects, no I/O
+    auth origin limits                                 gates: who is it, from which page, how often
+    session subscribe publish                          one client; the way into a channel; the one door in
+    fanout audience sweep                              the one door out: batches, who receives what, the bare write loop
+    outbox backlog                                     what waits for one client, and for all slow ones of a worker
+    store broker ingest registry                       Redis: the way to it, publications in and out, who lives
+    tick sources replay lease ticker                   the stock ticker: one leader in the cluster runs the source
+    acceptor connection reactor wheel drain            the plane: the way in, one socket, epoll and deadlines, the end
+    httpd api transports transports.websocket          doors: HTTP pages, the server API, one room for each wire
+    worker seat supervisor processes heartbeat         processes: who builds all rooms, and who watches over them
+    listeners embedded state systemd prctl log tasks   what a process stands on
+    cli serve options remote client urls tune          the command line
+
+The path of a message:
+
+     1 transports/websocket   receives bytes, frames take them apart
+     2 protocol.decode        bytes → commands
+     3 session.handle         who is it, may it
+     4 publish.publish        the one door in: shape and body
+     5 broker.publish         one round trip to Redis; `latest`: one Lua script
+     6 ingest                 every worker's subscriber connection, one batch for each read
+     7 fanout.deliver         the one door out: one batch for each loop turn
+     8 WireForm               encode once for each wire, join once for all with the same channels
+     9 outbox                 only of who is slow or has replies waiting: order, conflation, byte budget
+    10 sweep                  one write for each connection and batch, in slices
+
+Steps 6 to 10 are plain calls: no Task, Future, log call or exception for each recipient.
+Who may import whom is one tuple in tests/test_imports.py.
+"""
+
+__version__ = "0.1.0"
