@@ -1,0 +1,408 @@
+"""Settings: what the operator may choose, with unit, default and bounds, and how the values are found.
+
+Does: merge systemd credentials > environment > TOML file and check everything.
+Does not: apply anything (listeners, workers and the rest take the frozen `Settings` they are handed), nor word most of
+the messages: `mistakes` says in one line what pydantic found.
+Called by: cli, before anything is started.
+Never break: `load` has no effect on the process, so that a running hub can check a new file without harm.
+A new setting needs its field here, its paragraph in config/hub.toml (a test compares them) and a test of its bad
+values; a secret one also needs `repr=False`, which keeps it out of every message.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_origin
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from .channels import NAMESPACE_NAME, Namespace
+from .errors import ConfigError
+from .mistakes import Number, Whole, as_table, bare, meant, sentences, short
+
+ENV_PREFIX = "HUB_"
+# Not settings: two of the command line's own, and the mark under which a skipped test fails.
+ENV_OWN = frozenset({"HUB_API_KEY", "HUB_API_URL", "HUB_CI"})
+CREDENTIALS_ENV = "CREDENTIALS_DIRECTORY"
+DEFAULT_PATH = Path("/etc/hub/hub.toml")
+# sun_path holds 108 bytes with the closing NUL (unix(7)).
+MAX_UNIX_PATH_BYTES = 107
+
+
+class Address(NamedTuple):
+    """Where to listen: a TCP host and port, or a Unix socket path (then host is '' and port 0)."""
+
+    host: str
+    port: int
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Read 'HOST:PORT', '[IPv6]:PORT' or 'unix:/PATH'; raises ValueError.
+
+    HOST is an IP address or 'localhost', which is 127.0.0.1; any other name could mean several addresses.
+    PORT 0 leaves the choice to the kernel. PATH is absolute and has at most 107 bytes.
+    """
+    wanted = f"HOST:PORT with an IP address, [IPv6]:PORT or unix:/PATH of at most {MAX_UNIX_PATH_BYTES} bytes"
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
+            raise ValueError(wanted)
+        return Address("", 0, path)
+    match = re.fullmatch(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+)):(?P<port>\d{1,5})", text)
+    if not match or int(match["port"]) > 65535:
+        raise ValueError(wanted)
+    host = match["v6"] or ("127.0.0.1" if match["v4"] == "localhost" else match["v4"])
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        raise ValueError(wanted) from None
+    if (version == 6) != bool(match["v6"]):
+        raise ValueError(wanted)
+    return Address(host, int(match["port"]))
+
+
+def _address(text: str) -> str:
+    parse_address(text)
+    return text
+
+
+def _origin(text: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s*]+", text):
+        raise ValueError("SCHEME://HOST[:PORT] with http or https, no path and no wildcard")
+    return text.lower()
+
+
+def _redis_url(text: str) -> str:
+    if text and not _is_redis_url(text):
+        raise ValueError("redis://…, rediss://… or unix:///…, with no options but db and ssl_ca_certs")
+    return text
+
+
+def _is_redis_url(text: str) -> bool:
+    """What redis-py and our own subscriber connection both understand in the same way."""
+    try:
+        parts = urlsplit(text)
+        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        port = parts.port  # raises ValueError beyond 65535
+    except ValueError:
+        return False
+    if (
+        not re.fullmatch(r"\S+", text)
+        or options.keys() - {"db", "ssl_ca_certs"}
+        or not options.get("db", "0").isdigit()
+    ):
+        return False
+    if parts.scheme == "unix":
+        return parts.path.startswith("/") and not parts.hostname
+    return parts.scheme in ("redis", "rediss") and bool(re.fullmatch(r"(/\d*)?", parts.path)) and port != 0
+
+
+def _prefix(text: str) -> str:
+    # Braces would move Cluster's hash tag from the channel to the prefix, a space could not be told from the next word.
+    if not re.fullmatch(r"[A-Za-z0-9_.\-]{1,64}", text):
+        raise ValueError("1 to 64 of A-Z a-z 0-9 _ . -")
+    return text
+
+
+def _sentinel(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not re.fullmatch(r"[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\]", host) or not re.fullmatch(r"\d{1,5}", port):
+        raise ValueError("HOST:PORT of a Sentinel")
+    if not 0 < int(port) < 65536:
+        raise ValueError("HOST:PORT with a port from 1 to 65535")
+    return text
+
+
+def _secret(text: str) -> str:
+    # RFC 7518 §3.2: a key of the hash's size or more.
+    if text and len(text.encode()) < 32:
+        raise ValueError("at least 32 bytes (RFC 7518 §3.2), or empty")
+    return text
+
+
+AddressText = Annotated[str, AfterValidator(_address)]
+OriginText = Annotated[str, AfterValidator(_origin)]
+
+
+class Section(BaseModel):
+    """A table of the settings file: unknown keys are errors, values don't change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RedisSettings(Section):
+    url: Annotated[str, AfterValidator(_redis_url)] = Field("", description="empty: the embedded one", repr=False)
+    sentinels: list[Annotated[str, AfterValidator(_sentinel)]] = Field(
+        [], description="Sentinel addresses HOST:PORT, instead of url"
+    )
+    master: str = Field("", description="name of the primary that the Sentinels watch")
+    prefix: Annotated[str, AfterValidator(_prefix)] = Field("hub", description="begins every key and Redis channel")
+    start_timeout_s: Number = Field(10.0, ge=0, le=3600, description="how long the start waits for Redis")
+    command_timeout_s: Number = Field(2.0, gt=0, le=60, description="after this a command has failed as temporary")
+    pending_publishes: Whole = Field(10_000, ge=1, le=10_000_000, description="publishes waiting for Redis, per worker")
+    pending_bytes: Whole = Field(67_108_864, ge=65_536, le=1_099_511_627_776, description="their bodies, in one worker")
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> RedisSettings:
+        if self.url and self.sentinels:
+            raise ValueError("redis.url: found together with redis.sentinels; allowed: one of the two")
+        if bool(self.sentinels) != bool(self.master):
+            raise ValueError("redis.master: found one of redis.sentinels and redis.master; allowed: both or neither")
+        return self
+
+
+class EmbeddedSettings(Section):
+    maxmemory_mb: Whole = Field(256, ge=16, le=1_048_576, description="full: publishes fail, nothing is evicted")
+    fsync: Literal["always", "everysec", "no"] = Field("everysec", description="of the append-only file")
+
+
+class AuthSettings(Section):
+    hmac_secret: Annotated[str, AfterValidator(_secret)] = Field("", description="key of HS256 tokens", repr=False)
+
+
+class ApiSettings(Section):
+    key: str = Field("", description="what X-API-Key must carry; empty: the server API is off", repr=False)
+
+
+class TcpSettings(Section):
+    backlog: Whole = Field(65_535, ge=1, le=65_535, description="accept queue per listener, capped by somaxconn")
+    keepalive_idle_s: Whole = Field(60, ge=1, le=7200, description="silence before the first TCP keepalive probe")
+    keepalive_interval_s: Whole = Field(15, ge=1, le=600, description="between probes")
+    keepalive_count: Whole = Field(3, ge=1, le=20, description="unanswered probes until the connection is dead")
+    user_timeout_s: Whole = Field(60, ge=1, le=3600, description="data unacknowledged for so long: it is dead")
+    send_buffer_bytes: Whole = Field(131_072, ge=4096, le=16_777_216, description="SO_SNDBUF of a client's socket")
+    receive_buffer_bytes: Whole = Field(16_384, ge=4096, le=16_777_216, description="SO_RCVBUF of a client's socket")
+    notsent_lowat_bytes: Whole = Field(16_384, ge=1024, le=16_777_216, description="its TCP_NOTSENT_LOWAT")
+
+
+class HttpSettings(Section):
+    header_timeout_s: Number = Field(10.0, gt=0, le=600, description="from accept to the end of the request's head")
+    body_timeout_s: Number = Field(10.0, gt=0, le=600, description="for a request's body")
+    idle_timeout_s: Number = Field(75.0, gt=0, le=3600, description="between two requests of a kept-alive connection")
+    header_bytes: Whole = Field(16_384, ge=1024, le=1_048_576, description="size of a request's head")
+    body_bytes: Whole = Field(1_048_576, ge=1024, le=1_073_741_824, description="size of a request's body")
+
+
+class WorkerSettings(Section):
+    handshakes_per_s: Whole = Field(10_000, ge=0, le=1_000_000, description="in one worker; more: 503. 0 = no limit")
+    batch_bytes: Whole = Field(67_108_864, ge=65_536, le=1_099_511_627_776, description="waiting for the fan-out")
+    backlog_bytes: Whole = Field(268_435_456, ge=1024, le=1_099_511_627_776, description="unsent, all of a worker")
+
+
+class ClientSettings(Section):
+    connect_timeout_s: Number = Field(10.0, gt=0, le=600, description="handshake to connect command; then 3502")
+    ping_interval_s: Number = Field(25.0, ge=1, le=3600, description="between the hub's pings")
+    pong_timeout_s: Number = Field(10.0, ge=1, le=3600, description="silence after a ping; then 3012")
+    close_timeout_s: Number = Field(5.0, gt=0, le=60, description="for the client's answer to a close frame")
+    message_timeout_s: Number = Field(20.0, gt=0, le=600, description="first byte to last of a message; then 1008")
+    message_bytes: Whole = Field(65_536, ge=128, le=16_777_216, description="one message from a client; more: 1009")
+    fragments: Whole = Field(64, ge=1, le=65_536, description="frames that one message may be split into; more: 1008")
+    deflate: bool = Field(False, description="compress for clients that offer permessage-deflate (RFC 7692)")
+    deflate_min_bytes: Whole = Field(1024, ge=0, le=16_777_216, description="shorter messages go uncompressed")
+    deflate_level: Whole = Field(1, ge=1, le=9, description="zlib's: 1 is the fastest, 9 the smallest")
+    json_depth: Whole = Field(32, ge=2, le=128, description="nesting of published data; deeper: 107")
+    commands_per_message: Whole = Field(256, ge=1, le=10_000, description="commands joined in one message; more: 3501")
+    pending_commands: Whole = Field(256, ge=1, le=10_000, description="a client's, waiting for Redis; more: 111")
+    channels: Whole = Field(128, ge=1, le=100_000, description="subscriptions of one connection; more: 106")
+    outbox_conflate_bytes: Whole = Field(32_768, ge=0, le=1_073_741_824, description="from here on latest is conflated")
+    outbox_drop_bytes: Whole = Field(524_288, ge=0, le=1_073_741_824, description="from here on none is dropped")
+    outbox_bytes: Whole = Field(1_048_576, ge=1024, le=1_073_741_824, description="unsent, per connection; more: 3008")
+    outbox_frames: Whole = Field(10_000, ge=1, le=10_000_000, description="unsent, per connection; more: 3008")
+
+    @model_validator(mode="after")
+    def _pong_before_next_ping(self) -> ClientSettings:
+        if self.pong_timeout_s >= self.ping_interval_s:
+            raise ValueError(
+                f"client.pong_timeout_s: found {self.pong_timeout_s:g}; allowed: less than client.ping_interval_s"
+            )
+        return self
+
+
+class TickerSettings(Section):
+    namespace: str = Field("ticker", description="namespace of the symbols' channels; its mode must be latest")
+    source: Literal["none", "simulate", "replay", "stream"] = Field("none", description="where ticks come from")
+    symbols: list[str] = Field(["ACME"], min_length=1, max_length=100_000, description="simulate: the symbols")
+    rate_hz: Number = Field(10.0, gt=0, le=10_000, description="simulate: batches of ticks per second")
+    share: Number = Field(0.5, gt=0, le=1, description="simulate: part of the symbols that move in each batch")
+    seed: Whole = Field(1, ge=0, le=4_294_967_295, description="simulate: the same seed gives the same walk")
+    file: str = Field("", description="replay: CSV or JSONL of time, symbol, price, volume")
+    speed: Number = Field(1.0, ge=0, le=1_000_000_000, description="replay: times real time; 0 = unpaced")
+    loop: bool = Field(False, description="replay: begin again at the end")
+    stream_key: str = Field("", description="stream: Redis stream that a producer XADDs to")
+    batch: Whole = Field(500, ge=1, le=10_000, description="ticks in one script call; replay and stream are cut to it")
+    lease_ttl_s: Number = Field(3.0, ge=0.5, le=60, description="a leader silent for so long is replaced")
+
+
+class Settings(BaseSettings):
+    """All settings, checked. Frozen; a reload makes a new one."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__")
+
+    workers: Literal["auto"] | Annotated[Whole, Field(ge=1, le=1024)] = Field("auto", description="auto: one per CPU")
+    pin: bool = Field(False, description="tie worker i to CPU i of the affinity mask")
+    listen: list[AddressText] = Field(["127.0.0.1:8000"], min_length=1, description="public listener: clients")
+    internal: list[AddressText] = Field(["127.0.0.1:8001"], description="internal listener: server API")
+    state_dir: str = Field("", description="empty: $STATE_DIRECTORY, else $XDG_STATE_HOME/hub")
+    demo: bool = Field(False, description="the demo page at /, and no secret needed")
+    allowed_origins: list[OriginText] = Field([], description="web origins besides the hub's own host")
+    fast_upgrade: bool = Field(True, description="WebSocket handshakes without Tornado")
+    drain_window_s: Number = Field(30.0, ge=0, le=3600, description="SIGTERM: clients are closed evenly over this time")
+    heartbeat_timeout_s: Number = Field(10.0, ge=1, le=600, description="a worker silent for so long is replaced")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+    redis: RedisSettings = RedisSettings.model_validate({})
+    embedded: EmbeddedSettings = EmbeddedSettings.model_validate({})
+    auth: AuthSettings = AuthSettings.model_validate({})
+    api: ApiSettings = ApiSettings.model_validate({})
+    tcp: TcpSettings = TcpSettings.model_validate({})
+    http: HttpSettings = HttpSettings.model_validate({})
+    worker: WorkerSettings = WorkerSettings.model_validate({})
+    client: ClientSettings = ClientSettings.model_validate({})
+    ticker: TickerSettings = TickerSettings.model_validate({})
+    namespaces: dict[str, Namespace] = Field({}, description="by the text before a channel's first ':'")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        lines = [*self._bad_names(), *(self._bad_ticker() if self.ticker.source != "none" else ())]
+        if lines:
+            raise ValueError("\n".join(lines))
+        return self
+
+    def _bad_names(self) -> Iterator[str]:
+        for name in self.namespaces:
+            if not NAMESPACE_NAME.fullmatch(name):
+                yield f"namespaces: found {short(name)}; allowed: names of 1 to 64 of A-Z a-z 0-9 _ . -"
+
+    def _bad_ticker(self) -> Iterator[str]:
+        ticker = self.ticker
+        namespace = self.namespaces.get(ticker.namespace)
+        if namespace is None or namespace.mode != "latest":
+            yield f'ticker.namespace: found {ticker.namespace!r}; allowed: a namespace with mode = "latest"'
+        if ticker.source == "replay" and not ticker.file:
+            yield "ticker.file: found ''; allowed: the path of a CSV or JSONL file, which source = \"replay\" reads"
+        # The first bad one only: the list may have 100,000 of them.
+        bad = next((symbol for symbol in ticker.symbols if not NAMESPACE_NAME.fullmatch(symbol)), None)
+        if bad is not None:
+            yield f"ticker.symbols: found {short(bad)}; allowed: names of 1 to 64 of A-Z a-z 0-9 _ . -"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # `load` hands the file's content in as init values, so these come last; credentials go first.
+        return CredentialsSource(settings_cls), EnvironmentSource(settings_cls), init_settings
+
+    def worker_count(self) -> int:
+        """Processes to fork: the setting, or one per CPU that this process may run on."""
+        return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
+
+
+class EnvironmentSource(EnvSettingsSource):
+    """HUB_WORKERS, HUB_REDIS__URL and so on; lists and tables are JSON, such as HUB_LISTEN='["127.0.0.1:80"]'."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value  # the model refuses a text there, in the same words as for a text in the file
+
+
+class CredentialsSource(PydanticBaseSettingsSource):
+    """systemd credentials: files in $CREDENTIALS_DIRECTORY named like the setting, such as `auth.hmac_secret`."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # the base class asks field by field; __call__ below answers for all at once
+
+    def __call__(self) -> dict[str, Any]:
+        directory = os.environ.get(CREDENTIALS_ENV)
+        values: dict[str, Any] = {}
+        for path in sorted(Path(directory).iterdir()) if directory else ():
+            *tables, key = path.name.split(".")
+            table = values
+            for name in tables:
+                table = table.setdefault(name, {})
+                if not isinstance(table, dict):
+                    raise ConfigError(f"{path.name}: found beside a credential named {name!r}; allowed: one of the two")
+            table[key] = path.read_text(encoding="utf-8").rstrip("\n")
+        return values
+
+
+def load(path: Path | None) -> Settings:
+    """Read the file (None: no file), then environment and credentials over it.
+
+    Raises ConfigError with one line for each mistake: the key, what was found, what is allowed.
+    """
+    values = _read_file(path) if path is not None else {}
+    lines = _unknown_environment()
+    # BaseSettings takes keys such as _env_prefix as its own options, so they never reach the unknown-key check.
+    own = [key for key in values if key.startswith("_")]
+    lines += [f"{bare(key)}: unknown setting; allowed: {', '.join(Settings.model_fields)}" for key in own]
+    try:
+        settings = Settings(**{key: value for key, value in values.items() if key not in own})
+    except ValidationError as error:
+        lines += sentences(Settings, error)
+    except (OSError, UnicodeDecodeError) as error:
+        lines.append(f"{CREDENTIALS_ENV}: found {error}; allowed: a directory of readable UTF-8 files")
+    if lines:
+        # A union reports each of its branches; for a person that is one mistake.
+        raise ConfigError("\n".join(dict.fromkeys(lines)))
+    return settings
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: found {error.strerror or error}; allowed: a readable TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: found {error}; allowed: TOML in UTF-8 (https://toml.io)") from None
+
+
+def _unknown_environment() -> list[str]:
+    """A misspelt HUB_… variable would be without effect and without a word, so it is an error."""
+    known = set(_environment_names(Settings, ENV_PREFIX))
+    # What a table does not know reaches its model, which refuses it.
+    tables = tuple(f"{ENV_PREFIX}{name.upper()}__" for name, field in Settings.model_fields.items() if _is_table(field))
+    lines = []
+    for name in sorted(os.environ):
+        upper = name.upper()  # pydantic-settings reads hub_workers like HUB_WORKERS
+        if upper.startswith(ENV_PREFIX) and name not in ENV_OWN and upper not in known and not upper.startswith(tables):
+            hint = meant(upper, known)
+            lines.append(f"{name}: unknown environment variable; {hint}allowed: HUB_KEY or HUB_TABLE__KEY of a setting")
+    return lines
+
+
+def _is_table(field: FieldInfo) -> bool:
+    return as_table(field.annotation) is not None or get_origin(field.annotation) is dict
+
+
+def _environment_names(table: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in table.model_fields.items():
+        yield prefix + name.upper()
+        if inner := as_table(field.annotation):
+            yield from _environment_names(inner, f"{prefix}{name.upper()}__")

@@ -1,0 +1,108 @@
+"""Channels: which names are names, whose namespace they are of, and who may use them."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+
+from hub import errors
+from hub.channels import Channels, Namespace, PublishRule, SubscribeRule, may_publish, may_subscribe, namespace_of
+from hub.errors import CommandError, Reply
+
+TICKER = Namespace(mode="latest", subscribe="anyone")
+CHANNELS = Channels({"ticker": TICKER, "a.b-c_1": Namespace()})
+LETTERS = set(string.ascii_letters + string.digits + "_:.-#$")
+
+
+def refusal(channel: object) -> Reply | None:
+    try:
+        CHANNELS.resolve(channel)
+    except CommandError as error:
+        return error.reply
+    return None
+
+
+def test_exactly_the_alphabet_is_allowed() -> None:
+    """Of Latin-1 the alphabet's characters pass within a name, and no others: no space, brace, newline, NUL, %."""
+    passed = {chr(code) for code in range(256) if refusal(f"a{chr(code)}" if chr(code) != ":" else "ticker:") is None}
+    assert passed == LETTERS
+
+
+@pytest.mark.parametrize("name", ["", "é", "a\n", "日本", "a" * 256, None, 5, b"a", ["a"], {"a": 1}, "\ud800"])
+def test_what_is_no_name_is_a_bad_request(name: object) -> None:
+    """Wrong characters, wrong length and wrong types are 107, whatever came from outside."""
+    assert refusal(name) is errors.BAD_REQUEST
+
+
+def test_a_name_has_at_most_255_characters() -> None:
+    """255 pass, one more does not."""
+    assert refusal("a" * 255) is None
+    assert refusal("a" * 256) is errors.BAD_REQUEST
+
+
+@pytest.mark.parametrize("name", ["other:x", ":x", ":", "Ticker:x", "#:a", "default2:x"])
+def test_an_unknown_namespace_is_an_unknown_channel(name: str) -> None:
+    """A well-formed name of a namespace that nobody configured is 102; upper and lower case differ."""
+    assert refusal(name) is errors.UNKNOWN_CHANNEL
+
+
+@pytest.mark.parametrize(
+    ("channel", "namespace"),
+    [("ticker:ACME", "ticker"), ("ticker:", "ticker"), ("a:b:c", "a"), (":x", ""), ("plain", "default")],
+)  # fmt: skip
+def test_the_namespace_is_what_stands_before_the_first_colon(channel: str, namespace: str) -> None:
+    """Later colons belong to the name; without one it is 'default'."""
+    assert namespace_of(channel) == namespace
+
+
+def test_resolve_gives_the_namespaces_rules() -> None:
+    """A configured namespace has its rules, the default one its defaults although nobody configured it."""
+    assert CHANNELS.resolve("ticker:ACME") is TICKER
+    assert CHANNELS.resolve("anything") == CHANNELS.resolve("default:x") == Namespace()
+
+
+def test_a_configured_default_namespace_is_kept() -> None:
+    """[namespaces.default] rules the channels without a colon."""
+    assert Channels({"default": TICKER}).resolve("anything") is TICKER
+
+
+def test_the_defaults_are_closed() -> None:
+    """A namespace without settings lets users with a token listen, and nobody write."""
+    assert (Namespace().mode, Namespace().subscribe, Namespace().publish) == ("none", "user", "nobody")
+
+
+OK, NO, LATER = None, errors.PERMISSION_DENIED, errors.NOT_AVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("rule", "anonymous", "user"),
+    [("nobody", NO, NO), ("anyone", OK, OK), ("user", NO, OK), ("token", LATER, LATER)],
+)
+def test_who_may_subscribe(rule: SubscribeRule, anonymous: Reply | None, user: Reply | None) -> None:
+    """The whole table of rules: for an anonymous client, and for one with a user."""
+    assert [_verdict(lambda who=who: may_subscribe(rule, who)) for who in ("", "ann")] == [anonymous, user]
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdicts"),
+    [
+        ("nobody", [NO, NO, NO, NO]),
+        ("anyone", [OK, OK, OK, OK]),
+        ("user", [NO, NO, OK, OK]),
+        ("subscriber", [NO, OK, NO, OK]),
+        ("token", [LATER, LATER, LATER, LATER]),
+    ],
+)
+def test_who_may_publish(rule: PublishRule, verdicts: list[Reply | None]) -> None:
+    """The whole table: anonymous, anonymous and subscribed, user, user and subscribed."""
+    cases = [("", False), ("", True), ("ann", False), ("ann", True)]
+    assert [_verdict(lambda case=case: may_publish(rule, *case)) for case in cases] == verdicts
+
+
+def _verdict(ask) -> Reply | None:
+    try:
+        ask()
+    except CommandError as error:
+        return error.reply
+    return None

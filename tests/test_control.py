@@ -1,0 +1,78 @@
+"""The words among workers: whatever Redis holds is either what it should be or a ValueError."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from hub import control
+from hub.control import Node, Question
+
+ID = "0f" * 16
+NODE = Node("u", "host:0", "1.0", 5, 1, 2, 3, 4)
+
+
+def test_a_survey_comes_back_as_it_was_asked():
+    """encode_survey and parse_control with parse_question are each other's opposites."""
+    name, command = control.parse_control(control.encode_survey(Question(ID, "channels", "a:*")))
+    assert (name, control.parse_question(command)) == ("survey", Question(ID, "channels", "a:*"))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"{", b"\xff", b"[]", b"null", b"7", b"{}", b'{"do":7}', b"[" * 5000, b'{"do":"' + b"x" * 70_000 + b'"}'],
+)
+def test_what_is_no_control_message_is_a_value_error(payload):
+    """No JSON, no object, no `do`, too deep, too large."""
+    with pytest.raises(ValueError, match=r"."):
+        control.parse_control(payload)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": 1},
+        {"id": "short"},
+        {"id": "../../etc/passwd" * 2},
+        {"id": ID * 2},
+        {"ask": None},
+        {"pattern": 1},
+        {"pattern": "a" * 256},
+        {"pattern": "a{b,c}"},
+        {"pattern": "a\nb"},
+    ],
+)
+def test_a_malformed_survey_is_a_value_error(changes):
+    """An id that must not be in a key, a question that is no text, a pattern beyond what is allowed."""
+    with pytest.raises(ValueError, match=r"."):
+        control.parse_question({"id": ID, "ask": "channels", "pattern": "*", **changes})
+
+
+@pytest.mark.parametrize("text", [b"nonsense", b"[]", b"{}", b'{"uid":1}', b'{"uid":"' + b"x" * 5_000_000 + b'"}'])
+def test_a_malformed_answer_is_a_value_error(text):
+    """No JSON, no object, no uid, too large."""
+    with pytest.raises(ValueError, match=r"."):
+        control.parse_answer(text)
+
+
+def test_a_node_comes_back_as_it_was_stored():
+    """A description survives its way through Redis, and what it does not tell is 0."""
+    assert control.parse_stored_node(orjson.dumps(NODE._asdict())) == NODE
+    assert control.parse_node({"uid": "u", "name": "n", "version": "2"}) == Node("u", "n", "2", 0, 0, 0, 0, 0)
+    assert control.parse_node({**NODE._asdict(), "a_later_count": 7}) == NODE
+
+
+@pytest.mark.parametrize("value", [None, [], "node", {}, {"uid": "u", "name": "n"}])
+def test_a_node_without_its_texts_is_a_value_error(value):
+    """Each node has uid, name and version."""
+    with pytest.raises(ValueError, match=r"."):
+        control.parse_node(value)
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, True, "1", None, 2**41])
+def test_what_is_no_count_is_a_value_error(count):
+    """A count is a whole number from 0 to 2**40, so that sums of it can be written."""
+    with pytest.raises(ValueError, match=r"."):
+        control.parse_node({**NODE._asdict(), "num_clients": count})
+    with pytest.raises(ValueError, match=r"."):
+        control.parse_counts({"a": 1, "b": count})
