@@ -1,0 +1,123 @@
+"""The opening handshake: which heads are read in place, what is refused, what is answered."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tornado.httputil import HTTPHeaders
+
+from hub.handshake import accept, read_head, refuse
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+FIELDS = {
+    "Host": "hub.example",
+    "Upgrade": "websocket",
+    "Connection": "keep-alive, Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": KEY,
+}
+
+
+def head(start: str = "GET /connection/websocket HTTP/1.1", extra: str = "", **changes: str | None) -> bytes:
+    fields = {**FIELDS, **{name.replace("_", "-"): value for name, value in changes.items()}}
+    lines = [start, *(f"{name}: {value}" for name, value in fields.items() if value is not None)]
+    return ("\r\n".join(lines) + "\r\n" + extra + "\r\n").encode("latin-1")
+
+
+def test_a_plain_upgrade_is_read_with_its_size():
+    """Names in lower case; what stands behind the empty line is not part of it."""
+    data = head()
+    found = read_head(data + b"\x81\x80frame")
+    assert found is not None and found.size == len(data)
+    assert found.headers == {name.lower(): value for name, value in FIELDS.items()}
+    assert refuse("HTTP/1.1", found.headers, ()) is None
+
+
+@pytest.mark.parametrize(
+    "start", ["GET /connection/websocket?format=json HTTP/1.1", "GET /connection/websocket? HTTP/1.1"]
+)
+def test_a_query_does_not_matter(start):
+    """SDKs add some."""
+    assert read_head(head(start)) is not None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        head()[:-1],
+        head()[:-4],
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        head("GET /connection/websocketx HTTP/1.1"),
+        head("GET /connection/websocket/ HTTP/1.1"),
+        head("GET //connection/websocket HTTP/1.1"),
+        head("GET http://h/connection/websocket HTTP/1.1"),
+        head("POST /connection/websocket HTTP/1.1"),
+        head("get /connection/websocket HTTP/1.1"),
+        head("GET /connection/websocket HTTP/1.0"),
+        head("GET  /connection/websocket HTTP/1.1"),
+        head("GET /connection/websocket?a b HTTP/1.1"),
+        head(Host=None),
+        head(Host="a b"),
+        head(Host="h/"),
+        head(Host="h@x"),
+        head(Host="h,h"),
+        head(Host="h:x"),
+        head(extra="Host: other\r\n"),
+        head(extra="Content-Length: 0\r\n"),
+        head(extra="Transfer-Encoding: chunked\r\n"),
+        head(extra=" folded\r\n"),
+        head(extra="No colon\r\n"),
+        head(extra="Space : before\r\n"),
+        head(extra="Empty:\r\n"),
+        head(extra="Nul: a\0b\r\n"),
+        head(extra="Bare: a\rb\r\n"),
+        head(extra="High: \xe9\r\n"),
+        head(extra=": nameless\r\n"),
+        head().replace(b"\r\n", b"\n"),
+    ],
+)
+def test_whatever_is_odd_partial_or_for_others_is_left_to_tornado(data):
+    """None, so that nothing is consumed and nothing is decided here."""
+    assert read_head(data) is None
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_raise(data):
+    """A head, or None; also behind a good beginning."""
+    read_head(data)
+    read_head(head()[:60] + data + b"\r\n\r\n")
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*FIELDS, "Origin", "Sec-WebSocket-Extensions"]),
+        st.sampled_from(["", "x", "websocket", "upgrade", "13", KEY, "permessage-deflate; client_max_window_bits"]),
+    )
+)
+def test_both_kinds_of_headers_are_judged_alike(fields):
+    """Tornado's and ours give the same verdict and the same answer."""
+    theirs, ours = HTTPHeaders(fields), {name.lower(): value for name, value in fields.items()}
+    assert refuse("HTTP/1.1", theirs, ()) == refuse("HTTP/1.1", ours, ())
+    assert accept(theirs) == accept(ours)
+    assert accept(theirs, compress=True) == accept(ours, compress=True)
+
+
+def test_the_answer_is_rfc_6455s_example():
+    """Section 1.3; the subprotocol only where it was offered."""
+    answer, _ = accept({"sec-websocket-key": KEY})
+    assert b"\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n" in answer
+    offered, _ = accept({"sec-websocket-key": KEY, "sec-websocket-protocol": "x, centrifuge-json"})
+    assert b"\r\nSec-WebSocket-Protocol: centrifuge-json\r\n\r\n" in offered
+
+
+def test_compression_is_agreed_on_only_where_it_is_on_and_offered():
+    """The answer names it, with the offer's parameters; otherwise it has no such header."""
+    offer = {"sec-websocket-key": KEY, "sec-websocket-extensions": "permessage-deflate; server_no_context_takeover"}
+    answer, agreement = accept(offer, compress=True)
+    assert agreement is not None
+    assert b"\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover\r\n\r\n" in answer
+    for headers, compress in ((offer, False), ({"sec-websocket-key": KEY}, True)):
+        answer, agreement = accept(headers, compress)
+        assert agreement is None and b"Extensions" not in answer
