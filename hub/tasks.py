@@ -1,0 +1,24 @@
+"""Tasks: how a background task of a room is ended.
+
+Does: cancel a task until it has really ended.
+Does not: start tasks or decide which there are; each room has its own, and one for each worker at most.
+Called by: ingest, ticker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+async def end(task: asyncio.Task[None], again_s: float = 0.1) -> None:
+    """Cancel a task until it has ended; what it raised is dropped, because its room is going.
+
+    Once is not enough: before Python 3.12 `asyncio.wait_for`, in which redis-py sends, swallows a cancellation that
+    comes just as the send ends, and the task would go on for ever. again_s: between two attempts, in which a task
+    that is ending must get done.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=again_s)
+    # Looked at, so that the loop does not report it as never retrieved.
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,40 @@
+"""Rates, on a fake clock."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hub.limits import TokenBucket
+from tests.support import FakeClock
+
+
+def test_a_quiet_second_allows_a_burst_and_then_the_rate_holds():
+    """10 a second: 10 at once, then one every 100 ms."""
+    clock = FakeClock()
+    bucket = TokenBucket(10, clock)
+    assert [bucket.take() for _ in range(12)] == [True] * 10 + [False] * 2
+    clock.advance(0.11)
+    assert bucket.take() and not bucket.take()
+    clock.advance(100)
+    assert [bucket.take() for _ in range(11)] == [True] * 10 + [False]
+
+
+def test_a_rate_of_zero_is_no_limit():
+    """Whatever is asked for is given."""
+    bucket = TokenBucket(0, FakeClock())
+    assert all(bucket.take() for _ in range(10_000))
+
+
+@given(st.integers(1, 50), st.lists(st.floats(0, 0.5), max_size=200))
+def test_no_second_gives_more_than_two_bursts_and_nothing_is_withheld_for_ever(per_s, pauses):
+    """Over any time t at most rate × (t + 1) are given, and after a pause of 1/rate there is always one."""
+    clock = FakeClock(0.0)
+    bucket = TokenBucket(per_s, clock)
+    given_ = 0
+    for pause in pauses:
+        clock.advance(pause)
+        given_ += bucket.take()
+        assert given_ <= per_s * (clock() + 1) + 1
+    clock.advance(1 / per_s + 1e-6)
+    assert bucket.take()
