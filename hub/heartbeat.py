@@ -1,0 +1,97 @@
+"""Heartbeat: the pipe by which a worker tells the supervisor that it lives. Both ends.
+
+    worker   Heartbeat ──  b"R" ready · b"." alive · b"E" + text: cannot boot  ──▶  Pulse   supervisor
+
+Does: write without ever waiting, read whatever has come, remember when.
+Does not: judge how long is too long, nor signal anybody; supervisor does.
+Called by: worker (Heartbeat), supervisor (Pulse).
+Never break: a full or broken pipe must not stop a worker; the supervisor's judgement or the kernel ends it then.
+"""
+
+from __future__ import annotations
+
+import os
+
+READY = b"R"
+BEAT = b"."
+FAILED = b"E"
+# A write up to PIPE_BUF (4096 on Linux, pipe(7)) is whole or not at all, so that a text never arrives in part.
+MAX_TEXT_BYTES = 4000
+
+
+class Heartbeat:
+    """The worker's end. Beat at least every quarter of `heartbeat_timeout_s`, from the loop that does the work."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def ready(self) -> None:
+        """Say once that this worker accepts connections."""
+        self._send(READY)
+
+    def beat(self) -> None:
+        self._send(BEAT)
+
+    def boot_failed(self, text: str) -> None:
+        """Say in one line why this worker cannot start; nothing may be sent after it. Then exit with EXIT_BOOT."""
+        self._send(FAILED + " ".join(text.split()).encode()[:MAX_TEXT_BYTES])
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            os.write(self._fd, data)
+        except (BlockingIOError, BrokenPipeError):
+            # Full: the supervisor is stopped, and finds thousands of beats later. Broken: it is gone, as we are soon.
+            pass
+
+
+class Pulse:
+    """The supervisor's end: what is known of one worker.
+
+    last_s: clock of the last byte (at first: of the fork). ready: it has said so. failure: its text, '' without one.
+    """
+
+    __slots__ = ("_text", "fd", "last_s", "ready")
+
+    def __init__(self, fd: int, now: float) -> None:
+        self.fd = fd
+        self.last_s = now
+        self.ready = False
+        self._text: bytes | None = None
+
+    @property
+    def failure(self) -> str:
+        return (self._text or b"").decode(errors="replace")
+
+    def read(self, now: float) -> bool:
+        """Take what has come, without waiting. False once the worker's end is closed."""
+        while True:
+            try:
+                data = os.read(self.fd, 65_536)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self._take(data, now)
+
+    def _take(self, data: bytes, now: float) -> None:
+        self.last_s = now
+        if self._text is None:
+            beats, mark, text = data.partition(FAILED)
+            self.ready = self.ready or READY in beats
+            self._text = text if mark else None
+        else:
+            self._text += data
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def open_pipe(now: float) -> tuple[Pulse, Heartbeat]:
+    """Make both ends, neither of them blocking, neither inherited by exec. Raises OSError without free descriptors."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    return Pulse(reader, now), Heartbeat(writer)

@@ -1,0 +1,131 @@
+"""Seat: what one worker process gets, and the fork that puts a process there.
+
+Does: fork, and in the child everything that must happen before and after the worker's own main function.
+Does not: decide when to fork or what a death means; supervisor does. Knows nothing of a worker's work.
+Called by: supervisor (`fork_worker`); worker gets the `Seat`.
+Never break: the child leaves by os._exit alone, so that nothing of the parent's stack, atexit or buffers runs twice.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from .config import Settings
+from .errors import EXIT_BOOT, EXIT_FAILED, BootError
+from .heartbeat import Heartbeat
+from .listeners import Slot
+from .prctl import die_with_parent
+
+logger = logging.getLogger(__name__)
+
+SUPERVISED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+"""Those that the supervisor handles; a child gives them back."""
+STDERR_FD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What one worker process gets.
+
+    workers: how many slots there are. generation: a number that no other fork of this supervisor has, growing.
+    respawned: False on the first start, when a problem such as Redis being away must fail the boot.
+    redis_url: the configured or the embedded one; '' with Sentinel.
+    """
+
+    slot: Slot
+    workers: int
+    generation: int
+    respawned: bool
+    redis_url: str
+    heartbeat: Heartbeat
+
+
+WorkerMain = Callable[[Settings, Seat], int]
+"""Runs in the child and returns its exit status. A BootError from it reaches the supervisor with its text."""
+
+
+def fork_worker(
+    settings: Settings, seat: Seat, worker_main: WorkerMain, leave: Callable[[], None], cpus: list[int]
+) -> int:
+    """Fork a worker; returns its pid, in the parent alone.
+
+    leave: called in the child to close what is the supervisor's. cpus: those that `pin` distributes.
+    Raises OSError when there is no room for another process.
+    """
+    # What waits in the buffers would be written by both.
+    _flush_streams()
+    parent_pid = os.getpid()
+    # A signal that came before the child has its own handlers would be written to the supervisor's wakeup pipe, which
+    # both share, and count as the supervisor's.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SUPERVISED_SIGNALS)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _live(settings, seat, worker_main, leave, cpus, parent_pid)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
+    return pid
+
+
+def _live(
+    settings: Settings, seat: Seat, worker_main: WorkerMain, leave: Callable[[], None], cpus: list[int], parent_pid: int
+) -> NoReturn:
+    """The child's whole life."""
+    status = EXIT_FAILED
+    try:
+        die_with_parent(signal.SIGKILL, parent_pid)
+        leave()
+        _reset_signals()
+        if settings.pin:
+            os.sched_setaffinity(0, {cpus[seat.slot.index % len(cpus)]})
+        # The supervisor's SIGABRT to a worker that hangs then shows where.
+        faulthandler.enable(STDERR_FD)
+        gc.enable()
+        status = worker_main(settings, seat)
+    except BootError as error:
+        seat.heartbeat.boot_failed(str(error))
+        status = EXIT_BOOT
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else EXIT_FAILED
+    except BaseException:
+        # Whatever it was, above us is the supervisor's stack, which must not go on in this process.
+        logger.exception("worker %d failed", seat.slot.index)
+    finally:
+        _leave_process(status)
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # closed by the shell: `hub serve >&-`
+                stream.flush()
+        except OSError:
+            # Its reader has gone or its disk is full; that is no reason not to fork.
+            pass
+
+
+def _reset_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in SUPERVISED_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    # Ctrl-C, and the end of a terminal, go to its whole group; the supervisor gets them too and tells the workers by
+    # SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
+
+
+def _leave_process(status: int) -> NoReturn:
+    try:
+        logging.shutdown()
+        _flush_streams()
+    finally:
+        os._exit(status)

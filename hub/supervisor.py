@@ -1,0 +1,355 @@
+"""Supervisor: the parent of all; it forks the workers, watches them, replaces them, and ends everything in order.
+
+    BOOTING ── every worker ready ──▶ SERVING ── SIGTERM or SIGINT ──▶ STOPPING ── all gone ──▶ exit status
+       └────────── a worker cannot boot, or a stop signal ───────────────▲
+
+Does: one blocking loop over signals, heartbeat pipes and due times, and what each means in each stage; tells systemd.
+Does not: accept, read settings or know what a worker does: `worker_main` is handed in.
+Called by: serve.
+Never break: no thread and no event loop here. A forked copy of either is broken in ways that tests miss, and a process
+that does nothing hard is one that can be trusted to kill those that hang.
+"""
+
+from __future__ import annotations
+
+import enum
+import gc
+import itertools
+import logging
+import os
+import resource
+import selectors
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+from .config import Settings
+from .embedded import Embedded
+from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, BootError
+from .heartbeat import Heartbeat, Pulse
+from .listeners import Listeners
+from .processes import NEVER, Ended, KeptValkey, WorkerProcess
+from .seat import SUPERVISED_SIGNALS, Seat, WorkerMain, fork_worker
+from .systemd import Notifier
+
+__all__ = ["Seat", "Supervisor", "WorkerMain"]
+
+logger = logging.getLogger(__name__)
+
+TURN_S = 1.0
+"""The longest sleep of the loop."""
+PAUSE_S = 4.0
+"""A longer gap between two turns means that we were stopped, and perhaps the whole machine."""
+GRACE_S = 10.0
+"""Beyond drain_window_s and client.close_timeout_s: for what was published and the end itself."""
+STDIN_FD = 0
+FAST_GRACE_S = 5.0
+"""After a second stop signal or a failed boot."""
+WATCHDOG_SLACK_S = 2.0
+"""A silent worker is killed; only one that outlives that for so long keeps the watchdog unfed."""
+
+
+class Stage(enum.Enum):
+    BOOTING = enum.auto()
+    SERVING = enum.auto()
+    STOPPING = enum.auto()
+
+
+class Supervisor:
+    """Runs `worker_main` in one process per slot until it is told to stop.
+
+    embedded: the private Valkey, or None with a configured Redis. on_ready: called once, when every worker accepts.
+    The listeners are the supervisor's from here on: it closes them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        listeners: Listeners,
+        worker_main: WorkerMain,
+        *,
+        notifier: Notifier,
+        embedded: Embedded | None,
+        on_ready: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._listeners = listeners
+        self._worker_main = worker_main
+        self._notifier = notifier
+        self._embedded = embedded
+        self._on_ready = on_ready
+        self._clock = clock
+        self._workers = [WorkerProcess(slot, settings) for slot in listeners.slots]
+        self._valkey: KeptValkey | None = None
+        self._generations = itertools.count(1)
+        self._stage = Stage.BOOTING
+        self._status = EXIT_OK
+        self._failure = ""
+        self._kill_all_s = NEVER
+        self._watchdog_due_s = NEVER
+        self._turned_s = clock()
+
+    def run(self) -> int:
+        """Serve until stopped; returns the exit status of the process.
+
+        EXIT_OK: every worker ended well. EXIT_FAILED: one had to be killed or failed in the stop. EXIT_BOOT: the first
+        start failed, and standard error has the one line that says why.
+        """
+        self._open_loop()
+        try:
+            try:
+                self._boot()
+            except BootError as error:
+                self._fail_boot(str(error))
+            while self._stage is not Stage.STOPPING or self._living():
+                self._turn(self._wait_s())
+        finally:
+            self._close()
+        if self._failure:
+            sys.stderr.write(f"hub: {self._failure}\n")
+        return self._status
+
+    # Start and end
+
+    def _open_loop(self) -> None:
+        _raise_file_limit()
+        self._cpus = sorted(os.sched_getaffinity(0))
+        self._selector = selectors.DefaultSelector()
+        self._wakeup, self._wakeup_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._selector.register(self._wakeup, selectors.EVENT_READ, self._read_signals)
+        # The handlers do nothing: the interpreter writes each signal's number to the pipe, and the loop acts on it.
+        self._old_wakeup = signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
+        self._old_handlers = {number: signal.signal(number, lambda *_: None) for number in SUPERVISED_SIGNALS}
+        # A collection writes to every object's head, and so would copy every page that parent and children share.
+        gc.disable()
+
+    def _boot(self) -> None:
+        if self._embedded is not None:
+            if not self._embedded.wait_ready(self._settings.redis.start_timeout_s, self._keep_waiting):
+                return
+            self._valkey = KeptValkey(self._embedded, self._clock())
+        # Once, not before each fork: what dies between two freezes would never be freed.
+        gc.freeze()
+        for worker in self._workers:
+            self._fork(worker, self._clock())
+
+    def _keep_waiting(self, seconds: float) -> bool:
+        self._turn(seconds)
+        return self._stage is not Stage.STOPPING
+
+    def _close(self) -> None:
+        # No worker is left here, unless the loop itself failed; then none may be left behind.
+        for worker in self._living():
+            worker.tell(signal.SIGKILL)
+            worker.reap(self._clock(), options=0)
+        self._listeners.close()
+        if self._embedded is not None:
+            self._embedded.stop()
+        signal.set_wakeup_fd(self._old_wakeup)
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        self._close_loop()
+        gc.enable()
+
+    def _close_loop(self) -> None:
+        for worker in self._workers:
+            if worker.pulse is not None:
+                worker.pulse.close()
+        self._selector.close()
+        os.close(self._wakeup)
+        os.close(self._wakeup_writer)
+
+    # The loop
+
+    def _turn(self, timeout_s: float) -> None:
+        events = self._selector.select(timeout_s)
+        now = self._clock()
+        self._forgive_pause(now)
+        for key, _ in events:
+            key.data(now)
+        self._judge(now)
+        self._start_due(now)
+        self._feed_watchdog(now)
+
+    def _wait_s(self) -> float:
+        """Seconds to sleep: until the first thing is due, at most TURN_S."""
+        valkey_s = self._valkey.start_s if self._valkey else NEVER
+        due_s = min(self._kill_all_s, self._watchdog_due_s, valkey_s, *(worker.due_s() for worker in self._workers))
+        return max(0.0, min(due_s - self._clock(), TURN_S))
+
+    def _forgive_pause(self, now: float) -> None:
+        # Ctrl-Z stops the whole group, a snapshot the whole machine: the workers' silence then is not their fault.
+        if now - self._turned_s > PAUSE_S:
+            for worker in self._workers:
+                worker.forgive(now)
+        self._turned_s = now
+
+    def _judge(self, now: float) -> None:
+        for worker in self._living():
+            worker.judge(now)
+        if self._kill_all_s <= now:
+            self._kill_all()
+
+    def _start_due(self, now: float) -> None:
+        for worker in self._workers:
+            if worker.fork_s <= now:
+                self._fork(worker, now)
+        if self._valkey is not None:
+            self._valkey.start_if_due(now)
+
+    def _feed_watchdog(self, now: float) -> None:
+        interval_s = self._notifier.watchdog_s
+        if interval_s is None or now < self._watchdog_due_s:
+            return
+        self._watchdog_due_s = now + interval_s
+        if any(worker.silent(now, WATCHDOG_SLACK_S) for worker in self._living()):
+            # Asked again soon: the kill may just be taking effect.
+            self._watchdog_due_s = now + min(interval_s, TURN_S)
+        else:
+            self._notifier.watchdog()
+
+    def _read_signals(self, now: float) -> None:
+        for number in os.read(self._wakeup, 4096):
+            if number == signal.SIGCHLD:
+                self._reap(now)
+            elif number == signal.SIGHUP and not os.isatty(STDIN_FD):
+                # From an operator who means a reload; from a terminal that closes it means the end.
+                logger.warning("SIGHUP: settings can't be changed in place yet; restart the hub for new ones")
+            else:
+                self._stop(signal.Signals(number), now)
+
+    # Workers
+
+    def _living(self) -> list[WorkerProcess]:
+        return [worker for worker in self._workers if worker.pid]
+
+    def _fork(self, worker: WorkerProcess, now: float) -> None:
+        try:
+            pulse = worker.fork(partial(self._fork_into_seat, worker), now)
+        except OSError as error:
+            if self._stage is Stage.BOOTING:
+                raise BootError(f"cannot fork worker {worker.slot.index}: {error.strerror}") from None
+            delay_s = worker.plan_next(0.0, now)
+            logger.error("cannot fork worker %d: %s; next try in %.1f s", worker.slot.index, error.strerror, delay_s)
+            return
+        self._selector.register(pulse.fd, selectors.EVENT_READ, partial(self._read_pulse, worker))
+        logger.info("worker %d started, pid %d", worker.slot.index, worker.pid)
+
+    def _fork_into_seat(self, worker: WorkerProcess, heartbeat: Heartbeat) -> int:
+        seat = Seat(
+            slot=worker.slot,
+            workers=len(self._workers),
+            generation=next(self._generations),
+            respawned=self._stage is not Stage.BOOTING,
+            redis_url=self._embedded.url if self._embedded else self._settings.redis.url,
+            heartbeat=heartbeat,
+        )
+        leave = partial(self._leave, worker.slot.index)
+        return fork_worker(self._settings, seat, self._worker_main, leave, self._cpus)
+
+    def _leave(self, index: int) -> None:
+        """In the child: close what is the supervisor's, and the listeners of the other slots."""
+        self._close_loop()
+        self._listeners.keep_only(index)
+
+    def _read_pulse(self, worker: WorkerProcess, now: float) -> None:
+        # None: reaped earlier in this turn, when the pipe was read too.
+        if worker.pulse is None:
+            return
+        if not worker.pulse.read(now):
+            # The worker has closed its end; its death follows, or its silence will be judged.
+            self._selector.unregister(worker.pulse.fd)
+        if self._stage is Stage.BOOTING and all(each.ready for each in self._workers):
+            self._serve(now)
+
+    def _serve(self, now: float) -> None:
+        self._stage = Stage.SERVING
+        if self._notifier.watchdog_s is not None:
+            self._watchdog_due_s = now
+        logger.info("all %d workers are ready", len(self._workers))
+        self._notifier.ready(f"{len(self._workers)} workers")
+        self._on_ready()
+
+    def _reap(self, now: float) -> None:
+        for worker in self._living():
+            if (ended := worker.reap(now)) is not None:
+                self._forget(ended.pulse)
+                self._mourn(worker, ended, now)
+        if self._valkey is not None:
+            self._valkey.reap(now)
+
+    def _forget(self, pulse: Pulse) -> None:
+        if pulse.fd in self._selector.get_map():
+            self._selector.unregister(pulse.fd)
+        pulse.close()
+
+    def _mourn(self, worker: WorkerProcess, ended: Ended, now: float) -> None:
+        """What a worker's death means in this stage."""
+        if self._stage is Stage.BOOTING:
+            self._fail_boot(ended.pulse.failure or f"{ended}, before it was ready")
+        elif self._stage is Stage.STOPPING:
+            self._note_end(ended)
+        else:
+            delay_s = worker.plan_next(ended.lived_s, now)
+            cause = f": {ended.pulse.failure}" if ended.pulse.failure else ""
+            logger.warning("%s%s; the next one starts in %.1f s", ended, cause, delay_s)
+
+    # Stop
+
+    def _stop(self, number: signal.Signals, now: float) -> None:
+        if self._stage is not Stage.STOPPING:
+            logger.info("%s: stopping, clients are closed within %g s", number.name, self._settings.drain_window_s)
+            goodbye_s = self._settings.drain_window_s + self._settings.client.close_timeout_s
+            self._begin_stop(now, goodbye_s + GRACE_S)
+        else:
+            logger.info("%s: stopping at once", number.name)
+            self._tell_workers(signal.SIGTERM)
+            self._kill_all_s = min(self._kill_all_s, now + FAST_GRACE_S)
+
+    def _fail_boot(self, text: str) -> None:
+        self._failure = text
+        self._status = EXIT_BOOT
+        self._begin_stop(self._clock(), FAST_GRACE_S)
+
+    def _begin_stop(self, now: float, grace_s: float) -> None:
+        self._stage = Stage.STOPPING
+        self._notifier.stopping()
+        self._kill_all_s = now + grace_s
+        for worker in self._workers:
+            worker.fork_s = NEVER
+        self._tell_workers(signal.SIGTERM)
+        # A listener that nobody accepts from would take new clients in and leave them waiting; closed here and in the
+        # workers, it refuses them, and a balancer goes elsewhere.
+        self._listeners.close()
+
+    def _tell_workers(self, number: signal.Signals) -> None:
+        for worker in self._living():
+            worker.tell(number)
+
+    def _kill_all(self) -> None:
+        self._kill_all_s = NEVER
+        for worker in self._living():
+            logger.error("worker %d (pid %d) did not stop in time and is killed", worker.slot.index, worker.pid)
+            worker.tell(signal.SIGKILL)
+
+    def _note_end(self, ended: Ended) -> None:
+        # One that was still booting has no handler for SIGTERM yet, and nobody to say goodbye to.
+        early = ended.code == -signal.SIGTERM and not ended.pulse.ready
+        if ended.code == EXIT_OK or early:
+            logger.info("%s", ended)
+            return
+        logger.warning("%s", ended)
+        if self._status == EXIT_OK:
+            self._status = EXIT_FAILED
+
+
+def _raise_file_limit() -> None:
+    """Raise the soft limit of descriptors to the hard one; workers inherit it."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:
+        logger.warning("cannot raise the limit of open files to %d: %s", hard, error)
