@@ -1,0 +1,60 @@
+"""The way to Redis: addresses, keys, and clients that don't try twice."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from hub.config import RedisSettings
+from hub.errors import BrokerUnavailable
+from hub.store import Endpoint, Keys, Store
+from tests.support import async_test
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint", "shown"),
+    [
+        ("redis://db:7000/2", Endpoint("", "db", 7000, False, "", "", "", 2), "db:7000"),
+        ("redis://db", Endpoint("", "db", 6379, False, "", "", "", 0), "db:6379"),
+        ("rediss://u:p%40@db:1?ssl_ca_certs=/ca", Endpoint("", "db", 1, True, "/ca", "u", "p@", 0), "db:1"),
+        ("unix:///run/v.sock", Endpoint("/run/v.sock", "localhost", 6379, False, "", "", "", 0), "unix:/run/v.sock"),
+    ],
+)
+@async_test
+async def test_a_url_says_where_to_connect_and_hides_its_password(url, endpoint, shown):
+    """Each form of URL gives the subscriber connection its address; the description has no credentials."""
+    store = Store(RedisSettings(url=url), url)
+    assert await store.endpoint() == endpoint
+    assert store.describe() == shown
+
+
+def test_keys_of_one_channel_or_namespace_share_its_hash_tag():
+    """What one script touches lies on one node of a Cluster."""
+    keys = Keys("p")
+    assert keys.channel("a:b") == "p:pub:{a:b}"
+    assert keys.last("ticker", "ticker:ACME") == "p:last:{ticker}:ACME"
+    assert {keys.feed("t"), keys.lease("t"), keys.source("t")} == {"p:feed:{t}", "p:lease:{t}", "p:source:{t}"}
+
+
+@async_test
+async def test_a_refused_connection_fails_at_once():
+    """No retries: a publish that is sent again could arrive twice, and a client must not wait."""
+    store = Store(RedisSettings(), "redis://127.0.0.1:1")
+    redis = store.commands()
+    begun = asyncio.get_running_loop().time()
+    with pytest.raises(RedisConnectionError):
+        await redis.ping()
+    assert asyncio.get_running_loop().time() - begun < 1.0
+    await redis.aclose()
+
+
+@async_test
+async def test_sentinels_that_know_no_primary_are_said_so():
+    """All Sentinels away: BrokerUnavailable names Sentinel; the description lists them."""
+    settings = RedisSettings(sentinels=["127.0.0.1:1"], master="m")
+    store = Store(settings, "")
+    with pytest.raises(BrokerUnavailable, match="Sentinel"):
+        await store.endpoint()
+    assert store.describe() == "primary 'm' by Sentinel 127.0.0.1:1"
