@@ -1,0 +1,336 @@
+"""Connection: one client's socket on the plane.
+
+Does: read, write, keep what the socket did not take, count life, end in order.
+Does not: know what the bytes mean; a wire (transports/) derives from it and fills in `on_bytes`, `on_deadline`,
+`on_gone`.
+Called by: reactor (events, flush, deadlines), fanout and session (put).
+Never break: every byte leaves through the outbox in the order it was put, so a frame is never torn by another one;
+nothing is called on a connection after `on_gone`.
+
+States: OPEN → CLOSING (last words are queued, the peer's are awaited) → FINISHING (both said; what waits is written) →
+GONE.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+from .audience import ELSEWHERE, Audience, Group, WireForm
+from .errors import CLOSE_NORMAL, CLOSE_SERVER_ERROR, CLOSE_SLOW, CLOSE_WRITE_ERROR, Close
+from .outbox import Limits, Outbox, Verdict
+from .reactor import Reactor
+from .wheel import NEVER
+
+logger = logging.getLogger(__name__)
+
+READ_BYTES = 4096
+"""In one turn from one client. The smallest commands cost about 1 µs a byte: this bounds its hold on the loop."""
+DEAF_S = 1.0
+"""For a peer that broke the wire to read why, before it is cut."""
+TAKE_BYTES = 65_536
+"""Of a backlog, so much is joined for one write; what is behind it can still be conflated."""
+OPEN, CLOSING, FINISHING, GONE = range(4)
+
+
+class Connection:
+    """A socket that left its HTTP server. Plain data and no closures, so that it could be handed to another process."""
+
+    __slots__ = (
+        "_armed",
+        "_blocked",
+        "_deaf",
+        "_dropped",
+        "_outbox",
+        "closed_with",
+        "due",
+        "fd",
+        "group",
+        "heard_at",
+        "place",
+        "reactor",
+        "state",
+    )
+
+    wire: WireForm
+    """The wire's own slot: how publications look on it."""
+
+    def __init__(self, fd: int, reactor: Reactor, limits: Limits) -> None:
+        self.fd = fd
+        self.reactor = reactor
+        self.state = OPEN
+        self.heard_at = reactor.clock()
+        """When the client's last byte came."""
+        self.closed_with: Close = CLOSE_NORMAL
+        self.due = NEVER
+        self.group: Group | None = None
+        self.place = ELSEWHERE
+        self._outbox = Outbox(limits)
+        self._armed = False
+        """The reactor flushes it at the end of this turn."""
+        self._blocked = False
+        """The socket took no more; the reactor says when it does."""
+        self._dropped = 0
+        self._deaf = False
+        """What the peer sends is read and forgotten."""
+
+    @property
+    def open(self) -> bool:
+        return self.state == OPEN
+
+    @property
+    def direct(self) -> bool:
+        return self.state == OPEN and not self._blocked
+
+    # What a wire fills in.
+
+    def on_bytes(self, data: bytes) -> None:
+        """Bytes came; never empty."""
+        raise NotImplementedError
+
+    def on_deadline(self, now: float) -> None:
+        """The deadline set by `reactor.schedule` has come, while OPEN."""
+        raise NotImplementedError
+
+    def on_gone(self) -> None:
+        """The connection is over; `closed_with` says why. Called once, last."""
+        raise NotImplementedError
+
+    def on_caught_up(self, dropped: int) -> None:
+        """The backlog is gone; `dropped` messages of `none` channels were not queued meanwhile."""
+
+    def last_words(self, close: Close) -> bytes:
+        """The wire's own way to say why it ends, b'' if it has none."""
+        raise NotImplementedError
+
+    # Doors.
+
+    def put(self, frame: bytes) -> None:
+        """Queue one frame as it goes on the wire; written once per loop turn with all others.
+
+        Never waits, never raises.
+        """
+        if self.state == OPEN:
+            self._queued(self._outbox.put(frame))
+
+    def offer(self, audience: Audience, frame: bytes) -> None:
+        """Queue a publication's frame, by the rules for slow readers; as `put`."""
+        if self.state == OPEN:
+            self._queued(self._outbox.offer(frame, audience.mode, audience))
+
+    def left(self, audience: Audience) -> None:
+        """A channel was left: what waits of it is not replaced by newer values any more."""
+        self._outbox.unkey(audience)
+
+    def close(self, close: Close) -> None:
+        """Say the last words, then go when the peer has ended too, after `reactor.close_timeout_s` at the latest."""
+        # What is just being sent to everybody comes before the last words; if that is too much, they have been said.
+        self.reactor.batches.serve_now(self)
+        if self.state != OPEN:
+            return
+        self._outbox.put_last(self.last_words(close))
+        self._arm()
+        self.closed_with = close
+        self.state = CLOSING
+        self.reactor.batches.forget(self)
+        self.reactor.schedule(self, self.reactor.clock() + self.reactor.close_timeout_s)
+
+    def stop_listening(self) -> None:
+        """What the peer still sends is of no interest: end our side once the last words are written, soon the rest.
+
+        Not at once: unread bytes would make it a reset, which can overtake the last words.
+        """
+        if self.state == CLOSING:
+            self._deaf = True
+            self.reactor.schedule(self, self.reactor.clock() + DEAF_S)
+
+    def finish(self) -> None:
+        """The peer has ended too: go as soon as everything is written."""
+        if self.state in (OPEN, CLOSING):
+            self.state = FINISHING
+            self._arm()
+
+    def abort(self) -> None:
+        """Go now; what is unsent is lost."""
+        if self.state == GONE:
+            return
+        self.state = GONE
+        self.reactor.batches.forget(self)
+        self._outbox.clear()
+        self.reactor.backlog.holds(self, 0)
+        self.reactor.bury(self)
+        try:
+            self.on_gone()
+        except Exception:
+            # The border of one connection: a fault in its own clean-up must not stop the sweep that ended it.
+            logger.exception("a connection's end failed")
+
+    # What the reactor calls.
+
+    def on_readable(self) -> None:
+        try:
+            data = os.read(self.fd, READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            # Reset by the peer, or declared dead by TCP_USER_TIMEOUT: an ordinary end.
+            data = b""
+        if not data:
+            self.abort()
+        elif not self._deaf:
+            self.heard_at = self.reactor.clock()
+            self.receive(data)
+
+    def on_writable(self) -> None:
+        try:
+            self._drain()
+        except Exception:
+            self._fail()
+
+    def _drain(self) -> None:
+        while self._outbox.size:
+            if not self._write(self._outbox.take(TAKE_BYTES)):
+                return
+        self._blocked = False
+        self._account()
+        self.reactor.watch_writes(self, False)
+        self.reactor.batches.replace(self)
+        self._all_written()
+
+    def on_timer(self, now: float) -> None:
+        if self.state != OPEN:
+            self.abort()
+            return
+        try:
+            self.on_deadline(now)
+        except Exception:
+            self._fail()
+
+    def flush(self) -> None:
+        """Write what waits, and with it what the batch of this turn holds for this connection, in one call."""
+        self._armed = False
+        try:
+            self._flush()
+        except Exception:
+            self._fail()
+
+    def _flush(self) -> None:
+        if self._blocked or self.state == GONE:
+            return
+        outbox = self._outbox
+        while not self._blocked:
+            data = outbox.take(TAKE_BYTES)
+            if not outbox.size and self.group is not None:
+                data += self.reactor.batches.take_for(self)
+            if data and not self._write(data):
+                return
+            if not outbox.size:
+                break
+        if not outbox.size:
+            self._all_written()
+
+    # What the sweep calls, after a direct write.
+
+    def torn(self, rest: bytes) -> None:
+        """The socket took a part only, or nothing: `rest` goes first."""
+        self._outbox.put_back(rest)
+        self._block()
+
+    def broken(self) -> None:
+        """The write failed: the peer is gone."""
+        if self.state == OPEN:
+            self.closed_with = CLOSE_WRITE_ERROR
+        self.abort()
+
+    def _write(self, data: bytes) -> bool:
+        """Write `data` and keep what the socket does not take. False: no more can be written now."""
+        try:
+            written = os.write(self.fd, data)
+        except BlockingIOError:
+            written = 0
+        except OSError:
+            self.broken()
+            return False
+        if written < len(data):
+            self.torn(data[written:])
+            return False
+        return True
+
+    def _all_written(self) -> None:
+        if self.state == FINISHING:
+            self.abort()
+        elif self._deaf:
+            _shut_down(self.fd)
+        elif self._dropped and self.state == OPEN:
+            dropped, self._dropped = self._dropped, 0
+            self.on_caught_up(dropped)
+
+    def _block(self) -> None:
+        if not self._blocked:
+            self._blocked = True
+            self.reactor.watch_writes(self, True)
+            self.reactor.batches.replace(self)
+        self._account()
+
+    def _queued(self, verdict: Verdict) -> None:
+        if verdict is Verdict.SLOW:
+            # Not gone at once: that would change the group while the sweep walks it.
+            self.reactor.backlog.slow += 1
+            self.close(CLOSE_SLOW)
+            return
+        self.reactor.backlog.count(verdict)
+        self._dropped += verdict is Verdict.DROPPED
+        if self._blocked:
+            self._account()
+        else:
+            self._arm()
+
+    def _account(self) -> None:
+        """Tell the worker's backlog; over its bound the largest have to go, which may be this one."""
+        backlog = self.reactor.backlog
+        if backlog.holds(self, self._outbox.size):
+            for connection in backlog.largest():
+                connection.shed()
+
+    def shed(self) -> None:
+        """Go now, to make room for the others: what waits is what there is too much of,
+        so not even a close frame could pass.
+        """
+        self.reactor.backlog.slow += 1
+        self.closed_with = CLOSE_SLOW
+        self.abort()
+
+    def receive(self, data: bytes) -> None:
+        """Handle bytes, wherever they were read."""
+        try:
+            self.on_bytes(data)
+        except Exception:
+            self._fail()
+
+    def _fail(self) -> None:
+        # The border of one connection: a fault of ours ends this client, with a trace, and no other.
+        logger.exception("a connection failed")
+        self.close(CLOSE_SERVER_ERROR)
+
+    def _arm(self) -> None:
+        if not self._armed:
+            self._armed = True
+            self.reactor.arm(self)
+
+
+def _shut_down(fd: int) -> None:
+    """End our side of a connection, so that the peer reads an end of file behind the last words."""
+    sock = socket.socket(fileno=fd)
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # the peer was quicker
+    finally:
+        sock.detach()
+
+
+def take_over(sock: socket.socket) -> int:
+    """The descriptor of a socket, which forgets it; non-blocking from now on."""
+    sock.setblocking(False)
+    return sock.detach()

@@ -1,0 +1,218 @@
+"""Reactor: the plane's one epoll, its end-of-turn flush and its timer wheel; the sockets of all clients of a worker.
+
+Does: tell connections that their socket is readable or writable, write what they queued once per loop turn, fire
+deadlines.
+Does not: know bytes, frames, sessions or channels. A connection does the reading and writing; wires live in
+transports/.
+Called by: worker (builds it), connection (arm, watch, schedule, bury).
+Never break:
+- all descriptors hang in one private epoll and that one hangs in uvloop: a thousand ready clients are one event of
+  the loop, so they can't starve Redis, accepts or timers; what is left fires again, as the epoll is level-triggered;
+- at the end of a turn each connection writes its own bytes first, then the batch is swept; so a reply that was queued
+  before a publication is never overtaken by it;
+- a descriptor is closed only between batches of events: inside a batch its number could come back as another client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from .audience import Subscriber
+from .backlog import Backlog
+from .errors import Close
+from .wheel import Timed, TimerWheel
+
+logger = logging.getLogger(__name__)
+
+READ = select.EPOLLIN | select.EPOLLRDHUP
+EVENTS_PER_TURN = 512
+SLICE_S = 0.002
+"""How long reading, and how long deadlines, may hold the loop before everybody else has a turn."""
+
+
+class Pollable(Timed, Protocol):
+    """A connection, as the plane sees it."""
+
+    @property
+    def fd(self) -> int: ...
+
+    def on_readable(self) -> None: ...
+
+    def on_writable(self) -> None: ...
+
+    def flush(self) -> None:
+        """Write what waits, at the end of the turn in which it was armed."""
+
+    def close(self, close: Close) -> None:
+        """End it in order."""
+
+    def abort(self) -> None:
+        """End it now; it buries or releases itself."""
+
+
+class Batches(Protocol):
+    """The fan-out, as the plane sees it: what is written besides the connections' own bytes."""
+
+    def begin(self) -> None:
+        """The turn ends: start the next batch, if none is under way."""
+
+    def take_for(self, connection: Subscriber) -> bytes:
+        """What the batch holds for a connection that writes now."""
+
+    def serve_now(self, connection: Subscriber) -> None:
+        """Queue for a connection, now, what the batch still holds for it."""
+
+    def run(self) -> None:
+        """Write a slice of the batch; ask by `arm_turn` for another turn while something is left."""
+
+    def forget(self, connection: Subscriber) -> None:
+        """Write nothing more to a connection."""
+
+    def replace(self, connection: Subscriber) -> None:
+        """A connection got a backlog, or got rid of it."""
+
+
+class NoBatches:
+    """A plane without a fan-out."""
+
+    def begin(self) -> None: ...
+
+    def take_for(self, connection: Subscriber) -> bytes:
+        return b""
+
+    def serve_now(self, connection: Subscriber) -> None: ...
+
+    def run(self) -> None: ...
+
+    def forget(self, connection: Subscriber) -> None: ...
+
+    def replace(self, connection: Subscriber) -> None: ...
+
+
+class Reactor:
+    """The plane of one worker. Build it after the fork, with the worker's running loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        close_timeout_s: float = 5.0,
+        backlog_bytes: int = 268_435_456,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._loop = loop
+        self.clock = clock
+        self.close_timeout_s = close_timeout_s
+        self.backlog = Backlog(backlog_bytes)
+        self.connections: dict[int, Pollable] = {}
+        self.batches: Batches = NoBatches()
+        self._epoll = select.epoll()
+        self._dirty: list[Pollable] = []
+        self._graves: list[int] = []
+        self._flush_armed = False
+        self._wheel = TimerWheel(clock)
+        self._tick: asyncio.TimerHandle | None = None
+        self._on_empty: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        """Hang the plane into the loop."""
+        self._loop.add_reader(self._epoll.fileno(), self._drain)
+        self._advance()
+
+    def stop(self) -> None:
+        """Take the plane out of the loop and close what is left of it, without a word to the clients."""
+        self._loop.remove_reader(self._epoll.fileno())
+        if self._tick is not None:
+            self._tick.cancel()
+        for connection in list(self.connections.values()):
+            connection.abort()
+        self._bury()
+        self._epoll.close()
+
+    def adopt(self, connection: Pollable) -> None:
+        """Take over a connection and its descriptor; from now on the plane closes it."""
+        self.connections[connection.fd] = connection
+        self._epoll.register(connection.fd, READ)
+
+    def arm(self, connection: Pollable) -> None:
+        """Flush `connection` at the end of this loop turn; the connection asks once per turn."""
+        self._dirty.append(connection)
+        if not self._flush_armed:
+            self.arm_turn()
+
+    def arm_turn(self) -> None:
+        """Have `batches` called at the end of this loop turn."""
+        if not self._flush_armed:
+            self._flush_armed = True
+            self._loop.call_soon(self._flush)
+
+    def watch_writes(self, connection: Pollable, wanted: bool) -> None:
+        """Say `connection.on_writable` when its socket takes bytes again; `wanted` False: no longer."""
+        self._epoll.modify(connection.fd, READ | select.EPOLLOUT if wanted else READ)
+
+    def schedule(self, connection: Pollable, at: float) -> None:
+        """Call `connection.on_timer` at `at` (seconds of the plane's clock); replaces its earlier deadline."""
+        self._wheel.schedule(connection, at)
+
+    def bury(self, connection: Pollable) -> None:
+        """Let go of a connection; its descriptor is closed at the end of the batch or turn."""
+        self._graves.append(connection.fd)
+        self.arm_turn()
+        self.release(connection)
+
+    def release(self, connection: Pollable) -> None:
+        """Let go of a connection whose descriptor somebody else takes over, or closes."""
+        if self.connections.pop(connection.fd, None) is not connection:
+            raise RuntimeError(f"descriptor {connection.fd} was released twice")
+        self._wheel.cancel(connection)
+        # Before close(): a copy of the descriptor elsewhere would keep it, and its events, in the epoll.
+        self._epoll.unregister(connection.fd)
+        if not self.connections and self._on_empty is not None:
+            self._on_empty()
+
+    def when_empty(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the last connection goes, at once if there is none."""
+        self._on_empty = callback
+        if not self.connections:
+            callback()
+
+    def _drain(self) -> None:
+        connections, clock = self.connections, self.clock
+        stop_at = clock() + SLICE_S
+        for fd, events in self._epoll.poll(0, EVENTS_PER_TURN):
+            connection = connections.get(fd)
+            if connection is None:  # gone in this very batch
+                continue
+            if events & select.EPOLLOUT:
+                connection.on_writable()
+            if events & ~select.EPOLLOUT and connections.get(fd) is connection:
+                connection.on_readable()
+            # What is left fires again, behind everything else; the kernel puts who was served at the end of its list.
+            if clock() >= stop_at:
+                break
+
+    def _flush(self) -> None:
+        self._flush_armed = False
+        self.batches.begin()
+        dirty, self._dirty = self._dirty, []
+        for connection in dirty:
+            connection.flush()
+        self.batches.run()
+        self._bury()
+
+    def _bury(self) -> None:
+        graves, self._graves = self._graves, []
+        for fd in graves:
+            os.close(fd)
+
+    def _advance(self) -> None:
+        if self._wheel.advance(SLICE_S):
+            # Some deadlines are left: a turn for everybody else, then go on.
+            self._tick = self._loop.call_later(0, self._advance)
+        else:
+            self._tick = self._loop.call_later(self._wheel.tick_s, self._advance)

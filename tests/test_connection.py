@@ -1,0 +1,220 @@
+"""One client's socket on the plane, with real sockets: partial writes, ends of every kind, faults that stay inside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator
+
+import pytest
+
+from hub.connection import Connection, take_over
+from hub.errors import CLOSE_NORMAL, CLOSE_SHUTDOWN, Close
+from hub.outbox import Limits
+from hub.reactor import Reactor
+from tests.support import async_test
+
+
+class Recorder(Connection):
+    """A wire that writes down what happens."""
+
+    __slots__ = ("deadlines", "gone", "raises", "received", "wire")
+
+    def __init__(self, fd: int, reactor: Reactor, outbox_bytes: int = 1_000_000) -> None:
+        super().__init__(fd, reactor, Limits(outbox_bytes, outbox_bytes, outbox_bytes, 100_000))
+        self.received = b""
+        self.gone = 0
+        self.deadlines = 0
+        self.raises = False
+
+    def on_bytes(self, data: bytes) -> None:
+        if self.raises:
+            raise RuntimeError("a fault of ours")
+        self.received += data
+
+    def on_deadline(self, now: float) -> None:
+        self.deadlines += 1
+
+    def on_gone(self) -> None:
+        self.gone += 1
+
+    def last_words(self, close: Close) -> bytes:
+        return f"bye {close.code}".encode()
+
+
+@contextlib.asynccontextmanager
+async def pair(
+    outbox_bytes: int = 1_000_000, close_timeout_s: float = 5.0, backlog_bytes: int = 10**9
+) -> AsyncIterator[tuple[Recorder, socket.socket, Reactor]]:
+    """A connection on a running plane, and the client's end of it."""
+    reactor = Reactor(asyncio.get_running_loop(), close_timeout_s, backlog_bytes)
+    reactor.start()
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    theirs.setblocking(False)
+    connection = Recorder(take_over(ours), reactor, outbox_bytes)
+    reactor.adopt(connection)
+    try:
+        yield connection, theirs, reactor
+    finally:
+        theirs.close()
+        reactor.stop()
+
+
+async def until(condition: object) -> None:
+    """Let the loop turn until the condition holds; bounded by the test's own limit."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def read(sock: socket.socket, size: int) -> bytes:
+    loop, data = asyncio.get_running_loop(), b""
+    while len(data) < size and (more := await loop.sock_recv(sock, 65_536)):
+        data += more
+    return data
+
+
+@async_test
+async def test_frames_of_one_turn_leave_in_one_piece():
+    """Two puts in the same loop turn are one write, in order."""
+    async with pair() as (connection, theirs, _):
+        connection.put(b"one,")
+        connection.put(b"two")
+        with pytest.raises(BlockingIOError):
+            theirs.recv(100)  # nothing before the turn's end
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert theirs.recv(100) == b"one,two"
+
+
+@async_test
+async def test_a_torn_write_is_finished_before_anything_else():
+    """More than the socket takes: the rest follows byte for byte, then what was put meanwhile."""
+    async with pair() as (connection, theirs, _):
+        large = bytes(range(256)) * 1000
+        connection.put(large)
+        await asyncio.sleep(0.01)
+        connection.put(b"|later")
+        assert await read(theirs, len(large) + 6) == large + b"|later"
+
+
+@async_test
+async def test_bytes_reach_the_wire_and_count_as_life():
+    """on_bytes gets what the client sent; heard_at moves."""
+    async with pair() as (connection, theirs, reactor):
+        before = reactor.clock()
+        theirs.send(b"hello")
+        await until(lambda: connection.received == b"hello")
+        assert connection.heard_at >= before
+
+
+@async_test
+async def test_a_peer_that_goes_ends_the_connection_once():
+    """End of file and reset are ordinary ends: on_gone once, the descriptor closed, the plane empty."""
+    for reset in (False, True):
+        async with pair() as (connection, theirs, reactor):
+            if reset:
+                theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            theirs.close()
+            await until(lambda c=connection: c.gone)
+            assert connection.gone == 1 and not reactor.connections
+            assert connection.closed_with == CLOSE_NORMAL
+            connection.put(b"into the void")
+            connection.close(CLOSE_SHUTDOWN)
+            connection.finish()
+            connection.abort()
+            await asyncio.sleep(0.01)
+            assert connection.gone == 1
+
+
+@async_test
+async def test_close_says_last_words_and_waits_for_the_peer():
+    """The words come behind what waited; nothing can be put behind them; the end comes with the peer's."""
+    async with pair() as (connection, theirs, _):
+        connection.put(b"data,")
+        connection.close(CLOSE_SHUTDOWN)
+        connection.put(b"too late")
+        assert await read(theirs, 13) == b"data,bye 3001"
+        assert not connection.gone
+        connection.finish()
+        await until(lambda: connection.gone)
+        assert connection.closed_with == CLOSE_SHUTDOWN
+
+
+@async_test
+async def test_a_peer_that_never_answers_a_close_is_cut():
+    """After close_timeout_s the connection goes without the peer."""
+    async with pair(close_timeout_s=0.05) as (connection, _, _reactor):
+        connection.close(CLOSE_SHUTDOWN)
+        await until(lambda: connection.gone)
+
+
+@async_test
+async def test_finish_writes_everything_first():
+    """A peer that has ended still gets what waits for it."""
+    async with pair() as (connection, theirs, _):
+        connection.put(b"x" * 300_000)
+        connection.finish()
+        assert await read(theirs, 300_000) == b"x" * 300_000
+        await until(lambda: connection.gone)
+
+
+@async_test
+async def test_a_full_outbox_closes_as_slow():
+    """Over outbox_bytes the connection closes with 3008, not within the put: it could be inside a fan-out."""
+    async with pair(outbox_bytes=100_000, close_timeout_s=0.05) as (connection, _, _reactor):
+        for _ in range(100):
+            connection.put(b"x" * 10_000)
+            assert not connection.gone
+            await asyncio.sleep(0)
+        assert connection.closed_with.code == 3008
+        await until(lambda: connection.gone)
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_a_fault_of_ours_ends_that_connection_alone(caplog):
+    """An exception in a wire is logged with its trace and closes with 3004; the plane goes on."""
+    async with pair(close_timeout_s=0.05) as (connection, theirs, reactor):
+        ours, others = socket.socketpair()
+        beside = Recorder(take_over(ours), reactor)
+        reactor.adopt(beside)
+        connection.raises = True
+        theirs.send(b"boom")
+        await until(lambda: connection.gone)
+        assert connection.closed_with.code == 3004
+        assert "a fault of ours" in caplog.text
+        others.send(b"fine")
+        await until(lambda: beside.received == b"fine")
+        others.close()
+
+
+@async_test
+async def test_a_deadline_is_told_while_open_and_not_after_close():
+    """on_deadline fires at its time; closing takes the deadline over."""
+    async with pair(close_timeout_s=0.3) as (connection, _, reactor):
+        reactor.schedule(connection, reactor.clock() + 0.01)
+        await until(lambda: connection.deadlines == 1)
+        reactor.schedule(connection, reactor.clock() + 0.01)
+        connection.close(CLOSE_SHUTDOWN)
+        await until(lambda: connection.gone)
+        assert connection.deadlines == 1
+
+
+@async_test
+async def test_over_the_workers_bound_the_largest_backlog_goes():
+    """Two stuck readers: the one that holds more is sent away, the other stays; the sum is within the bound again."""
+    async with pair(backlog_bytes=500_000) as (large, _, reactor):
+        ours, theirs = socket.socketpair()
+        small = Recorder(take_over(ours), reactor)
+        reactor.adopt(small)
+        for _ in range(60):
+            large.put(b"x" * 10_000)
+            if _ % 3 == 0:
+                small.put(b"x" * 30_000 if not _ else b"x")
+            await asyncio.sleep(0)
+        assert large.gone == 1 and large.closed_with.code == 3008 and reactor.backlog.slow == 1
+        assert small.open and reactor.backlog.bytes <= 500_000
+        theirs.close()
