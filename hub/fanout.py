@@ -1,0 +1,270 @@
+"""Fan-out: the one door out. Publications in, frames to everybody who is subscribed.
+
+Does: keep who is subscribed to what in this worker, encode a publication once for each wire form, gather what is
+published until the end of the loop turn into one batch, and have it swept.
+Does not: know sessions, rules, Redis or sockets. `subscribe` decides who joins and when; `sweep` writes.
+Called by: ingest (deliver), subscribe (join, leave), reactor (begin and sweep at the end of each turn).
+Never break: `deliver` is plain calls, no await, log call or exception for each recipient; who joins receives what is
+delivered after the call, and nothing of before it.
+
+What is delivered while a batch is being swept gathers in the next one; who joins a channel in the middle of it gets
+what comes behind through its own outbox, and stands in a group from the next batch on.
+A new wire brings its own WireForm; nothing here changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Mapping
+
+from .audience import ELSEWHERE, Audience, Group, Subscriber, WireForm
+from .channels import Namespace
+from .message import Publication
+from .sweep import Sweep
+
+SLICE_S = 0.002
+"""How long one slice of a sweep may hold the loop."""
+
+
+class Fanout:
+    """The audiences of one worker, and what is on its way to them."""
+
+    def __init__(
+        self,
+        members: Mapping[int, Subscriber],
+        arm: Callable[[], None],
+        clock: Callable[[], float],
+        call_later: Callable[..., asyncio.TimerHandle],
+        max_bytes: int = 67_108_864,
+        new_mark: Callable[[], int] = lambda: random.getrandbits(64),
+    ) -> None:
+        """members: the plane's connections by descriptor; arm: asks for the end-of-turn call; call_later: the loop's.
+
+        max_bytes: what may wait for the sweep, all channels together.
+        """
+        self._arm = arm
+        self._call_later = call_later
+        self._max_bytes = max_bytes
+        self._new_mark = new_mark
+        self._audiences: dict[str, dict[WireForm, Audience]] = {}
+        self._groups: dict[int, Group] = {}
+        self._moves: dict[Subscriber, dict[Audience, bool]] = {}
+        """Who joins (True) or leaves (False) what, before the batch that is being gathered."""
+        self._batch: dict[Audience, list[bytes]] = {}
+        self._late: dict[Subscriber, dict[Audience, int]] = {}
+        """Who joins what behind so many of its frames in that batch."""
+        self._dirty: list[Audience] = []
+        self._paused: dict[Audience, tuple[list[bytes], asyncio.TimerHandle]] = {}
+        self.sweep = Sweep(members, clock)
+        self.subscriptions = 0
+        """Of all subscribers to all channels, now."""
+        self.deliveries = 0
+        """Frames on their way to subscribers, since the start."""
+        self.waiting_bytes = 0
+        """Of frames that wait for the sweep, each counted once."""
+        self.conflated = 0
+        self.dropped = 0
+        """Publications that no subscriber got because the worker was behind, since the start."""
+
+    def join(self, channel: str, namespace: Namespace, subscriber: Subscriber) -> None:
+        """From the next `deliver` on, `subscriber` receives the channel."""
+        forms = self._audiences.setdefault(channel, {})
+        audience = forms.get(subscriber.wire)
+        if audience is None:
+            pause_s = namespace.flush_ms / 1000
+            audience = Audience(channel, subscriber.wire, namespace.mode, self._new_mark(), pause_s)
+            forms[subscriber.wire] = audience
+        audience.size += 1
+        self.subscriptions += 1
+        if audience in self._paused:
+            self._end_pause(audience)
+        frames = self._batch.get(audience)
+        if frames is None:
+            self._moves.setdefault(subscriber, {})[audience] = True
+        else:
+            self._late.setdefault(subscriber, {})[audience] = len(frames)
+        self._arm()
+
+    def leave(self, channel: str, subscriber: Subscriber) -> None:
+        """No more of the channel for `subscriber`, who had joined it: nothing of it is queued after this call."""
+        forms = self._audiences[channel]
+        audience = forms[subscriber.wire]
+        audience.size -= 1
+        self.subscriptions -= 1
+        if not audience.size:
+            del forms[subscriber.wire]
+            if not forms:
+                del self._audiences[channel]
+        self._late.get(subscriber, {}).pop(audience, None)
+        self._moves.setdefault(subscriber, {})[audience] = False
+        # Of the batch under way it gets its part now, so that nothing comes behind whatever it is told next.
+        self.sweep.serve_now(subscriber)
+        subscriber.left(audience)
+        self._arm()
+
+    def deliver(self, publications: Iterable[Publication]) -> None:
+        """Take publications up for the batch of this turn, in order."""
+        audiences, batch = self._audiences, self._batch
+        for channel, body in publications:
+            forms = audiences.get(channel)
+            if forms is None:
+                continue
+            for wire, audience in forms.items():
+                frame = wire.encode_publication(channel, body)
+                if audience.pause_s:
+                    self._pause(audience, frame)
+                    continue
+                frames = batch.get(audience)
+                if frames is None:
+                    frames = batch[audience] = []
+                self._add(audience, frames, frame)
+        if batch:
+            self._arm()
+
+    def _add(self, audience: Audience, frames: list[bytes], frame: bytes) -> None:
+        """Take one frame up, while what waits for the sweep is within its bound."""
+        if self.waiting_bytes + len(frame) > self._max_bytes and frames:
+            # The hub itself is behind, so this is the same for all: the newest value, or none.
+            if audience.mode != "latest":
+                self.dropped += 1
+                return
+            self.conflated += len(frames)
+            self.waiting_bytes -= sum(map(len, frames))
+            self.deliveries -= len(frames) * audience.size
+            frames.clear()
+        frames.append(frame)
+        self.waiting_bytes += len(frame)
+        self.deliveries += audience.size
+
+    def _pause(self, audience: Audience, frame: bytes) -> None:
+        """Let a frame of a namespace with flush_ms wait for others; the first one sets the time."""
+        paused = self._paused.get(audience)
+        if paused is None:
+            paused = self._paused[audience] = ([], self._call_later(audience.pause_s, self._end_pause, audience))
+        self._add(audience, paused[0], frame)
+
+    def _end_pause(self, audience: Audience) -> None:
+        frames, timer = self._paused.pop(audience)
+        timer.cancel()  # somebody who joins ends a pause before its time
+        self._batch.setdefault(audience, []).extend(frames)
+        self._arm()
+
+    def __len__(self) -> int:
+        """Channels that have a subscriber."""
+        return len(self._audiences)
+
+    def counts(self) -> dict[str, int]:
+        """Subscribers by channel, in this worker."""
+        return {channel: sum(a.size for a in forms.values()) for channel, forms in self._audiences.items()}
+
+    def audience_size(self, channel: str) -> int:
+        """Subscribers of one channel in this worker."""
+        return sum(audience.size for audience in self._audiences.get(channel, {}).values())
+
+    # What the reactor calls at the end of a turn: begin, then everybody's own bytes, then run.
+
+    def begin(self) -> None:
+        """Start the next batch, unless one is still being swept; let those who moved settle before it."""
+        if self.sweep.running:
+            return
+        moves, self._moves = self._moves, {}
+        batch, self._batch = self._batch, {}
+        late, self._late = self._late, {}
+        self._settle(moves)
+        self._start(batch)
+        for subscriber, joins in late.items():
+            self._catch_up(subscriber, joins)
+
+    def _catch_up(self, subscriber: Subscriber, joins: dict[Audience, int]) -> None:
+        """Somebody joined in the middle of this batch: it gets what came behind, and is inside from the next one on."""
+        for audience, first in joins.items():
+            for frame in audience.frames[first:]:
+                subscriber.put(frame)
+            self._moves.setdefault(subscriber, {})[audience] = True
+
+    def take_for(self, connection: Subscriber) -> bytes:
+        """The batch's bytes for a connection that writes something of its own now: both leave in one write."""
+        return self.sweep.take_for(connection) if self.sweep.running else b""
+
+    def run(self) -> None:
+        """Sweep a slice; asks for another turn while something is left."""
+        if self.sweep.running and self.sweep.run(SLICE_S):
+            for audience in self._dirty:
+                audience.frames = []
+                audience.ready = b""
+            self._dirty = []
+        if self.busy:
+            self._arm()
+
+    @property
+    def busy(self) -> bool:
+        """Something is on its way, or somebody is about to move."""
+        return bool(self.sweep.running or self._batch or self._moves)
+
+    def forget(self, connection: Subscriber) -> None:
+        """The connection ends: nothing more is written to it from here. Its channels are left by `leave`, later."""
+        if connection.group is not None:
+            self.sweep.departs(connection)
+            self._take_out(connection, connection.group)
+
+    def serve_now(self, connection: Subscriber) -> None:
+        """Its part of the batch under way goes into its outbox now."""
+        self.sweep.serve_now(connection)
+
+    def replace(self, connection: Subscriber) -> None:
+        """The connection began or ceased to be direct."""
+        group = connection.group
+        if group is None:
+            return
+        if connection.place != ELSEWHERE:
+            self.sweep.departs(connection)
+        # What it was offered may have been too much for it: then it is in no group any more.
+        if connection.group is group:
+            group.replace(connection)
+
+    def _start(self, batch: dict[Audience, list[bytes]]) -> None:
+        if not batch:
+            return
+        for audience, frames in batch.items():
+            audience.frames = frames
+            audience.ready = frames[0] if len(frames) == 1 else b"".join(frames)
+            self.waiting_bytes -= len(audience.ready)
+        self._dirty = list(batch)
+        self.sweep.begin(self._dirty, self._concerned())
+
+    def _concerned(self) -> Iterable[Group]:
+        """The groups that hold any audience of the batch."""
+        if len(self._dirty) == 1:
+            return self._dirty[0].groups
+        if sum(len(audience.groups) for audience in self._dirty) > len(self._groups):
+            return list(self._groups.values())
+        return set().union(*[audience.groups for audience in self._dirty])
+
+    def _settle(self, moves: dict[Subscriber, dict[Audience, bool]]) -> None:
+        for subscriber, changes in moves.items():
+            old = subscriber.group
+            key, audiences = (old.key, set(old.audiences)) if old is not None else (0, set())
+            for audience, joins in changes.items():
+                if joins != (audience in audiences):
+                    key ^= audience.mark
+                    (audiences.add if joins else audiences.discard)(audience)
+            if old is not None:
+                self._take_out(subscriber, old)
+            if audiences and subscriber.open:
+                self._group(key, audiences).add(subscriber)
+
+    def _group(self, key: int, audiences: set[Audience]) -> Group:
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(key, frozenset(audiences))
+            for audience in audiences:
+                audience.groups.add(group)
+        return group
+
+    def _take_out(self, subscriber: Subscriber, group: Group) -> None:
+        group.remove(subscriber)
+        if not len(group):
+            del self._groups[group.key]
+            for audience in group.audiences:
+                audience.groups.discard(group)

@@ -1,0 +1,194 @@
+"""Sweep: one batch of publications written to everybody whom it concerns, in slices.
+
+Does: go from group to group and write each group's joined bytes to all its direct members in a bare loop of `os.write`;
+hand the batch to the outboxes of the others.
+Does not: decide what is in a batch or who is in a group (fanout), nor read or close sockets.
+Called by: fanout (begin, run), connection (take_for, departs).
+Never break: nothing is written to a descriptor whose connection has torn bytes, last words or its end before it:
+such a one is in `_skip`, or out of its group before the sweep gets there.
+
+A slice of about 2 ms, then the loop serves everybody else; the next publications wait meanwhile and go out together in
+the next batch, so a hub that falls behind makes its batches larger and its writes fewer (adaptive coalescing).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+
+from .audience import Audience, Group, Subscriber
+
+PRIME = 7919
+CHUNK_BYTES = 1_048_576
+"""The same in bytes: the kernel copies about a gigabyte a second."""
+WHOLE_BYTES = 16_384
+"""A rest up to so many bytes is kept as one piece."""
+CHUNK = 128
+"""Writes between two looks at the clock: about half a millisecond."""
+
+
+class Sweep:
+    """The sweep of one worker; one batch at a time."""
+
+    def __init__(self, members: Mapping[int, Subscriber], clock: Callable[[], float]) -> None:
+        """members: the plane's connections by descriptor."""
+        self._members = members
+        self._clock = clock
+        self._dirty: list[Audience] = []
+        self._left: dict[Group, None] = {}
+        """Groups that have not been reached."""
+        self._group: Group | None = None
+        self._fds: list[int] = []
+        self._next = 0
+        self._data = b""
+        self._skip: set[int] = set()
+        self._turn = 0
+        self.running = False
+        self.writes = 0
+        """System calls since the start."""
+
+    def begin(self, dirty: list[Audience], groups: Iterable[Group]) -> None:
+        """Start on a batch: `dirty` audiences have `frames` and `ready`, `groups` are those that hold any of them."""
+        self._dirty = dirty
+        # Another start each time, so that the same clients are not always the last.
+        order = list(groups)
+        start = self._turn * PRIME % len(order) if order else 0
+        self._left = dict.fromkeys(order[start:] + order[:start])
+        self._skip = set()
+        self._fds, self._next = [], 0
+        self._turn += 1
+        self.running = True
+
+    def run(self, slice_s: float) -> bool:
+        """Write for about `slice_s` seconds. True: the batch is done."""
+        stop_at = self._clock() + slice_s
+        while self._next < len(self._fds) or self._reach_next_group():
+            self._write_chunk()
+            if self._clock() >= stop_at:
+                break
+        self.running = self._next < len(self._fds) or bool(self._left)
+        if not self.running:
+            self._group = None
+        return not self.running
+
+    def take_for(self, subscriber: Subscriber) -> bytes:
+        """The batch's bytes for a member that is writing something of its own right now, b'' if there is nothing to
+        join.
+
+        The caller writes them behind its own; the sweep passes it over.
+        """
+        group = subscriber.group
+        if group is None or group not in self._left or subscriber.fd in self._skip or not subscriber.direct:
+            return b""
+        self._skip.add(subscriber.fd)
+        return group.pending(self._dirty)
+
+    def serve_now(self, subscriber: Subscriber) -> None:
+        """Put the batch's part of a member whose turn is still to come into its outbox; the sweep passes it over."""
+        group = subscriber.group
+        if not self.running or group is None or not subscriber.open or subscriber.fd in self._skip:
+            return
+        if group in self._left or (group is self._group and subscriber.fd in islice(self._fds, self._next, None)):
+            self._skip.add(subscriber.fd)
+            if subscriber.direct:
+                subscriber.put(group.pending(self._dirty))
+            else:
+                self._offer(subscriber)
+
+    def departs(self, subscriber: Subscriber) -> None:
+        """A direct member ceases to be direct. If its turn in the group at hand is to come, its outbox gets it."""
+        if not self.running or subscriber.group is not self._group:
+            return
+        # A search, but only for who gets stuck just while its own group is being swept.
+        self.serve_now(subscriber)
+        self._skip.add(subscriber.fd)
+
+    def _reach_next_group(self) -> bool:
+        """Take up the next group; groups of one are written to on the way, a chunk of them at the most."""
+        for _ in range(CHUNK):
+            if not self._left:
+                return False
+            group, _ = self._left.popitem()
+            if len(group.fds) != 1 or group.others:
+                self._take_up(group)
+                return True
+            # Everybody with a list of their own, the usual case of a watch list: what a group costs is what one costs.
+            if group.fds[0] not in self._skip:
+                self._group, data = group, group.pending(self._dirty)
+                if data:
+                    self._write(group.fds, data)
+        self._fds, self._next = [], 0
+        return True
+
+    def _take_up(self, group: Group) -> None:
+        self._group = group
+        for subscriber in list(group.others):
+            if subscriber.fd not in self._skip:
+                self._offer(subscriber)
+        self._data = group.pending(self._dirty) if group.fds else b""
+        start = self._turn * PRIME % len(group.fds) if group.fds else 0
+        self._fds = group.fds[start:] + group.fds[:start] if self._data else []
+        self._next = 0
+
+    def _write_chunk(self) -> None:
+        count = max(1, min(CHUNK, CHUNK_BYTES // max(1, len(self._data))))
+        fds = self._fds[self._next : self._next + count]
+        self._next += len(fds)
+        if self._skip:
+            skip = self._skip
+            fds = [fd for fd in fds if fd not in skip]
+        self._write(fds, self._data)
+
+    def _write(self, fds: list[int], data: bytes) -> None:
+        size, write = len(data), os.write
+        self.writes += len(fds)
+        torn: list[tuple[int, int]] | None = None
+        for fd in fds:
+            try:
+                written = write(fd, data)
+            except BlockingIOError:
+                written = 0
+            except OSError:
+                written = -1
+            if written != size:
+                torn = torn or []
+                torn.append((fd, written))
+        if torn:
+            self._mend(torn, data)
+
+    def _mend(self, torn: list[tuple[int, int]], data: bytes) -> None:
+        for fd, written in torn:
+            # Whoever is torn here has had its turn: `departs` must not offer it the batch again.
+            self._skip.add(fd)
+            subscriber = self._members.get(fd)
+            if subscriber is None:
+                continue  # another one's backlog has just cost this one its place
+            if written < 0:
+                subscriber.broken()
+            elif len(data) - written <= WHOLE_BYTES:
+                subscriber.torn(data[written:])
+            else:
+                self._tear(subscriber, written)
+
+    def _tear(self, subscriber: Subscriber, written: int) -> None:
+        """A large batch was taken in part: the frame at hand is finished, those behind it are offered one by one.
+
+        As a whole they would pass every bound of the outbox, and a good reader would be taken for a slow one.
+        """
+        assert subscriber.group is not None
+        frames = subscriber.group.pending_frames(self._dirty)
+        for _, frame in frames:
+            written -= len(frame)
+            if written < 0:
+                subscriber.torn(frame[written:])
+                break
+        for audience, frame in frames:
+            subscriber.offer(audience, frame)
+
+    def _offer(self, subscriber: Subscriber) -> None:
+        audiences = subscriber.group.audiences if subscriber.group is not None else ()
+        for audience in self._dirty:
+            if audience in audiences:
+                for frame in audience.frames:
+                    subscriber.offer(audience, frame)
