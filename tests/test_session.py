@@ -1,0 +1,386 @@
+"""One client of the native protocol, without sockets and without Redis: replies, codes, pings, ends."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from hub import __version__, auth
+from hub.channels import Channels
+from hub.config import ClientSettings
+from hub.errors import TOO_MANY_REQUESTS, BrokerUnavailable, Close, CommandError
+from hub.publish import Publisher
+from hub.session import Services, Session, Users
+from tests.plane import NAMESPACES, SECRET
+from tests.support import FakeClock
+
+
+class Transport:
+    """Writes down what the session says."""
+
+    wire = None
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.heard_at = clock()
+        self.said: list = []
+        self.closed: Close | None = None
+
+    def reply(self, message: bytes) -> None:
+        self.said.append(orjson.loads(message))
+
+    def put(self, frame: bytes) -> None:
+        raise AssertionError("a session speaks through reply")
+
+    def close(self, close: Close) -> None:
+        self.closed = self.closed or close
+
+
+class Subscriptions:
+    """Confirms at once, or when the test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list = []
+        self.inside: list = []
+        self.at_once = True
+
+    def subscribe(self, channel: str, namespace: object, subscriber: object, done: object) -> None:
+        if self.at_once:
+            self.confirm(channel, done)
+        else:
+            self.waiting.append((channel, done))
+
+    def confirm(self, channel: str, done: object) -> None:
+        self.inside.append(channel)
+        done(None)
+
+    def unsubscribe(self, channel: str, namespace: object, subscriber: object) -> None:
+        self.inside.remove(channel)
+
+
+class Broker:
+    """Takes publications; the verdict is the test's."""
+
+    def __init__(self) -> None:
+        self.taken: list = []
+
+    def publish(self, mode: str, namespace: str, publications: list, done: object) -> None:
+        self.taken.append((publications[0], done))
+
+
+class Rig:
+    def __init__(self, **client: object) -> None:
+        self.clock = FakeClock()
+        self.wall = FakeClock(1_000_000.0)
+        self.transport = Transport(self.clock)
+        self.subscriptions, self.broker = Subscriptions(), Broker()
+        self.services = Services(
+            ClientSettings(**client),
+            None,
+            SECRET,
+            Channels(NAMESPACES),
+            Publisher(self.broker, 32),
+            self.subscriptions,
+            Users(),
+            self.clock,
+            self.wall,
+            lambda: "client-1",
+            lambda: 0.5,
+        )
+        self.session = Session(self.services, self.transport)
+
+    def say(self, *commands: dict) -> list:
+        """Send commands in one message; what was answered to it."""
+        before = len(self.transport.said)
+        self.session.handle(b"\n".join(orjson.dumps(command) for command in commands))
+        return self.transport.said[before:]
+
+    def connect(self, user: str = "") -> Rig:
+        params = {"token": auth.make(user, SECRET, 60, self.wall())} if user else {}
+        self.say({"id": 1, "connect": params})
+        assert self.session.connected
+        return self
+
+    def code(self, command: dict) -> int:
+        """The error code with which a command is answered."""
+        [reply] = self.say({"id": 9, **command})
+        return reply["error"]["code"]
+
+
+def test_connect_answers_with_what_sdks_read():
+    """client, version, ping in whole seconds and pong."""
+    rig = Rig()
+    assert rig.say({"id": 1, "connect": {}}) == [
+        {"id": 1, "connect": {"client": "client-1", "version": __version__, "ping": 25, "pong": True}}
+    ]
+    assert rig.session.user == ""
+
+
+@pytest.mark.parametrize("token", ["", None])
+def test_an_empty_token_is_no_token(token):
+    """Some SDKs send the field always."""
+    rig = Rig()
+    rig.say({"id": 1, "connect": {"token": token}})
+    assert rig.session.connected
+
+
+def test_a_token_gives_the_user_and_a_bad_one_ends_the_connection():
+    """3500 for a token that is not ours."""
+    assert Rig().connect("42").session.user == "42"
+    rig = Rig()
+    rig.say({"id": 1, "connect": {"token": "a.b.c"}})
+    assert rig.transport.closed.code == 3500 and not rig.session.connected
+
+
+@pytest.mark.parametrize(
+    "command", [{"id": 1, "subscribe": {"channel": "open:a"}}, {"send": {"data": 1}}, {"id": 1, "x": {}}]
+)
+def test_a_command_before_connect_is_a_bad_request(command):
+    """Whatever it is: 3501."""
+    rig = Rig()
+    assert rig.say(command) == []
+    assert rig.transport.closed.code == 3501
+
+
+def test_a_second_connect_and_a_command_without_id_are_bad_requests():
+    """3501, as Centrifugo has it."""
+    for command in ({"id": 2, "connect": {}}, {"subscribe": {"channel": "open:a"}}):
+        rig = Rig().connect()
+        rig.say(command)
+        assert rig.transport.closed.code == 3501
+
+
+def test_commands_behind_a_broken_one_are_not_done():
+    """The connection ends at the fault."""
+    rig = Rig().connect()
+    rig.session.handle(b'{"id":2,"publish":[]}\n{"id":3,"subscribe":{"channel":"open:a"}}')
+    assert rig.transport.closed.code == 3501 and rig.subscriptions.inside == []
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ({"subscribe": {}}, 107),
+        ({"subscribe": {"channel": ""}}, 107),
+        ({"subscribe": {"channel": 7}}, 107),
+        ({"subscribe": {"channel": "a b"}}, 107),
+        ({"subscribe": {"channel": "a" * 256}}, 107),
+        ({"subscribe": {"channel": "nowhere:a"}}, 102),
+        ({"subscribe": {"channel": "closed:a"}}, 103),
+        ({"subscribe": {"channel": "users:a"}}, 103),
+        ({"subscribe": {"channel": "plain"}}, 103),
+        ({"subscribe": {"channel": "tokens:a"}}, 108),
+        ({"subscribe": {"channel": "open:a", "token": "x"}}, 108),
+        ({"subscribe": {"channel": "open:a", "recover": True}}, 108),
+        ({"subscribe": {"channel": "open:a", "positioned": True}}, 108),
+        ({"subscribe": {"channel": "open:a", "join_leave": True}}, 108),
+        ({"publish": {"channel": "closed:a", "data": 1}}, 103),
+        ({"publish": {"channel": "users:a", "data": 1}}, 103),
+        ({"publish": {"channel": "own:a", "data": 1}}, 103),
+        ({"publish": {"channel": "tokens:a", "data": 1}}, 108),
+        ({"publish": {"channel": "open:a"}}, 107),
+        ({"publish": {"data": 1}}, 107),
+        ({"unsubscribe": {}}, 107),
+        ({"presence": {"channel": "open:a"}}, 108),
+        ({"presence_stats": {"channel": "open:a"}}, 108),
+        ({"history": {"channel": "open:a"}}, 108),
+        ({"refresh": {"token": "x"}}, 108),
+        ({"sub_refresh": {"channel": "open:a", "token": "x"}}, 108),
+        ({"rpc": {"method": "nonsense"}}, 104),
+        ({"rpc": {"method": ["x"]}}, 104),
+        ({"rpc": {}}, 104),
+        ({"nonsense": {}}, 104),
+        ({"ping": {}}, 104),
+    ],
+)
+def test_a_command_that_fails_has_its_code_and_the_connection_lives(command, code):
+    """One table of what an anonymous client is refused."""
+    rig = Rig().connect()
+    assert rig.code(command) == code
+    assert rig.transport.closed is None and rig.subscriptions.inside == [] and rig.broker.taken == []
+
+
+def test_a_subscription_is_answered_when_it_is_in():
+    """No reply before Redis has confirmed; a second attempt meanwhile and later is 105."""
+    rig = Rig().connect()
+    rig.subscriptions.at_once = False
+    assert rig.say({"id": 2, "subscribe": {"channel": "open:a"}}) == []
+    assert rig.code({"subscribe": {"channel": "open:a"}}) == 105
+    [(channel, done)] = rig.subscriptions.waiting
+    rig.subscriptions.confirm(channel, done)
+    assert rig.transport.said[-1] == {"id": 2, "subscribe": {}}
+    assert rig.code({"subscribe": {"channel": "open:a"}}) == 105
+
+
+def test_a_subscription_that_redis_does_not_confirm_is_a_temporary_error():
+    """100 with temporary, upon which SDKs try again; the cause stays inside."""
+    rig = Rig().connect()
+    rig.subscriptions.at_once = False
+    rig.say({"id": 2, "subscribe": {"channel": "open:a"}})
+    rig.subscriptions.waiting[0][1](BrokerUnavailable("Redis at 10.0.0.1"))
+    assert rig.transport.said[-1] == {
+        "id": 2,
+        "error": {"code": 100, "message": "internal server error", "temporary": True},
+    }
+    rig.subscriptions.at_once = True
+    assert rig.say({"id": 3, "subscribe": {"channel": "open:a"}}) == [{"id": 3, "subscribe": {}}]
+
+
+def test_unsubscribe_and_subscribe_again_while_the_first_is_pending_end_up_subscribed_once():
+    """Each attempt keeps apart from the other, in whatever order the answers are read."""
+    rig = Rig().connect()
+    rig.subscriptions.at_once = False
+    rig.say({"id": 2, "subscribe": {"channel": "open:a"}})
+    assert rig.say({"id": 3, "unsubscribe": {"channel": "open:a"}}) == [{"id": 3, "unsubscribe": {}}]
+    rig.say({"id": 4, "subscribe": {"channel": "open:a"}})
+    for channel, done in rig.subscriptions.waiting:
+        rig.subscriptions.confirm(channel, done)
+    assert rig.subscriptions.inside == ["open:a"]
+    replies = {reply["id"]: reply for reply in rig.transport.said}
+    assert replies[2]["error"]["code"] == 107 and replies[4] == {"id": 4, "subscribe": {}}
+
+
+def test_unsubscribe_leaves_the_channel_and_is_answered_also_when_there_was_nothing():
+    """As Centrifugo: an unknown subscription is no error."""
+    rig = Rig().connect()
+    rig.say({"id": 2, "subscribe": {"channel": "open:a"}})
+    assert rig.say({"id": 3, "unsubscribe": {"channel": "open:a"}}) == [{"id": 3, "unsubscribe": {}}]
+    assert rig.say({"id": 4, "unsubscribe": {"channel": "open:a"}}) == [{"id": 4, "unsubscribe": {}}]
+    assert rig.subscriptions.inside == []
+
+
+def test_a_client_that_goes_leaves_all_channels_also_those_still_pending():
+    """on_gone leaves what is joined; an answer that comes later is undone."""
+    rig = Rig().connect()
+    rig.say({"id": 2, "subscribe": {"channel": "open:a"}})
+    rig.subscriptions.at_once = False
+    rig.say({"id": 3, "subscribe": {"channel": "open:b"}})
+    rig.session.on_gone()
+    assert rig.subscriptions.inside == []
+    rig.subscriptions.confirm(*rig.subscriptions.waiting[0])
+    assert rig.subscriptions.inside == []
+
+
+def test_more_channels_than_allowed_are_refused():
+    """client.channels bounds subscriptions, pending ones included."""
+    rig = Rig(channels=2).connect()
+    for name in "ab":
+        rig.say({"id": 2, "subscribe": {"channel": f"open:{name}"}})
+    assert rig.code({"subscribe": {"channel": "open:c"}}) == 106
+
+
+def test_a_publish_is_answered_with_redis_verdict():
+    """{} when taken; 100 temporary when Redis is away; the broker's own 111 as it is."""
+    rig = Rig().connect("42")
+    rig.say({"id": 2, "publish": {"channel": "users:a", "data": {"x": None}}})
+    publication, done = rig.broker.taken[0]
+    assert orjson.loads(publication.body) == {"data": {"x": None}, "info": {"user": "42", "client": "client-1"}}
+    done(None)
+    assert rig.transport.said[-1] == {"id": 2, "publish": {}}
+    done(BrokerUnavailable("x"))
+    assert rig.transport.said[-1]["error"]["temporary"] is True
+    done(CommandError(TOO_MANY_REQUESTS))
+    assert rig.transport.said[-1]["error"]["code"] == 111
+
+
+def test_subscribers_may_publish_where_the_namespace_says_so():
+    """publish = "subscriber": only on a channel that this connection is in."""
+    rig = Rig().connect()
+    rig.say({"id": 2, "subscribe": {"channel": "own:a"}})
+    rig.say({"id": 3, "publish": {"channel": "own:a", "data": None}})
+    assert len(rig.broker.taken) == 1
+    assert rig.code({"publish": {"channel": "own:b", "data": 1}}) == 103
+
+
+def test_commands_that_wait_for_redis_are_bounded():
+    """Over pending_commands: 111, until an answer makes room."""
+    rig = Rig(pending_commands=2).connect()
+    for i in range(2):
+        rig.say({"id": i + 2, "publish": {"channel": "open:a", "data": i}})
+    assert rig.code({"publish": {"channel": "open:a", "data": 1}}) == 111
+    assert rig.code({"subscribe": {"channel": "open:a"}}) == 111
+    rig.broker.taken[0][1](None)
+    assert rig.say({"id": 5, "publish": {"channel": "open:a", "data": 1}}) == []
+
+
+def test_data_that_cannot_be_published_leaves_no_command_pending():
+    """107 for nesting; the place in the bound is free again."""
+    rig = Rig(pending_commands=1).connect()
+    deep = 1
+    for _ in range(40):
+        deep = [deep]
+    assert rig.code({"publish": {"channel": "open:a", "data": deep}}) == 107
+    assert rig.say({"id": 5, "publish": {"channel": "open:a", "data": 1}}) == []
+
+
+def test_send_without_server_code_is_taken_without_an_answer():
+    """The protocol has no reply to it."""
+    rig = Rig().connect()
+    assert rig.say({"send": {"data": 1}}) == [] and rig.transport.closed is None
+
+
+def test_the_hubs_clock_can_be_asked():
+    """rpc hub.time answers with decimal nanoseconds as text."""
+    assert Rig().connect().say({"id": 2, "rpc": {"method": "hub.time"}}) == [
+        {"id": 2, "rpc": {"data": {"time_ns": "1000000000000000"}}}
+    ]
+
+
+def test_pings_come_at_their_interval_and_any_byte_answers_them():
+    """The first is spread over the interval; silence until pong_timeout_s after a ping is 3012."""
+    rig = Rig(connect_timeout_s=10, ping_interval_s=25, pong_timeout_s=10)
+    due = rig.session.first_deadline(rig.clock())
+    assert due == rig.clock() + 10
+    rig.connect()
+    rig.clock.now = due
+    due = rig.session.on_deadline(due)
+    assert due == rig.clock() + 7.5 and {} not in rig.transport.said
+    rig.clock.now = due
+    due = rig.session.on_deadline(due)
+    assert due == rig.clock() + 10 and rig.transport.said[-1] == {}
+    rig.transport.heard_at = rig.clock() + 1
+    rig.clock.now = due
+    due = rig.session.on_deadline(due)
+    assert due == rig.clock() + 15 and rig.transport.closed is None
+    rig.clock.now = due
+    due = rig.session.on_deadline(due)
+    assert rig.transport.said[-1] == {}
+    rig.clock.now = due
+    rig.session.on_deadline(due)
+    assert rig.transport.closed.code == 3012
+
+
+def test_a_client_that_never_connects_is_stale():
+    """At the first deadline without a connect command: 3502."""
+    rig = Rig()
+    rig.session.on_deadline(rig.session.first_deadline(rig.clock()))
+    assert rig.transport.closed.code == 3502
+
+
+def test_a_connection_ends_with_its_token():
+    """3005 at exp, whatever the pings are doing; SDKs come back with a new token. An early call changes nothing."""
+    rig = Rig(ping_interval_s=3000, pong_timeout_s=1000).connect("42")
+    due = rig.session.on_deadline(rig.clock())
+    assert due == rig.clock() + 60
+    rig.wall.advance(59)
+    assert rig.session.on_deadline(due) == due + 1 and rig.transport.closed is None and {} not in rig.transport.said
+    rig.wall.advance(1)
+    rig.session.on_deadline(due + 1)
+    assert rig.transport.closed.code == 3005
+
+
+def test_users_are_counted_by_name_and_the_anonymous_are_not():
+    """Two connections of one user are one user; the count follows the end of each."""
+    users = Users()
+    for user in ("", "a", "a", "b"):
+        users.enter(user)
+    assert len(users) == 2
+    users.leave("a")
+    assert len(users) == 2
+    users.leave("a")
+    users.leave("")
+    assert len(users) == 1
+    rig = Rig().connect("42")
+    assert len(rig.services.users) == 1
+    rig.session.on_gone()
+    assert len(rig.services.users) == 0
