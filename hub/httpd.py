@@ -1,0 +1,134 @@
+"""HTTP: Tornado's server with deadlines and sizes of our own, and the plain pages.
+
+Does: accept HTTP on the inherited listeners, answer what is no endpoint, serve the demo page.
+Does not: know the API (api) or the wires (transports); worker hands their routes in.
+Called by: worker.
+Never break: no default of Tornado's bounds a client here (3600 s for a head, 100 MB for a body, none for a body's
+time).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from http.client import responses
+from importlib import resources
+from typing import Any
+
+from tornado import httputil, web
+from tornado.http1connection import HTTP1ServerConnection
+from tornado.httpserver import HTTPServer, _HTTPRequestContext
+from tornado.iostream import IOStream
+
+from .config import HttpSettings
+
+logger = logging.getLogger(__name__)
+
+Routes = list[tuple[str, type[web.RequestHandler], dict[str, Any]]]
+CHUNK_BYTES = 4096
+"""Tornado allocates this much for each attempt to read; its own 64 KiB costs more than parsing a small request."""
+SHORTEST_S = 0.1
+"""Tornado would take a deadline of 0 for none."""
+DEMO_POLICY = "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'"
+CONTENT_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+
+
+class Server(HTTPServer):
+    """HTTP/1 with one deadline for a connection's first head and another for silence between its requests."""
+
+    def initialize(self, request_callback: Any, settings: HttpSettings) -> None:  # type: ignore[override]
+        super().initialize(
+            request_callback,
+            chunk_size=CHUNK_BYTES,
+            max_header_size=settings.header_bytes,
+            max_body_size=settings.body_bytes,
+            max_buffer_size=settings.header_bytes + settings.body_bytes,
+            idle_connection_timeout=settings.header_timeout_s,
+            body_timeout=settings.body_timeout_s,
+        )
+        self._next_request = copy.copy(self.conn_params)
+        self._next_request.header_timeout = settings.idle_timeout_s
+
+    def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
+        # Tornado has one time for both; it reads `params` anew for each request of a connection.
+        server_conn.params = self._next_request  # type: ignore[attr-defined]
+        return super().start_request(server_conn, request_conn)
+
+    def take(self, stream: IOStream, address: object, head_timeout_s: float) -> None:
+        """Serve a connection whose first head may take `head_timeout_s` more: some of its time was spent before."""
+        params = copy.copy(self.conn_params)
+        params.header_timeout = max(head_timeout_s, SHORTEST_S)
+        # As HTTPServer.handle_stream does it, with parameters of this connection's own.
+        context = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)  # type: ignore[arg-type]
+        connection = HTTP1ServerConnection(stream, params, context)
+        self._connections.add(connection)
+        connection.start_serving(self)
+
+
+class Handler(web.RequestHandler):
+    """Answers in plain text, one line; never repeats what the client sent."""
+
+    def set_default_headers(self) -> None:
+        self.set_header("Server", "hub")
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        self.plain(status_code, responses.get(status_code, "error"))
+
+    def plain(self, status: int, text: str) -> None:
+        """Finish with one line of text."""
+        self.set_status(status)
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(text + "\n")
+
+
+class NotFound(Handler):
+    """Every address that is no endpoint."""
+
+    def prepare(self) -> None:
+        self.plain(404, "no such address; clients connect to /connection/websocket")
+
+
+class Alive(Handler):
+    """GET / where there is no demo page: a bare 200."""
+
+    def get(self) -> None:
+        self.plain(200, "hub")
+
+    head = get  # health checks
+
+
+class Page(Handler):
+    """GET of one file from hub/static."""
+
+    def initialize(self, name: str) -> None:
+        self._name = name
+
+    def get(self) -> None:
+        kind = CONTENT_TYPES[self._name.rpartition(".")[2]]
+        self.set_header("Content-Type", f"{kind}; charset=utf-8")
+        self.set_header("Content-Security-Policy", DEMO_POLICY)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cache-Control", "no-cache")
+        self.finish(resources.files("hub").joinpath("static", self._name).read_bytes())
+
+
+def pages(demo: bool) -> Routes:
+    """Routes of `/`: the demo page and its files, or a bare 200."""
+    if not demo:
+        return [(r"/", Alive, {})]
+    files = {"/": "demo.html", **{f"/static/{name}": name for name in ("demo.js", "demo.css", "favicon.svg")}}
+    return [(path.replace(".", r"\."), Page, {"name": name}) for path, name in files.items()]
+
+
+def application(routes: Routes) -> web.Application:
+    """Tornado's application for a list of routes; everything else is a 404."""
+    return web.Application(list(routes), default_handler_class=NotFound, log_function=_log_request)
+
+
+def _log_request(handler: web.RequestHandler) -> None:
+    # The path without its query, which may carry a token. Debug: a client must not be able to fill the log.
+    if logger.isEnabledFor(logging.DEBUG):
+        request = handler.request
+        logger.debug(
+            "%s %s %d %.1f ms", request.method, request.path, handler.get_status(), request.request_time() * 1e3
+        )

@@ -1,0 +1,166 @@
+"""A worker's rooms without its process: the plane, the doors and a real Valkey on this test's own loop, on port 0."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import orjson
+from tornado.netutil import bind_sockets
+from websockets.asyncio.client import ClientConnection, connect
+
+from hub import httpd
+from hub.acceptor import Acceptor
+from hub.broker import Broker
+from hub.channels import Channels, Namespace
+from hub.config import ClientSettings, HttpSettings, RedisSettings
+from hub.fanout import Fanout
+from hub.ingest import Ingest
+from hub.limits import TokenBucket
+from hub.publish import Publisher
+from hub.reactor import Reactor
+from hub.session import Services
+from hub.store import Store
+from hub.subscribe import Subscriptions
+from hub.transports import websocket
+from hub.worker import outbox_limits
+
+SECRET = "a secret for tests, of more than 32 bytes"
+NAMESPACES = {
+    "open": Namespace(subscribe="anyone", publish="anyone"),
+    "users": Namespace(subscribe="user", publish="user"),
+    "own": Namespace(subscribe="anyone", publish="subscriber"),
+    "closed": Namespace(subscribe="nobody", publish="nobody"),
+    "tokens": Namespace(subscribe="token", publish="token"),
+    "ticker": Namespace(mode="latest", subscribe="anyone", publish="anyone"),
+}
+
+
+@dataclass
+class Plane:
+    """What a test holds of it."""
+
+    port: int
+    reactor: Reactor
+    fanout: Fanout
+    ingest: Ingest
+    broker: Broker
+    publisher: Publisher
+    services: Services
+    door: websocket.Door
+    acceptor: Acceptor
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/connection/websocket"
+
+
+@contextlib.asynccontextmanager
+async def plane(
+    url: str,
+    prefix: str,
+    *,
+    client: dict | None = None,
+    http: dict | None = None,
+    origins: tuple[str, ...] = (),
+    fast: bool = True,
+    handshakes_per_s: float = 0,
+    **services: object,
+) -> AsyncIterator[Plane]:
+    """Build everything, wait for Redis, serve; take it down again."""
+    store = Store(RedisSettings(prefix=prefix), url)
+    settings = ClientSettings(**(client or {}))
+    reactor = Reactor(asyncio.get_running_loop(), settings.close_timeout_s, 10**9)
+    fanout = reactor.batches = Fanout(
+        reactor.connections, reactor.arm_turn, reactor.clock, asyncio.get_running_loop().call_later
+    )
+    broker = Broker(store, 1000)
+    ingest = Ingest(store, fanout.deliver, lambda payload: None)
+    publisher = Publisher(broker, settings.json_depth)
+    subscriptions = Subscriptions(fanout, ingest, store.keys)
+    shared = Services(
+        settings, outbox_limits(settings), SECRET, Channels(NAMESPACES), publisher, subscriptions, **services
+    )
+    draining = asyncio.Event()
+    handshakes = TokenBucket(handshakes_per_s, reactor.clock)
+    door = websocket.Door(
+        reactor,
+        shared,
+        frozenset(origins),
+        lambda: not draining.is_set() and handshakes.take(),
+        websocket.deflated_forms(settings),
+    )
+    routes = [*httpd.pages(demo=False), (r"/connection/websocket", websocket.WebSocketHandler, {"door": door})]
+    server = httpd.Server(httpd.application(routes), HttpSettings(**(http or {})))
+    sockets = bind_sockets(0, "127.0.0.1")
+    for listener in sockets:  # inherited by accepted sockets; small, so that a slow reader shows soon
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+    reactor.start()
+    ingest.start()
+    for listener in sockets:
+        listener.setblocking(False)
+    acceptor = Acceptor(reactor, server, door, 1.0, fast=fast)
+    acceptor.listen(sockets)
+    try:
+        async with asyncio.timeout(5):
+            while not ingest.connected:
+                await asyncio.sleep(0.005)
+        yield Plane(
+            sockets[0].getsockname()[1], reactor, fanout, ingest, broker, publisher, shared, door, acceptor, draining
+        )
+    finally:
+        acceptor.stop()
+        server.stop()
+        reactor.stop()
+        await server.close_all_connections()
+        await ingest.close()
+        await broker.close()
+
+
+class Client:
+    """A native client on PyPI `websockets`: sends commands, sorts what comes into replies by id and pushes."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self._next_id = 0
+        self._lines: list[dict] = []
+
+    async def command(self, **command: object) -> dict:
+        """Send one command and return its reply."""
+        self._next_id += 1
+        await self.socket.send(orjson.dumps({"id": self._next_id, **command}).decode())
+        return await self._first(lambda line: line.get("id") == self._next_id)
+
+    async def push(self) -> dict:
+        """The next push."""
+        return (await self._first(lambda line: "push" in line))["push"]
+
+    async def ping(self) -> None:
+        """Wait for the hub's next ping."""
+        await self._first(lambda line: line == {})
+
+    async def subscribe(self, channel: str) -> None:
+        assert "subscribe" in (reply := await self.command(subscribe={"channel": channel})), reply
+
+    async def _first(self, wanted: object) -> dict:
+        while True:
+            for line in self._lines:
+                if wanted(line):
+                    self._lines.remove(line)
+                    return line
+            message = await asyncio.wait_for(self.socket.recv(), 5)
+            self._lines += [orjson.loads(line) for line in message.split("\n")]
+
+
+@contextlib.asynccontextmanager
+async def client(url: str, token: str | None = None, **options: object) -> AsyncIterator[Client]:
+    """A client that has connected."""
+    async with connect(url, proxy=None, **options) as socket:
+        one = Client(socket)
+        reply = await one.command(connect={} if token is None else {"token": token})
+        assert "connect" in reply, reply
+        yield one

@@ -1,0 +1,152 @@
+"""HTTP edges: deadlines, sizes, pages, and answers that repeat nothing of the request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+from tornado.netutil import bind_sockets
+
+from hub import httpd
+from hub.config import HttpSettings
+from tests.support import async_test
+
+
+class Echo(httpd.Handler):
+    def post(self) -> None:
+        self.plain(200, str(len(self.request.body)))
+
+    def get(self) -> None:
+        raise RuntimeError("a fault of ours")
+
+
+@contextlib.asynccontextmanager
+async def serving(demo: bool = False, **http: float) -> AsyncIterator[int]:
+    server = httpd.Server(httpd.application([*httpd.pages(demo), ("/echo", Echo, {})]), HttpSettings(**http))
+    sockets = bind_sockets(0, "127.0.0.1")
+    server.add_sockets(sockets)
+    try:
+        yield sockets[0].getsockname()[1]
+    finally:
+        server.stop()
+        await server.close_all_connections()
+
+
+async def ask(port: int, request: bytes, *, end: bool = True) -> bytes:
+    """Send bytes and read until the hub closes."""
+    if end:
+        request = request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    try:
+        return await asyncio.wait_for(reader.read(-1), 10)
+    finally:
+        writer.close()
+
+
+@async_test
+async def test_the_root_is_a_bare_200_without_the_demo():
+    """A balancer can probe it."""
+    async with serving() as port:
+        answer = await ask(port, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"\r\n\r\nhub\n")
+
+
+@async_test
+async def test_an_unknown_address_is_404_and_repeats_nothing():
+    """One line of plain text for every method; nothing of the request stands in it."""
+    async with serving() as port:
+        for method in (b"GET", b"POST", b"DELETE"):
+            answer = await ask(port, method + b" /<script>secret HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 404 ") and b"text/plain" in answer
+            assert b"secret" not in answer and b"Tornado" not in answer
+
+
+@async_test
+async def test_the_demo_page_and_its_files_are_served_with_a_policy():
+    """Page, script and style have their types and a policy that allows no foreign script."""
+    async with serving(demo=True) as port:
+        for path, kind in (
+            (b"/", b"text/html"),
+            (b"/static/demo.js", b"text/javascript"),
+            (b"/static/demo.css", b"text/css"),
+            (b"/static/favicon.svg", b"image/svg+xml"),
+        ):
+            answer = await ask(port, b"GET " + path + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200 ") and kind in answer
+            assert b"default-src 'self'" in answer
+        answer = await ask(port, b"GET /static/../config.py HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 404 ")
+
+
+@async_test
+async def test_a_head_that_does_not_end_is_cut():
+    """Slowloris: header_timeout_s from the accept, however the bytes drip."""
+    async with serving(header_timeout_s=0.2) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\n")
+
+        async def drip() -> None:
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    writer.write(b"A: b\r\n")
+                    await asyncio.sleep(0.02)
+
+        dripping = asyncio.create_task(drip())
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(-1), 5) == b""
+        dripping.cancel()
+        writer.close()
+
+
+@async_test
+async def test_a_kept_alive_connection_may_be_idle_longer_than_a_head_may_take():
+    """The deadline for the first head is not that between requests."""
+    async with serving(header_timeout_s=0.1, idle_timeout_s=0.5) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert (await asyncio.wait_for(reader.readuntil(b"hub\n"), 5)).startswith(b"HTTP/1.1 200 ")
+            await asyncio.sleep(0.25)
+        assert await asyncio.wait_for(reader.read(-1), 5) == b""
+        writer.close()
+
+
+@async_test
+async def test_a_body_that_does_not_come_is_cut():
+    """body_timeout_s after the head."""
+    async with serving(body_timeout_s=0.2) as port:
+        answer = await ask(port, b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nab", end=False)
+        assert b" 200 " not in answer
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "answer_begins"),
+    [
+        (b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 2000000\r\n\r\n", b"HTTP/1.1 400 "),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nA: " + b"x" * 20_000 + b"\r\n\r\n", b""),
+        (b"nonsense\r\n\r\n", b"HTTP/1.1 400 "),
+        (
+            b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"HTTP/1.1 400 ",
+        ),
+    ],
+    ids=["body", "head", "no request", "two lengths"],
+)
+@async_test
+async def test_what_is_too_large_or_no_http_is_refused_and_closed(request_bytes, answer_begins):
+    """Refused before anything is buffered, and the connection ends."""
+    async with serving() as port:
+        answer = await ask(port, request_bytes, end=False)
+        assert answer.startswith(answer_begins) and b" 200 " not in answer
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_a_fault_in_a_handler_is_a_plain_500():
+    """No trace leaves the process."""
+    async with serving() as port:
+        answer = await ask(port, b"GET /echo HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 500 ") and b"fault" not in answer and b"Traceback" not in answer
