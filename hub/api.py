@@ -1,0 +1,324 @@
+"""API: what an application's backend asks of the hub over HTTP, in the shape of Centrifugo's server API.
+
+Does: check the key, read the request, answer it from the doors and the registry.
+Does not: know client connections or rules for clients: whoever has the key may publish to every configured namespace.
+Called by: worker (routes, on the internal listener).
+Never break: an option that would change what a request means is honoured or refused, never ignored.
+
+    POST /api/publish   X-API-Key: KEY   {"channel":"news","data":{"text":"hi"}}   ->   200 {"result":{}}
+
+What goes wrong is always a JSON body {"error":{"code":102,"message":"unknown channel"}} with one of Centrifugo's codes:
+
+    200  the request was read and refused, as Centrifugo does it: the code says why
+    400  not a JSON object, or not a batch        401  no key or a wrong one
+    404  no such method (104)                     405  not POST
+    503  "temporary": true, Retry-After: the same request may succeed later. A publication that failed so may still have
+         arrived, if the link to Redis broke while the answer was awaited.
+
+In `broadcast` and `batch` the single answers carry the errors; the whole is a 503 only where each of them is temporary.
+Of a broken batch's answers, PyPI `cent` can read only the good ones; that is the same with Centrifugo.
+See https://centrifugal.dev/docs/server/server_api. A new method needs a row in METHODS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import orjson
+
+from . import errors, httpd
+from .channels import Channels
+from .control import Node
+from .errors import CommandError, HubError, Reply
+from .publish import Publisher
+from .registry import Registry
+
+logger = logging.getLogger(__name__)
+
+MAX_BROADCAST = 1000
+"""Channels in one broadcast."""
+BROADCAST_AT_ONCE = 64
+"""Of them, so many wait for Redis together: each is a copy of the data, which may be as large as a request."""
+RETRY_AFTER_S = 1
+UNAVAILABLE_OPTIONS = ("b64data", "idempotency_key", "delta", "version")
+"""Of `publish` and `broadcast`: binary data is not in the JSON protocol; the others need history."""
+
+Params = dict[str, Any]
+Result = dict[str, Any]
+Verdict = asyncio.Future[HubError | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """What the API needs of its worker. key: '' refuses everybody; most_commands: in one batch."""
+
+    key: str
+    channels: Channels
+    publisher: Publisher
+    registry: Registry
+    most_commands: int
+
+
+def routes(api: Api) -> httpd.Routes:
+    """The routes of the server API."""
+    return [(r"/api(?:/(.*))?", ApiHandler, {"api": api})]
+
+
+class Malformed(CommandError):
+    """The request as a whole can't be read: HTTP 400."""
+
+
+class ApiHandler(httpd.Handler):
+    """POST /api/METHOD."""
+
+    def initialize(self, api: Api) -> None:
+        self._api = api
+
+    def prepare(self) -> None:
+        if self.request.method != "POST":
+            self.set_header("Allow", "POST")
+            self._refuse(405, errors.BAD_REQUEST, "the server API takes POST only")
+        elif not self._api.key:
+            self._refuse(401, errors.UNAUTHORIZED, "api.key is not set, so the server API is off")
+        elif not self._has_key():
+            self._refuse(401, errors.UNAUTHORIZED, "X-API-Key: missing or wrong")
+
+    async def post(self, method: str | None) -> None:
+        try:
+            if method == "batch":
+                body: Result = {"replies": await _batch(self._api, self._params())}
+            elif method in METHODS:
+                body = {"result": await METHODS[method](self._api, self._params())}
+            else:
+                self._refuse(404, errors.METHOD_NOT_FOUND)
+                return
+        except HubError as error:
+            self._fail(error)
+        else:
+            self._finish(200, body)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        self._refuse(status_code, errors.INTERNAL if status_code >= 500 else errors.BAD_REQUEST)
+
+    def _has_key(self) -> bool:
+        scheme, _, key = self.request.headers.get("Authorization", "").partition(" ")
+        offers = [self.request.headers.get("X-API-Key", ""), key.strip() if scheme.lower() == "apikey" else ""]
+        # Tornado reads headers as Latin-1, so this gives back the client's bytes.
+        return any(hmac.compare_digest(offer.encode("latin-1"), self._api.key.encode()) for offer in offers)
+
+    def _params(self) -> Params:
+        try:
+            params = orjson.loads(self.request.body)
+        except orjson.JSONDecodeError as error:
+            raise Malformed(errors.BAD_REQUEST, f"body: not JSON: {error.msg}") from None
+        if not isinstance(params, dict):
+            raise Malformed(errors.BAD_REQUEST, "body: allowed is a JSON object")
+        return params
+
+    def _fail(self, error: HubError) -> None:
+        # The cause may hold addresses: it is for the log, the client learns whether trying again may help.
+        logger.debug("%s: %s", self.request.path, error)
+        status = 400 if isinstance(error, Malformed) else 503 if is_temporary(error) else 200
+        if status == 503:
+            self.set_header("Retry-After", str(RETRY_AFTER_S))
+        self._finish(status, {"error": error_body(error)})
+
+    def _refuse(self, status: int, reply: Reply, text: str = "") -> None:
+        self._finish(status, {"error": error_body(CommandError(reply, text))})
+
+    def _finish(self, status: int, body: Result) -> None:
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.finish(orjson.dumps(body))
+
+
+def is_temporary(error: HubError) -> bool:
+    """Whether the same request may succeed later: Redis is away or a queue is full."""
+    return error.reply.temporary if isinstance(error, CommandError) else True
+
+
+def error_body(error: HubError) -> Result:
+    """{"code":102,"message":"unknown channel"}, with "temporary":true where that is so."""
+    if isinstance(error, CommandError):
+        body: Result = {"code": error.reply.code, "message": str(error)}
+    else:
+        body = {"code": errors.INTERNAL.code, "message": "Redis is away; try again"}
+    return {**body, "temporary": True} if is_temporary(error) else body
+
+
+# Publishing.
+
+
+def _publish(api: Api, params: Params) -> Awaitable[Result]:
+    """{"channel","data","tags"?} -> {}. Begun within the call, so that the calls' order is the publications'."""
+    return _published(_begin(api, params.get("channel"), params))
+
+
+async def _published(verdict: Verdict) -> Result:
+    error = await verdict
+    if error is not None:
+        raise error
+    return {}
+
+
+async def _broadcast(api: Api, params: Params) -> Result:
+    """{"channels":[…],"data","tags"?} -> {"responses":[{"result":{}},{"error":…}]}, in the order of the channels."""
+    channels = params.get("channels")
+    if not isinstance(channels, list) or not channels:
+        raise CommandError(errors.BAD_REQUEST, "channels: allowed is a list of at least one")
+    if len(channels) > MAX_BROADCAST:
+        raise CommandError(errors.LIMIT_EXCEEDED, f"channels: found {len(channels)}; allowed: {MAX_BROADCAST}")
+    verdicts: list[HubError | None] = []
+    for i in range(0, len(channels), BROADCAST_AT_ONCE):
+        begun = [_begin(api, channel, params) for channel in channels[i : i + BROADCAST_AT_ONCE]]
+        verdicts += [await verdict for verdict in begun]
+    _raise_if_hopeless(verdicts)
+    return {"responses": [{"error": error_body(error)} if error else {"result": {}} for error in verdicts]}
+
+
+def _begin(api: Api, channel: object, params: Params) -> Verdict:
+    """Hand one publication to the door; the verdict is None or why it failed, and is never an exception itself."""
+    verdict: Verdict = asyncio.get_running_loop().create_future()
+    try:
+        namespace = api.channels.resolve(channel)
+        _check_options(params)
+        done = partial(_settle, verdict)
+        api.publisher.publish(str(channel), namespace, params["data"], done, tags=params.get("tags"))
+    except CommandError as error:
+        verdict.set_result(error)
+    return verdict
+
+
+def _settle(verdict: Verdict, error: HubError | None) -> None:
+    # Cancelled where the request ended before Redis answered.
+    if not verdict.done():
+        verdict.set_result(error)
+
+
+def _check_options(params: Params) -> None:
+    # `skip_history` passes, as there is no history yet; keys that nobody knows pass, as in Centrifugo.
+    for option in UNAVAILABLE_OPTIONS:
+        if params.get(option):
+            raise CommandError(errors.NOT_AVAILABLE, f"{option} is not available")
+    if "data" not in params:
+        raise CommandError(errors.BAD_REQUEST, "data is missing")
+
+
+def _raise_if_hopeless(outcomes: Sequence[object]) -> None:
+    """Raise the first outcome where all are errors that may pass: then the whole may be tried again."""
+    failed = [outcome for outcome in outcomes if isinstance(outcome, HubError) and is_temporary(outcome)]
+    if failed and len(failed) == len(outcomes):
+        raise failed[0]
+
+
+# Asking.
+
+
+async def _info(api: Api, params: Params) -> Result:
+    """{} -> {"nodes":[…]}: all live workers, with counts that are a few seconds old."""
+    return {"nodes": [_node_body(node) for node in await api.registry.nodes()]}
+
+
+async def _channels(api: Api, params: Params) -> Result:
+    """{"pattern"?} -> {"channels":{"news":{"num_clients":3}}}; "silent_nodes" names workers that did not answer."""
+    clients, silent = await api.registry.channels(params.get("pattern") or "")
+    body: Result = {"channels": {channel: {"num_clients": number} for channel, number in clients.items()}}
+    return _with_silent(body, silent)
+
+
+async def _connections(api: Api, params: Params) -> Result:
+    """{} -> {"num_clients","num_users","nodes":[…]} of this moment; a user on two workers counts twice.
+
+    Centrifugo PRO's list of one user's connections, asked for with `user` or `expression`, is not available.
+    """
+    if params.get("user") or params.get("expression"):
+        raise CommandError(errors.NOT_AVAILABLE, "connections of one user are not available; without user: counts")
+    nodes, silent = await api.registry.fresh_nodes()
+    body: Result = {
+        "num_clients": sum(node.num_clients for node in nodes),
+        "num_users": sum(node.num_users for node in nodes),
+        "nodes": [_node_body(node) for node in nodes],
+    }
+    return _with_silent(body, silent)
+
+
+def _node_body(node: Node) -> Result:
+    body = node._asdict()
+    body["uptime"] = body.pop("uptime_s")
+    return body
+
+
+def _with_silent(body: Result, silent: list[str]) -> Result:
+    # An incomplete sum must not look like a complete one.
+    return {**body, "silent_nodes": silent} if silent else body
+
+
+async def _not_available(api: Api, params: Params) -> Result:
+    raise CommandError(errors.NOT_AVAILABLE, "this method is not available")
+
+
+# Batches.
+
+
+async def _batch(api: Api, params: Params) -> list[Result]:
+    """{"commands":[{"publish":{…}},…],"parallel"?} -> [{"publish":{}},{"error":…}], one for each command, in order.
+
+    One after another, each whatever became of the others; `parallel`: publications do not wait for each other's answer.
+    """
+    commands = params.get("commands")
+    if not isinstance(commands, list):
+        raise Malformed(errors.BAD_REQUEST, "commands: allowed is a list")
+    if len(commands) > api.most_commands:
+        raise Malformed(errors.LIMIT_EXCEEDED, f"commands: found {len(commands)}; allowed: {api.most_commands}")
+    begun: Iterable[tuple[str, Awaitable[Result]]] = (_begin_command(api, command) for command in commands)
+    if params.get("parallel"):
+        begun = list(begun)
+    outcomes = [await _outcome(name, running) for name, running in begun]
+    _raise_if_hopeless(outcomes)
+    return [{"error": error_body(outcome)} if isinstance(outcome, HubError) else outcome for outcome in outcomes]
+
+
+def _begin_command(api: Api, command: object) -> tuple[str, Awaitable[Result]]:
+    if not isinstance(command, dict) or len(command) != 1:
+        return "", _failed(CommandError(errors.BAD_REQUEST, 'command: allowed is {"METHOD":{…}}'))
+    ((name, params),) = command.items()
+    if name not in METHODS:
+        return name, _failed(CommandError(errors.METHOD_NOT_FOUND))
+    if not isinstance(params, dict):
+        return name, _failed(CommandError(errors.BAD_REQUEST, "command: its parameters are not an object"))
+    return name, METHODS[name](api, params)
+
+
+async def _failed(error: HubError) -> Result:
+    raise error
+
+
+async def _outcome(name: str, running: Awaitable[Result]) -> Result | HubError:
+    try:
+        return {name: await running}
+    except HubError as error:
+        return error
+
+
+METHODS: dict[str, Callable[[Api, Params], Awaitable[Result]]] = {
+    "publish": _publish,
+    "broadcast": _broadcast,
+    "info": _info,
+    "channels": _channels,
+    "connections": _connections,
+    "presence": _not_available,
+    "presence_stats": _not_available,
+    "history": _not_available,
+    "history_remove": _not_available,
+    "subscribe": _not_available,
+    "unsubscribe": _not_available,
+    "disconnect": _not_available,
+    "refresh": _not_available,
+}
+"""What a request or a batch's command may name; a batch itself is no command."""
