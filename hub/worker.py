@@ -1,0 +1,262 @@
+"""Worker: one process, one event loop, one core; the only place that builds rooms and wires them together.
+
+Does: build everything after the fork, boot, serve, drain, take it down in order.
+Does not: have behaviour of its own beyond that order.
+Called by: supervisor, through seat.
+Never break: nothing is built at import; nothing of one worker is shared with another but through Redis.
+
+Order of life: Redis answers → plane and subscriber connection → listeners → ready → … → SIGTERM: no more accepts,
+clients are closed evenly over the window (a second SIGTERM: at once), what was published is sent, the process ends
+with 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from typing import cast
+
+import uvloop
+
+from . import api, handshake, httpd
+from .acceptor import DESCRIPTOR_MARGIN, INTERNAL_MARGIN, Acceptor
+from .audience import Subscriber
+from .broker import Broker
+from .channels import Channels
+from .config import ClientSettings, Settings
+from .drain import drain
+from .errors import EXIT_OK, BootError, BrokerUnavailable
+from .fanout import Fanout
+from .ingest import Ingest
+from .limits import TokenBucket
+from .outbox import Limits
+from .publish import Publisher
+from .reactor import Reactor
+from .registry import Registry
+from .seat import Seat
+from .session import Services
+from .store import Store
+from .subscribe import Subscriptions
+from .ticker import Ticker
+from .transports import websocket
+
+logger = logging.getLogger(__name__)
+
+BOOT_RETRY_S = 0.1
+SUBSCRIBER_WAIT_S = 0.5
+"""It takes milliseconds where Redis answers. Where it does not, clients are served, and told to try again."""
+SUBSCRIBER_POLL_S = 0.002
+HEARTBEATS_PER_TIMEOUT = 8
+REPORT_S = 60.0
+HURRIED_S = 1.0
+"""For close handshakes after a second stop signal."""
+ACCEPT_LAST_S = 0.5
+"""Bounds the last accepts of a worker that drains while new clients keep coming."""
+
+
+def main(settings: Settings, seat: Seat) -> int:
+    """The worker's life; returns its exit status. Raises BootError when it can't start."""
+    return uvloop.run(Worker(settings, seat).run())
+
+
+def outbox_limits(client: ClientSettings) -> Limits:
+    """What one connection's outbox may hold, as the settings have it."""
+    return Limits(client.outbox_conflate_bytes, client.outbox_drop_bytes, client.outbox_bytes, client.outbox_frames)
+
+
+class Worker:
+    """All rooms of one process."""
+
+    def __init__(self, settings: Settings, seat: Seat) -> None:
+        self._settings = settings
+        self._seat = seat
+        self._stopping = asyncio.Event()
+        self._hurried = asyncio.Event()
+        self._servers: list[httpd.Server] = []
+        self._acceptors: list[Acceptor] = []
+
+    async def run(self) -> int:
+        """Boot, serve until SIGTERM, drain."""
+        self._beat()
+        self._build()
+        await self._boot()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._handle_term)
+        self._listen()
+        self._report()
+        self._seat.heartbeat.ready()
+        logger.debug("worker %d (generation %d) is ready", self._seat.slot.index, self._seat.generation)
+        await self._stopping.wait()
+        await self._end()
+        return EXIT_OK
+
+    # Building.
+
+    def _build(self) -> None:
+        settings, client = self._settings, self._settings.client
+        loop = asyncio.get_running_loop()
+        self._store = Store(settings.redis, self._seat.redis_url)
+        self._reactor = Reactor(loop, client.close_timeout_s, settings.worker.backlog_bytes)
+        # Not all on the plane are subscribers, but all who stand in a group are.
+        members = cast("Mapping[int, Subscriber]", self._reactor.connections)
+        self._fanout = Fanout(
+            members, self._reactor.arm_turn, self._reactor.clock, loop.call_later, settings.worker.batch_bytes
+        )
+        self._reactor.batches = self._fanout
+        self._broker = Broker(self._store, settings.redis.pending_publishes, settings.redis.pending_bytes)
+        self._registry = Registry(self._store, self._seat.slot.index, self._stats, self._fanout.counts)
+        self._ingest = Ingest(self._store, self._fanout.deliver, self._registry.on_control)
+        self._channels = Channels(settings.namespaces)
+        self._publisher = Publisher(self._broker, client.json_depth)
+        self._services = Services(
+            client=client,
+            outbox=outbox_limits(client),
+            hmac_secret=settings.auth.hmac_secret,
+            channels=self._channels,
+            publisher=self._publisher,
+            subscriptions=Subscriptions(self._fanout, self._ingest, self._store.keys),
+        )
+        self._handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)
+        self._ticker = Ticker(settings.ticker, self._store, self._broker)
+
+    async def _boot(self) -> None:
+        """Return once Redis answers.
+
+        A respawned worker serves without it, and its clients' commands fail as temporary.
+        """
+        deadline = time.monotonic() + self._settings.redis.start_timeout_s
+        while True:
+            try:
+                await self._broker.ping()
+                break
+            except BrokerUnavailable as error:
+                if self._seat.respawned:
+                    logger.warning("serving without Redis for now: %s", error)
+                    break
+                if time.monotonic() >= deadline:
+                    raise BootError(
+                        f"{error}; tried for {self._settings.redis.start_timeout_s:g} s (redis.start_timeout_s)"
+                    ) from None
+            await asyncio.sleep(BOOT_RETRY_S)
+        self._reactor.start()
+        self._ingest.start()
+        await self._wait_for_subscriber()
+        self._registry.start()
+        self._ticker.start()
+
+    async def _wait_for_subscriber(self) -> None:
+        """Clients subscribe as soon as we listen; those who came before this connection would be refused."""
+        deadline = time.monotonic() + SUBSCRIBER_WAIT_S
+        while not self._ingest.connected and time.monotonic() < deadline:
+            await asyncio.sleep(SUBSCRIBER_POLL_S)
+
+    def _listen(self) -> None:
+        self._door = websocket.Door(
+            reactor=self._reactor,
+            services=self._services,
+            allowed_origins=frozenset(self._settings.allowed_origins),
+            admit=self._admit,
+            forms=websocket.deflated_forms(self._settings.client),
+        )
+        clients: httpd.Routes = [(handshake.PATH, websocket.WebSocketHandler, {"door": self._door})]
+        public = httpd.pages(self._settings.demo) + clients
+        internal = api.routes(
+            api.Api(
+                self._settings.api.key,
+                self._channels,
+                self._publisher,
+                self._registry,
+                self._settings.client.commands_per_message,
+            )
+        )
+        slot = self._seat.slot
+        fast = self._settings.fast_upgrade
+        self._serve(public, [s for s in slot.public if s not in slot.combined], fast, DESCRIPTOR_MARGIN)
+        self._serve(internal, list(slot.internal), False, INTERNAL_MARGIN)
+        self._serve(public + internal, list(slot.combined), fast, DESCRIPTOR_MARGIN)
+
+    def _serve(self, routes: httpd.Routes, listeners: list[socket.socket], fast: bool, margin: int) -> None:
+        http = self._settings.http
+        server = httpd.Server(httpd.application(routes), http)
+        self._servers.append(server)
+        acceptor = Acceptor(self._reactor, server, self._door, http.header_timeout_s, fast=fast, margin=margin)
+        acceptor.listen(listeners)
+        self._acceptors.append(acceptor)
+
+    def _admit(self) -> bool:
+        return not self._stopping.is_set() and self._handshakes.take()
+
+    # Living.
+
+    def _beat(self) -> None:
+        self._seat.heartbeat.beat()
+        period_s = self._settings.heartbeat_timeout_s / HEARTBEATS_PER_TIMEOUT
+        asyncio.get_running_loop().call_later(period_s, self._beat)
+
+    def _stats(self) -> dict[str, int]:
+        return {
+            "num_clients": self._services.users.sessions,
+            "num_users": len(self._services.users),
+            "num_subs": self._fanout.subscriptions,
+            "num_channels": len(self._fanout),
+        }
+
+    def _report(self, told: tuple[int, ...] = ()) -> None:
+        """One line a minute about what was not delivered as published, if there was any since the last one."""
+        backlog, fanout = self._reactor.backlog, self._fanout
+        now = (backlog.conflated, backlog.dropped, backlog.slow, fanout.conflated, fanout.dropped)
+        if any(now) and now != told:
+            logger.info("slow readers: %d conflated, %d dropped, %d closed; all behind: %d conflated, %d dropped", *now)
+        asyncio.get_running_loop().call_later(REPORT_S, self._report, now)
+
+    def _handle_term(self) -> None:
+        if self._stopping.is_set():
+            self._hurried.set()
+        self._stopping.set()
+
+    # Ending.
+
+    async def _end(self) -> None:
+        await self._empty_accept_queues()
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        for server in self._servers:
+            server.stop()
+        await self._ticker.close()
+        connections = list(self._reactor.connections.values())
+        logger.debug("worker %d drains %d connections", self._seat.slot.index, len(connections))
+        await drain(connections, self._settings.drain_window_s, self._hurried, time.monotonic)
+        await self._last_goodbyes()
+        # Before the HTTP connections: who waits there for Redis' verdict on a publish still gets it.
+        await self._broker.close()
+        for server in self._servers:
+            await server.close_all_connections()
+        await self._registry.close()
+        await self._ingest.close()
+        self._reactor.stop()
+
+    async def _empty_accept_queues(self) -> None:
+        """Take who has already connected: closing a listener resets its queue, and they can still be told 503."""
+        slot, ready = self._seat.slot, select.poll()
+        for sock in (*slot.public, *slot.internal):
+            ready.register(sock, select.POLLIN)
+        stop_at = time.monotonic() + ACCEPT_LAST_S
+        while ready.poll(0) and time.monotonic() < stop_at:
+            await asyncio.sleep(0)
+
+    async def _last_goodbyes(self) -> None:
+        """Wait for the close handshakes that are still under way; those who don't answer in time are cut."""
+        empty = asyncio.Event()
+        self._reactor.when_empty(empty.set)
+        for hurry, wait_s in ((self._hurried, self._settings.client.close_timeout_s + 1.0), (empty, HURRIED_S)):
+            waiting = [asyncio.ensure_future(event.wait()) for event in {empty, hurry}]
+            await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            for one in waiting:
+                one.cancel()
+            if not self._hurried.is_set():
+                return
