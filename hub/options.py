@@ -1,0 +1,89 @@
+"""Options: what several commands of `hub` take from the command line, and how they find settings and the hub.
+
+Does: declare the shared options, check channel names, find the settings file, choose the URL, read and write JSON.
+Does not: act; the commands do.
+Called by: cli, remote.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import orjson
+
+from .channels import ALPHABET, MAX_NAME_LENGTH, NAME
+from .config import DEFAULT_PATH, Settings, load, parse_address
+from .errors import ConfigError
+from .urls import Endpoint, Kind, endpoint_of, parse_endpoint
+
+# JSON leaves them bare and some terminals obey them: a message must not move the cursor of whoever reads it.
+CONTROLS = re.compile("[\x7f-\x9f]")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def config_option(command: Command) -> Command:
+    """`--config PATH`, handed on as `path`; None: not given."""
+    option = click.option(
+        "--config",
+        "path",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help=f"The settings file.  [default: {DEFAULT_PATH}]",
+    )
+    return option(command)
+
+
+def json_option(text: str) -> Callable[[Command], Command]:
+    """`--json`, handed on as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help=text)
+
+
+def channel_names(_: click.Context, __: click.Parameter, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Callback of an argument that is one channel's name or several."""
+    for name in (value,) if isinstance(value, str) else value:
+        if not NAME.fullmatch(name):
+            raise click.BadParameter(f"found {name!r}; allowed: 1 to {MAX_NAME_LENGTH} of {ALPHABET}")
+    return value
+
+
+def load_own(path: Path | None) -> Settings:
+    """The settings of a hub that is to be started or spoken for; the file must exist. Raises ConfigError."""
+    return load(path or DEFAULT_PATH)
+
+
+def load_for_client(path: Path | None) -> Settings:
+    """Likewise for a command that talks to a running hub: without a file at the usual place, the defaults."""
+    return load(path or (DEFAULT_PATH if os.path.exists(DEFAULT_PATH) else None))
+
+
+def choose_endpoint(kind: Kind, given: str | None, addresses: Callable[[], list[str]]) -> Endpoint:
+    """The URL that was given, else the first of the settings' addresses. Raises ConfigError."""
+    if given:
+        return parse_endpoint(kind, given)
+    listed = addresses()
+    if not listed:
+        raise ConfigError("internal: found []; allowed: an address, or the server API's URL by --url")
+    address = parse_address(listed[0])
+    if not (address.path or address.port):
+        raise ConfigError(f"{address}: the hub chose a port when it started; give the URL of its ready line by --url")
+    return endpoint_of(kind, address)
+
+
+def read_json(text: str) -> Any:
+    """Parse an argument; '-' stands for standard input."""
+    try:
+        return orjson.loads(sys.stdin.buffer.read() if text == "-" else text)
+    except orjson.JSONDecodeError as error:
+        raise click.BadParameter(f"not JSON: {error}", param_hint="JSON") from None
+
+
+def write_json(value: object) -> str:
+    """One line of JSON that no terminal takes for a command."""
+    return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", orjson.dumps(value).decode())

