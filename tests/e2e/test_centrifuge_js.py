@@ -1,0 +1,47 @@
+"""The stock JavaScript SDK (npm `centrifuge` on Node.js) against a real hub; the scenarios are in centrifuge_js.mjs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e import nodejs
+from tests.hubs import HubProcess
+
+TICKER = {"source": "simulate", "symbols": ["ACME", "APEX"], "rate_hz": 20.0, "share": 1.0, "lease_ttl_s": 1.0}
+pytestmark = [nodejs.NODE, nodejs.PACKAGES]
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubProcess]:
+    """One hub of two workers for all tests that leave it as it was."""
+    with HubProcess({"ticker": TICKER}) as hub:
+        yield hub
+
+
+def test_sdk_receives_prices_and_messages(hub: HubProcess) -> None:
+    """Prices come in order; a message reaches another connection with its publisher's name; a call is answered."""
+    nodejs.run("centrifuge_js.mjs", "receives", hub.ws_url, hub.token("ann"))
+
+
+def test_sdk_is_told_what_is_forbidden(hub: HubProcess) -> None:
+    """Each forbidden or missing thing has its own error code, and the connection outlives them all."""
+    nodejs.run("centrifuge_js.mjs", "isRefused", hub.ws_url)
+
+
+def test_sdk_with_a_bad_token_stays_away(hub: HubProcess) -> None:
+    """A token that is not the hub's ends the connection with 3500, upon which the SDK does not come back."""
+    nodejs.run("centrifuge_js.mjs", "isTurnedAway", hub.ws_url)
+
+
+def test_sdk_renews_a_token_that_has_ended(hub: HubProcess) -> None:
+    """A token that has ended makes the SDK ask for another, with which it connects."""
+    nodejs.run("centrifuge_js.mjs", "renews", hub.ws_url, hub.token("ann", ttl_s=-60), hub.token("ann"))
+
+
+def test_sdk_comes_back_after_the_workers_were_killed() -> None:
+    """kill -9 of all workers: the SDK reconnects, subscribes again, and prices and messages go on."""
+    with HubProcess({"ticker": TICKER}) as hub:
+        workers = ",".join(map(str, hub.worker_pids()))
+        nodejs.run("centrifuge_js.mjs", "comesBack", hub.ws_url, hub.token("ann"), workers)
