@@ -1,0 +1,106 @@
+/* Figures: what is counted, how late messages were, and the lines that say so. */
+#include "population.h"
+
+#include <inttypes.h>
+
+enum { SUB_BUCKETS = 32 }; /* of the histogram, for each power of two: 3 % resolution */
+
+struct counts counts;
+bool stamped;
+static uint64_t histogram[64 * SUB_BUCKETS], latencies, worst_ns;
+static uint64_t began_ns, began_cpu_ns;
+
+uint64_t clock_ns(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static unsigned bucket_of(uint64_t ns)
+{
+    unsigned power = 63 - (unsigned)__builtin_clzll(ns | SUB_BUCKETS);
+    unsigned shift = power - 5; /* SUB_BUCKETS is 2 to the 5th */
+    return shift * SUB_BUCKETS + (unsigned)(ns >> shift);
+}
+
+static uint64_t bucket_floor_ns(unsigned bucket)
+{
+    if (bucket < 2 * SUB_BUCKETS)
+        return bucket;
+    unsigned shift = bucket / SUB_BUCKETS - 1;
+    return (uint64_t)(bucket % SUB_BUCKETS + SUB_BUCKETS) << shift;
+}
+
+static double percentile_us(double share)
+{
+    uint64_t below = 0, wanted = (uint64_t)(share * (double)latencies);
+    for (unsigned i = 0; i < sizeof histogram / sizeof *histogram; i++) {
+        below += histogram[i];
+        if (below > wanted)
+            return (double)bucket_floor_ns(i) / 1000;
+    }
+    return (double)worst_ns / 1000;
+}
+
+void reset(void)
+{
+    memset(&counts, 0, sizeof counts);
+    memset(histogram, 0, sizeof histogram);
+    latencies = worst_ns = 0;
+    for (uint32_t i = 0; i < options.connections; i++)
+        clients[i].received = 0;
+    began_ns = clock_ns(CLOCK_MONOTONIC);
+    began_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+}
+
+void report(const char *event)
+{
+    double seconds = (double)(clock_ns(CLOCK_MONOTONIC) - began_ns) / 1e9;
+    double cpu_seconds = (double)(clock_ns(CLOCK_PROCESS_CPUTIME_ID) - began_cpu_ns) / 1e9;
+    uint32_t least = UINT32_MAX, most = 0;
+    for (uint32_t i = stalled; i < options.connections; i++) {
+        least = clients[i].received < least ? clients[i].received : least;
+        most = clients[i].received > most ? clients[i].received : most;
+    }
+    printf("{\"event\":\"%s\",\"connections\":%u,\"ready\":%u,\"seconds\":%.6f,\"cpu_seconds\":%.6f,"
+           "\"messages\":%" PRIu64 ",\"least\":%u,\"most\":%u,\"excess\":%" PRIu64 ",\"payload_bytes\":%" PRIu64
+           ",\"wire_bytes\":%" PRIu64 ",\"reads\":%" PRIu64 ",\"pings\":%" PRIu64,
+           event, options.connections, ready_now, seconds, cpu_seconds, counts.messages, least, most, counts.excess,
+           counts.payload_bytes, counts.wire_bytes, counts.reads, counts.pings);
+    printf(",\"latencies\":%" PRIu64 ",\"p50_us\":%.1f,\"p99_us\":%.1f,\"p999_us\":%.1f,\"max_us\":%.1f}\n",
+           latencies, percentile_us(0.5), percentile_us(0.99), percentile_us(0.999),
+           (double)worst_ns / 1000);
+    fflush(stdout);
+}
+
+void write_stamp(char *digits, uint64_t ns)
+{
+    for (int i = STAMP_DIGITS; i--; ns /= 10)
+        digits[i] = (char)('0' + ns % 10);
+}
+
+/* The text after MARKER as a time; where it stood last time is looked at first. */
+void measure_latency(const char *payload, size_t length, uint64_t now_ns)
+{
+    static size_t last;
+    const size_t marker = sizeof MARKER - 1;
+    const char *found = NULL;
+    if (!stamped)
+        return; /* a search in vain in each of very many messages would be the population's largest cost */
+    if (length >= last + marker + STAMP_DIGITS && !memcmp(payload + last, MARKER, marker))
+        found = payload + last;
+    else if (!(found = memmem(payload, length, MARKER, marker)))
+        return;
+    last = (size_t)(found - payload);
+    if (last + marker + STAMP_DIGITS > length)
+        return;
+    uint64_t sent_ns = 0;
+    for (const char *digit = found + marker; digit < found + marker + STAMP_DIGITS; digit++)
+        sent_ns = sent_ns * 10 + (uint64_t)(*digit - '0');
+    uint64_t took_ns = now_ns > sent_ns ? now_ns - sent_ns : 0;
+    histogram[bucket_of(took_ns)]++;
+    latencies++;
+    if (took_ns > worst_ns)
+        worst_ns = took_ns;
+}

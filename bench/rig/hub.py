@@ -1,0 +1,129 @@
+"""Hub: `hub serve` with its embedded Valkey, as the benches start it.
+
+Does: write its settings, start it, find its processes, say how its clients and publishers speak.
+Called by: servers.
+Never break: nothing is switched off that a deployment would have on; what differs from the defaults stands in SETTINGS,
+and is a limit that the load of a bench would meet.
+
+Published to Redis directly, so that the worker is charged for what each message costs it as a subscriber, which every
+deployment pays, and not for a publisher that may be anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hub.message import Publication, encode_body, pack
+from hub.store import Keys
+
+from .population import Load
+from .processes import BenchError, children, process, read_line
+from .server import CHANNEL, READY_TIMEOUT_S, Batch, Server, Topics
+
+SECRET = "bench-secret-of-at-least-32-bytes-0"
+KEYS = Keys("hub")
+LAST_ID = 1000
+"""Of a client's last command, whatever their number."""
+SETTINGS = f"""\
+workers = %(workers)d
+listen = ["127.0.0.1:0"]
+internal = ["127.0.0.1:0"]
+drain_window_s = 0.0
+state_dir = "%(directory)s/state"
+[auth]
+hmac_secret = "{SECRET}"
+[api]
+key = "not-used-here"
+[redis]
+pending_publishes = 100_000
+[worker]
+handshakes_per_s = 0
+
+[namespaces.bench]
+subscribe = "anyone"
+[namespaces.rooms]
+subscribe = "anyone"
+publish = "subscriber"
+[namespaces.ticks]
+mode = "latest"
+subscribe = "anyone"
+"""
+
+
+@contextlib.contextmanager
+def hub(cpu: int | None, workers: int = 1) -> Iterator[Server]:
+    """Supervisor and Valkey share the workers' CPU and are counted apart. cpu: None for all CPUs."""
+    # Not under a long path: a Unix socket's has 107 bytes.
+    directory = Path(tempfile.mkdtemp(prefix="hub-bench-"))
+    try:
+        (directory / "hub.toml").write_text(SETTINGS % {"workers": workers, "directory": directory})
+        command = [sys.executable, "-m", "hub", "serve", "--config", str(directory / "hub.toml")]
+        with (
+            (directory / "log").open("wb") as log,
+            process(command, cpu, stdout=subprocess.PIPE, stderr=log, bufsize=0) as started,
+        ):
+            yield _running(started, directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _running(started: subprocess.Popen[bytes], directory: Path) -> Server:
+    try:
+        line = read_line(started.stdout, READY_TIMEOUT_S, "hub serve").decode()
+    except BenchError as error:
+        raise BenchError(f"{error}: {(directory / 'log').read_text()}") from None
+    found = re.search(r"\bclients ws://([\d.]+:\d+)(/\S+?)(?=[\s;])", line)
+    sockets = list((directory / "state").rglob("*.sock"))
+    if found is None or len(sockets) != 1:
+        raise BenchError(f"found neither address nor Valkey in {line!r} and {sockets}")
+    below = children(started.pid)
+    valkey = next(pid for pid, name in below.items() if "valkey" in name)
+    workers = tuple(pid for pid in below if pid != valkey)
+    load = Load(
+        found[1], found[2], sends=(greet([CHANNEL]),), ready_text=f'"id":{LAST_ID},', publish=f"unix:{sockets[0]}"
+    )
+    apart = {"supervisor": started.pid, "valkey": valkey}
+    return Server(load, workers, _publish_one, apart, ticker=_topics("ticks"), chat=_topics("rooms"))
+
+
+def greet(channels: Sequence[str], token: str = "") -> str:
+    """Connect and subscribe, all commands in one message."""
+    commands: list[dict[str, object]] = [{"id": 1, "connect": {"token": token} if token else {}}]
+    commands += [{"id": i + 2, "subscribe": {"channel": channel}} for i, channel in enumerate(channels)]
+    commands[-1]["id"] = LAST_ID
+    return "\n".join(json.dumps(command, separators=(",", ":")) for command in commands)
+
+
+def _topics(namespace: str) -> Topics:
+    return Topics(
+        greet=lambda topics: greet([f"{namespace}:{topic}" for topic in topics]),
+        ready_text=f'"id":{LAST_ID},',
+        write=lambda batch: redis_publish(KEYS.feed(namespace), publications(namespace, batch)),
+        post=lambda topic, body: (
+            f'{{"id":{LAST_ID},"publish":{{"channel":"{namespace}:{topic}","data":{body.decode()}}}}}'
+        ),
+        each='{"push":',
+    )
+
+
+def publications(namespace: str, batch: Batch) -> list[Publication]:
+    """Bodies as a publisher of the hub's own would make them."""
+    return [Publication(f"{namespace}:{topic}", encode_body(json.loads(body))) for topic, body in batch]
+
+
+def redis_publish(redis_channel: str, batch: Sequence[Publication]) -> bytes:
+    """PUBLISH as RESP: b'*3\\r\\n$7\\r\\nPUBLISH\\r\\n$18\\r\\nhub:pub:{bench:all}\\r\\n…'"""
+    words = [b"PUBLISH", redis_channel.encode(), pack(batch)]
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+
+
+def _publish_one(body: bytes) -> bytes:
+    return redis_publish(KEYS.channel(CHANNEL), [Publication(CHANNEL, encode_body(json.loads(body)))])

@@ -1,0 +1,160 @@
+"""Population: the load of one server, N WebSocket clients and a publisher, in one C process (population.c).
+
+Does: start it, speak its commands, turn its lines into objects.
+Called by: the benches.
+Never break: a process that says nothing within its time is an error and never a figure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .build import program
+from .processes import BenchError, process, read_line
+
+READY_TIMEOUT_S = 60.0
+RUN_TIMEOUT_S = 120.0
+STAMP = b'"t":"0000000000000000000"'
+"""Where a message's time is put in; 19 digits of ns of CLOCK_MONOTONIC."""
+LINE = "%LINE%"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the clients of one server do.
+
+    server: 'IP:PORT'. sends: text frames of each client after its handshake. ready_text: what the last answer contains;
+    '' for ready after the handshake. publish: 'IP:PORT' or 'unix:PATH', where `run` writes messages; '' for nowhere;
+    publish_hello: what is written there first. ping: a message that is answered by `pong`. each: a frame holds as many
+    messages as it holds this text; '' for one. post: what `post` sends. lines: one text for each client, which stands
+    for LINE in its sends and its post.
+    """
+
+    server: str
+    path: str = "/"
+    sends: tuple[str, ...] = ()
+    ready_text: str = ""
+    publish: str = ""
+    publish_hello: str = ""
+    each: str = ""
+    post: str = ""
+    lines: Sequence[str] = ()
+    ping: str = "{}"
+    pong: str = "{}"
+
+
+class Counts(NamedTuple):
+    """One line of the population; seconds and counts since its start, `reset` or the start of the run.
+
+    cpu_seconds: the population's own. least, most: messages of the connections that got the fewest and the most.
+    excess: messages beyond those published. Latencies in µs, from the publisher's write to the client's read.
+    """
+
+    event: str
+    connections: int
+    ready: int
+    seconds: float
+    cpu_seconds: float
+    messages: int
+    least: int
+    most: int
+    excess: int
+    payload_bytes: int
+    wire_bytes: int
+    reads: int
+    pings: int
+    latencies: int
+    p50_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+
+
+class Population:
+    """A running population."""
+
+    def __init__(self, started: subprocess.Popen[bytes]) -> None:
+        self._process = started
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> Counts:
+        """Return when every client is ready; counts from the first connect on."""
+        return self._answer("ready", timeout_s)
+
+    def template(self, text: bytes) -> None:
+        """What is written to `Load.publish` for each batch; see STAMP."""
+        self._say(b"template %d\n" % len(text) + text)
+
+    def run(self, batches: int, in_flight: int, each: int = 1, timeout_s: float = RUN_TIMEOUT_S) -> Counts:
+        """Publish in a closed loop until everybody has everything: `each` messages of every batch.
+
+        Raises BenchError when somebody has not, as do the next two.
+        """
+        self._say(b"run %d %d %d\n" % (batches, in_flight, each))
+        return self._everything(batches * each, timeout_s)
+
+    def pace(self, messages: int, per_second: float, timeout_s: float = RUN_TIMEOUT_S) -> Counts:
+        """Publish by the clock; latencies count from the moment at which a message was due."""
+        self._say(b"pace %d %f\n" % (messages, per_second))
+        return self._everything(messages, timeout_s)
+
+    def post(self, messages: int, each: int, timeout_s: float = RUN_TIMEOUT_S) -> Counts:
+        """Let every client publish `messages`, the next one when it has received `each` for each that it sent."""
+        self._say(b"post %d %d\n" % (messages, each))
+        return self._everything(messages * each, timeout_s)
+
+    def stall(self, clients: int) -> None:
+        """The first so many read nothing from now on and are not waited for."""
+        self._say(b"stall %d\n" % clients)
+
+    def _everything(self, messages: int, timeout_s: float) -> Counts:
+        counts = self._answer("run", timeout_s)
+        if not (counts.least == counts.most == messages) or counts.excess:
+            raise BenchError(f"{messages} published, received from {counts.least} to {counts.most}: {counts}")
+        return counts
+
+    def reset(self) -> None:
+        self._say(b"reset\n")
+
+    def stats(self) -> Counts:
+        """What was counted since the last `reset`."""
+        self._say(b"stats\n")
+        return self._answer("stats", READY_TIMEOUT_S)
+
+    def _say(self, command: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(command)
+
+    def _answer(self, event: str, timeout_s: float) -> Counts:
+        line = json.loads(read_line(self._process.stdout, timeout_s, "the population"))
+        if line["event"] != event:
+            raise BenchError(f"the population: {line.get('reason', line)}")
+        return Counts(**line)
+
+
+@contextlib.contextmanager
+def population(load: Load, connections: int, cpu: int | None = None, opening: int = 128) -> Iterator[Population]:
+    """Start `connections` clients, at most `opening` of them in their handshake at a time. See `wait_ready`."""
+    command = [program("population"), "--server", load.server, "--path", load.path]
+    command += ["--connections", str(connections), "--opening", str(opening), "--ping", load.ping, "--pong", load.pong]
+    for text in load.sends:
+        command += ["--send", text]
+    for name in ("ready_text", "publish", "publish_hello", "each", "post"):
+        if value := getattr(load, name):
+            command += ["--" + name.replace("_", "-"), value]
+    with tempfile.NamedTemporaryFile(prefix="hub-bench-") as lines:
+        if load.lines:
+            lines.write(b"".join(line.encode() + b"\0" for line in load.lines))
+            lines.flush()
+            command += ["--lines", lines.name]
+        with process(command, cpu, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as started:
+            yield Population(started)
