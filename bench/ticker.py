@@ -24,7 +24,7 @@ from typing import Any
 
 from rig import report, servers, slots
 from rig.population import LINE, Population, population
-from rig.processes import BenchError, pick_cpus
+from rig.processes import pick_cpus
 from rig.server import Server, Topics
 from rig.slots import ByServer, charge, rotated
 
@@ -114,14 +114,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parse()
-    found = report.machine()
-    try:
-        results = run(arguments)
-    except BenchError as error:
-        raise SystemExit(f"bench: {error}") from None
-    outcome = {"bench": "ticker", "arguments": vars(arguments), "machine": found, "servers": slots.record(results)}
-    report.finish(outcome, text(arguments, found, results), arguments)
+    slots.bench("ticker", parse(), run, text)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 from rig import report, slots
 from rig.hub import hub
 from rig.population import population
-from rig.processes import BenchError, pick_cpus
+from rig.processes import pick_cpus
 from rig.server import data
 from rig.slots import ByServer, charge, rotated
 
@@ -74,14 +74,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parse()
-    found = report.machine()
-    try:
-        results = run(arguments)
-    except BenchError as error:
-        raise SystemExit(f"bench: {error}") from None
-    outcome = {"bench": "workers", "arguments": vars(arguments), "machine": found, "servers": slots.record(results)}
-    report.finish(outcome, text(arguments, found, results), arguments)
+    slots.bench("workers", parse(), run, text)
 
 
 if __name__ == "__main__":

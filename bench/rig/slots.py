@@ -7,13 +7,14 @@ Never break: a ratio compares slots of the same round.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from . import report
 from .population import Counts
-from .processes import cpu_s
+from .processes import BenchError, cpu_s
 from .server import Server
 
 T = TypeVar("T")
@@ -114,3 +115,19 @@ def _apart(by_server: ByServer) -> list[str]:
         if parts:
             lines.append(f"Apart, CPU µs per delivery, {name}: {', '.join(parts)}.")
     return lines
+
+
+def bench(
+    name: str,
+    arguments: argparse.Namespace,
+    run: Callable[[argparse.Namespace], ByServer],
+    text: Callable[[argparse.Namespace, dict[str, Any], ByServer], str],
+) -> None:
+    """A whole bench whose outcome is slots by server: measure, print and keep; one line and status 1 where it fails."""
+    found = report.machine()
+    try:
+        results = run(arguments)
+    except BenchError as error:
+        raise SystemExit(f"bench: {error}") from None
+    outcome = {"bench": name, "arguments": vars(arguments), "machine": found, "servers": record(results)}
+    report.finish(outcome, text(arguments, found, results), arguments)
