@@ -113,6 +113,8 @@ class Reactor:
         self.batches: Batches = NoBatches()
         self._epoll = select.epoll()
         self._dirty: list[Pollable] = []
+        self._unserved: list[tuple[int, int, Pollable | None]] = []
+        """Events that the last slice of reading has not reached, and whose they are."""
         self._graves: list[int] = []
         self._flush_armed = False
         self._wheel = TimerWheel(clock)
@@ -184,7 +186,8 @@ class Reactor:
     def _drain(self) -> None:
         connections, clock = self.connections, self.clock
         stop_at = clock() + SLICE_S
-        for fd, events in self._epoll.poll(0, EVENTS_PER_TURN):
+        ready = iter(self._left_over() or self._epoll.poll(0, EVENTS_PER_TURN))
+        for fd, events in ready:
             connection = connections.get(fd)
             if connection is None:  # gone in this very batch
                 continue
@@ -192,9 +195,16 @@ class Reactor:
                 connection.on_writable()
             if events & ~select.EPOLLOUT and connections.get(fd) is connection:
                 connection.on_readable()
-            # What is left fires again, behind everything else; the kernel puts who was served at the end of its list.
             if clock() >= stop_at:
                 break
+        # The kernel puts at the end of its list whom it has named, served or not: asked again now, it would begin with
+        # the same ones, and those who always have something to say would keep all others from their turn.
+        self._unserved = [(fd, events, connections.get(fd)) for fd, events in ready]
+
+    def _left_over(self) -> list[tuple[int, int]]:
+        """Whose turn the last slice did not reach, but for those who have gone since."""
+        connections = self.connections
+        return [(fd, events) for fd, events, one in self._unserved if one is not None and connections.get(fd) is one]
 
     def _flush(self) -> None:
         self._flush_armed = False

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
-from hub.drain import drain
+import pytest
+
+from hub.drain import CLOSES_PER_STEP, drain
 from tests.support import async_test
 
 
@@ -40,6 +43,23 @@ async def test_a_hurry_closes_the_rest_at_once():
     hurried.set()
     await asyncio.wait_for(task, 5)
     assert len(closed) == 2000
+
+
+@pytest.mark.parametrize("window_s", [0.0, 0.02])
+@async_test
+async def test_ten_thousand_are_closed_in_slices_whatever_the_window(window_s):
+    """A window too short for its clients, and none at all: between two slices the loop serves everybody else."""
+    loop, closed, slices = asyncio.get_running_loop(), [], []
+
+    def serve() -> None:
+        slices.append(len(closed))
+        loop.call_soon(serve)
+
+    serve()
+    await drain([One(i, closed) for i in range(10_000)], window_s, asyncio.Event(), loop.time)
+    slices.append(len(closed))
+    assert sorted(number for number, _, _ in closed) == list(range(10_000))
+    assert max(after - before for before, after in itertools.pairwise(slices)) <= CLOSES_PER_STEP
 
 
 @async_test

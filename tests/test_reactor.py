@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 
 import pytest
 
-from hub.connection import take_over
+from hub.connection import READ_BYTES, take_over
 from hub.errors import CLOSE_SHUTDOWN
-from hub.reactor import EVENTS_PER_TURN, Reactor
-from tests.support import async_test
+from hub.reactor import EVENTS_PER_TURN, SLICE_S, Reactor
+from tests.support import FakeClock, async_test
 from tests.test_connection import Recorder, until
 
 
@@ -76,6 +77,119 @@ async def test_a_descriptor_is_closed_only_after_the_batch():
     reactor.stop()
     for sock in theirs:
         sock.close()
+
+
+@async_test
+async def test_clients_that_flood_do_not_keep_others_from_their_turn():
+    """Each read takes a good part of the slice and the next bytes are already there: all the same everybody is read
+    once before anybody is read twice, and the loop serves others after two reads.
+    """
+    clock = FakeClock()
+    reactor = Reactor(asyncio.get_running_loop(), clock=clock)
+    ours, theirs = crowd(reactor, 20)
+    order: list[object] = []
+
+    class Busy(Recorder):
+        __slots__ = ()
+
+        def on_bytes(self, data: bytes) -> None:
+            assert len(data) <= READ_BYTES
+            clock.advance(SLICE_S * 0.6)
+            order.append(self)
+
+    for connection, sock in zip(ours, theirs, strict=True):
+        connection.__class__ = Busy
+        sock.send(b"x" * READ_BYTES * 5)
+    reactor.start()
+    while len(order) < 100:
+        before = len(order)
+        await asyncio.sleep(0)
+        assert len(order) - before <= 2
+    for begin in range(0, 100, 20):
+        assert set(order[begin : begin + 20]) == set(ours)
+    reactor.stop()
+    for sock in theirs:
+        sock.close()
+
+
+@async_test
+async def test_who_was_left_over_by_a_slice_and_is_gone_is_not_called():
+    """Nor is the newcomer that has its descriptor's number by then."""
+    clock = FakeClock()
+    reactor = Reactor(asyncio.get_running_loop(), clock=clock)
+    ours, theirs = crowd(reactor, 2)
+    read: list[Recorder] = []
+
+    class Busy(Recorder):
+        __slots__ = ()
+
+        def on_bytes(self, data: bytes) -> None:
+            clock.advance(SLICE_S)
+            read.append(self)
+
+    class Deaf(Recorder):
+        __slots__ = ()
+
+        def on_readable(self) -> None:
+            raise AssertionError("an event of somebody else")
+
+    for connection, sock in zip(ours, theirs, strict=True):
+        connection.__class__ = Busy
+        sock.send(b"x")
+    reactor._drain()
+    [served] = read
+    [left] = set(ours) - {served}
+    number = left.fd
+    left.abort()
+    reactor._bury()
+    [newcomer], more = crowd(reactor, 1)
+    assert newcomer.fd == number
+    newcomer.__class__ = Deaf
+    reactor._drain()
+    assert read == [served] and left.gone == 1
+    reactor.stop()
+    for sock in theirs + more:
+        sock.close()
+
+
+@async_test
+async def test_a_copy_of_a_descriptor_elsewhere_keeps_no_events_in_the_epoll():
+    """close() alone would leave the socket registered as long as a copy lives, and its events would spin the loop."""
+    reactor = Reactor(asyncio.get_running_loop())
+    reactor.start()
+    (one,), (sock,) = crowd(reactor, 1)
+    number, copy = one.fd, os.dup(one.fd)
+    one.abort()
+    await until(lambda: not os.path.exists(f"/proc/self/fd/{number}"))
+    sock.send(b"for nobody")
+    assert select.select([copy], [], [], 5)[0]
+    assert reactor._epoll.poll(0) == []
+    os.close(copy)
+    sock.close()
+    reactor.stop()
+
+
+@async_test
+async def test_what_was_queued_for_one_that_is_gone_never_reaches_the_next_with_its_number():
+    """Put, armed, aborted: the number comes free only when all that was queued in that turn has been thrown away."""
+    reactor = Reactor(asyncio.get_running_loop())
+    reactor.start()
+    (one,), (sock,) = crowd(reactor, 1)
+    number = one.fd
+    reactor.schedule(one, reactor.clock())
+    one.put(b"for the first")
+    one.abort()
+    (early,), (early_sock,) = crowd(reactor, 1)
+    assert early.fd != number, "free before the end of the turn"
+    await until(lambda: not os.path.exists(f"/proc/self/fd/{number}"))
+    (late,), (late_sock,) = crowd(reactor, 1)
+    assert late.fd == number
+    late.put(b"for the second")
+    await asyncio.sleep(reactor._wheel.tick_s * 2.5)  # the deadline of the first, which must not fire on anybody
+    assert late_sock.recv(100) == b"for the second" and late.deadlines == one.deadlines == 0
+    reactor.stop()
+    for each in (sock, early_sock, late_sock):
+        each.close()
 
 
 @async_test
