@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
 
 from .audience import Audience, Group, Subscriber
 
@@ -41,6 +40,12 @@ class Sweep:
         self._group: Group | None = None
         self._fds: list[int] = []
         self._next = 0
+        self._places: dict[int, int] | None = None
+        """Where each of `_fds` stands; made when the first of them is looked for."""
+        self._others: dict[Subscriber, None] = {}
+        """Of the group at hand, who is not direct and has not been offered the batch."""
+        self._per_chunk = 1
+        """How many of them in one chunk."""
         self._data = b""
         self._skip: set[int] = set()
         self._turn = 0
@@ -56,18 +61,24 @@ class Sweep:
         start = self._turn * PRIME % len(order) if order else 0
         self._left = dict.fromkeys(order[start:] + order[:start])
         self._skip = set()
-        self._fds, self._next = [], 0
+        self._walk([])
         self._turn += 1
         self.running = True
+
+    def _walk(self, fds: list[int]) -> None:
+        self._fds, self._next, self._places = fds, 0, None
 
     def run(self, slice_s: float) -> bool:
         """Write for about `slice_s` seconds. True: the batch is done."""
         stop_at = self._clock() + slice_s
-        while self._next < len(self._fds) or self._reach_next_group():
-            self._write_chunk()
+        while self._next < len(self._fds) or self._others or self._reach_next_group():
+            if self._next < len(self._fds):
+                self._write_chunk()
+            elif self._others:
+                self._offer_chunk()
             if self._clock() >= stop_at:
                 break
-        self.running = self._next < len(self._fds) or bool(self._left)
+        self.running = self._next < len(self._fds) or bool(self._others or self._left)
         if not self.running:
             self._group = None
         return not self.running
@@ -89,7 +100,7 @@ class Sweep:
         group = subscriber.group
         if not self.running or group is None or not subscriber.open or subscriber.fd in self._skip:
             return
-        if group in self._left or (group is self._group and subscriber.fd in islice(self._fds, self._next, None)):
+        if group in self._left or (group is self._group and self._is_to_come(subscriber)):
             self._skip.add(subscriber.fd)
             if subscriber.direct:
                 subscriber.put(group.pending(self._dirty))
@@ -100,15 +111,24 @@ class Sweep:
         """A direct member ceases to be direct. If its turn in the group at hand is to come, its outbox gets it."""
         if not self.running or subscriber.group is not self._group:
             return
-        # A search, but only for who gets stuck just while its own group is being swept.
         self.serve_now(subscriber)
         self._skip.add(subscriber.fd)
 
+    def _is_to_come(self, subscriber: Subscriber) -> bool:
+        """Whether a member of the group at hand still waits for its turn."""
+        if subscriber in self._others:
+            return True
+        if self._places is None:
+            # 5 ms for a hundred thousand, but once: thousands may leave while their group is being swept.
+            self._places = dict(zip(self._fds, range(len(self._fds)), strict=True))
+        return self._places.get(subscriber.fd, -1) >= self._next
+
     def _reach_next_group(self) -> bool:
         """Take up the next group; groups of one are written to on the way, a chunk of them at the most."""
+        size = 0
         for _ in range(CHUNK):
-            if not self._left:
-                return False
+            if not self._left or size >= CHUNK_BYTES:
+                break
             group, _ = self._left.popitem()
             if len(group.fds) != 1 or group.others:
                 self._take_up(group)
@@ -117,19 +137,27 @@ class Sweep:
             if group.fds[0] not in self._skip:
                 self._group, data = group, group.pending(self._dirty)
                 if data:
+                    size += len(data)
                     self._write(group.fds, data)
-        self._fds, self._next = [], 0
-        return True
+        self._walk([])
+        return bool(self._left)
 
     def _take_up(self, group: Group) -> None:
         self._group = group
-        for subscriber in list(group.others):
-            if subscriber.fd not in self._skip:
-                self._offer(subscriber)
         self._data = group.pending(self._dirty) if group.fds else b""
         start = self._turn * PRIME % len(group.fds) if group.fds else 0
-        self._fds = group.fds[start:] + group.fds[:start] if self._data else []
-        self._next = 0
+        self._walk(group.fds[start:] + group.fds[:start] if self._data else [])
+        self._others = dict(group.others)
+        if self._others:
+            frames = sum(len(audience.frames) for audience in self._dirty if audience in group.audiences)
+            self._per_chunk = max(1, CHUNK // max(1, frames))
+
+    def _offer_chunk(self) -> None:
+        """The outboxes of the slow, behind the writes to all others: however many they are, nobody waits for them."""
+        for _ in range(min(self._per_chunk, len(self._others))):
+            subscriber, _ = self._others.popitem()
+            if subscriber.fd not in self._skip:
+                self._offer(subscriber)
 
     def _write_chunk(self) -> None:
         count = max(1, min(CHUNK, CHUNK_BYTES // max(1, len(self._data))))

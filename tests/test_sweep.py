@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
+import pytest
+
 from hub.audience import ELSEWHERE, Audience, Group
-from hub.sweep import CHUNK, Sweep
+from hub.sweep import CHUNK, CHUNK_BYTES, Sweep
 from tests.support import FakeClock
 
 
@@ -177,3 +180,79 @@ def test_groups_of_one_are_written_to_and_the_order_of_groups_rotates():
     assert len(firsts) == 3 and sweep.writes == 3 * 49, "nothing is written to who has nothing in the batch"
     for one in ones:
         one.close()
+
+
+def test_thousands_who_leave_in_the_middle_of_their_sweep_cost_one_look_through_the_group():
+    """A mass close: whether the turn of each is to come is not searched for again and again."""
+
+    class Number(int):
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Number.compared += 1
+            return int(self) == other
+
+        __hash__ = int.__hash__
+
+    rig = Rig(CHUNK * 3)
+    rig.group.fds[:] = [Number(fd) for fd in rig.group.fds]
+    rig.begin(b"x")
+    assert not rig.sweep.run(0)
+    for one in rig.ones:
+        rig.sweep.serve_now(one)
+        one.open = one.direct = False
+        rig.sweep.departs(one)
+        rig.group.remove(one)
+    while not rig.sweep.run(0):
+        pass
+    assert all((one.read() == b"x") != (one.events == [("put", b"x")]) for one in rig.ones)
+    assert Number.compared < 10 * len(rig.ones)
+    rig.close()
+
+
+def test_thousands_who_are_slow_are_offered_the_batch_in_slices_behind_the_others():
+    """Counted in frames; one who catches up meanwhile, and one who goes, is served by the same rule, once."""
+    rig = Rig(CHUNK + 2)
+    slow, fast = rig.ones[:-2], rig.ones[-2:]
+    for one in slow:
+        one.direct = False
+        rig.group.replace(one)
+    rig.begin(b"one", b"two")
+    assert not rig.sweep.run(0)
+    assert [one.read() for one in fast] == [b"onetwo"] * 2 and not any(one.events for one in slow)
+    offered = 0
+    while not rig.sweep.run(0):
+        before, offered = offered, sum(len(one.events) for one in slow)
+        assert 0 < offered - before <= CHUNK
+        for one in [one for one in slow if not one.events][:3]:
+            one.direct = True
+            rig.group.replace(one)
+        for one in [one for one in slow if not one.events][-3:]:
+            rig.sweep.serve_now(one)
+            offered += len(one.events)
+    assert all(one.events in ([b"one", b"two"], [("put", b"onetwo")]) for one in slow)
+    assert not any(one.read() for one in rig.ones)
+    rig.close()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_large_batch_is_paced_by_its_bytes(alone):
+    """In one group, or each in a group of its own: a slice without time writes about CHUNK_BYTES, however few it is."""
+    frame = b"z" * (CHUNK_BYTES // 4)
+    rig = Rig(12)
+    for one in rig.ones:
+        fcntl.fcntl(one.fd, fcntl.F_SETPIPE_SZ, 1 << 16)
+    groups = [rig.group]
+    if alone:
+        groups = [Group(number, frozenset([rig.audience])) for number in range(len(rig.ones))]
+        for one, group in zip(rig.ones, groups, strict=True):
+            rig.group.remove(one)
+            group.add(one)
+    rig.audience.frames, rig.audience.ready = [frame], frame
+    rig.sweep.begin([rig.audience], groups)
+    slices = 1
+    while not rig.sweep.run(0):
+        assert sum(bool(one.events) for one in rig.ones) == 4 * slices
+        slices += 1
+    assert slices == 3 and all(one.events[0][0] == "torn" for one in rig.ones)
+    rig.close()
