@@ -41,7 +41,8 @@ class Fanout:
     ) -> None:
         """members: the plane's connections by descriptor; arm: asks for the end-of-turn call; call_later: the loop's.
 
-        max_bytes: what may wait for the sweep, all channels together.
+        max_bytes: what may wait for the sweep, all channels together; the newest value of a `latest` channel always
+        may.
         """
         self._arm = arm
         self._call_later = call_later
@@ -53,7 +54,9 @@ class Fanout:
         """Who joins (True) or leaves (False) what, before the batch that is being gathered."""
         self._batch: dict[Audience, list[bytes]] = {}
         self._late: dict[Subscriber, dict[Audience, int]] = {}
-        """Who joins what behind so many of its frames in that batch."""
+        """Who joins what behind so many of its frames in that batch, `_replaced` ones included."""
+        self._replaced: dict[Audience, int] = {}
+        """How many frames of an audience that batch has lost to newer ones."""
         self._dirty: list[Audience] = []
         self._paused: dict[Audience, tuple[list[bytes], asyncio.TimerHandle]] = {}
         self.sweep = Sweep(members, clock)
@@ -83,7 +86,7 @@ class Fanout:
         if frames is None:
             self._moves.setdefault(subscriber, {})[audience] = True
         else:
-            self._late.setdefault(subscriber, {})[audience] = len(frames)
+            self._late.setdefault(subscriber, {})[audience] = self._replaced.get(audience, 0) + len(frames)
         self._arm()
 
     def leave(self, channel: str, subscriber: Subscriber) -> None:
@@ -124,11 +127,14 @@ class Fanout:
 
     def _add(self, audience: Audience, frames: list[bytes], frame: bytes) -> None:
         """Take one frame up, while what waits for the sweep is within its bound."""
-        if self.waiting_bytes + len(frame) > self._max_bytes and frames:
-            # The hub itself is behind, so this is the same for all: the newest value, or none.
+        if self.waiting_bytes and self.waiting_bytes + len(frame) > self._max_bytes:
+            # The hub itself is behind, so this is the same for all: the newest value, or none. So beyond the bound
+            # there is one value for each `latest` channel at the most.
             if audience.mode != "latest":
                 self.dropped += 1
                 return
+            if frames is self._batch.get(audience):
+                self._replaced[audience] = self._replaced.get(audience, 0) + len(frames)
             self.conflated += len(frames)
             self.waiting_bytes -= sum(map(len, frames))
             self.deliveries -= len(frames) * audience.size
@@ -171,15 +177,16 @@ class Fanout:
         moves, self._moves = self._moves, {}
         batch, self._batch = self._batch, {}
         late, self._late = self._late, {}
+        replaced, self._replaced = self._replaced, {}
         self._settle(moves)
         self._start(batch)
         for subscriber, joins in late.items():
-            self._catch_up(subscriber, joins)
+            self._catch_up(subscriber, joins, replaced)
 
-    def _catch_up(self, subscriber: Subscriber, joins: dict[Audience, int]) -> None:
+    def _catch_up(self, subscriber: Subscriber, joins: dict[Audience, int], replaced: dict[Audience, int]) -> None:
         """Somebody joined in the middle of this batch: it gets what came behind, and is inside from the next one on."""
-        for audience, first in joins.items():
-            for frame in audience.frames[first:]:
+        for audience, before in joins.items():
+            for frame in audience.frames[max(0, before - replaced.get(audience, 0)) :]:
                 subscriber.put(frame)
             self._moves.setdefault(subscriber, {})[audience] = True
 
