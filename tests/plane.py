@@ -69,6 +69,7 @@ async def plane(
     origins: tuple[str, ...] = (),
     fast: bool = True,
     handshakes_per_s: float = 0,
+    batch_bytes: int = 67_108_864,
     **services: object,
 ) -> AsyncIterator[Plane]:
     """Build everything, wait for Redis, serve; take it down again."""
@@ -76,7 +77,7 @@ async def plane(
     settings = ClientSettings(**(client or {}))
     reactor = Reactor(asyncio.get_running_loop(), settings.close_timeout_s, 10**9)
     fanout = reactor.batches = Fanout(
-        reactor.connections, reactor.arm_turn, reactor.clock, asyncio.get_running_loop().call_later
+        reactor.connections, reactor.arm_turn, reactor.clock, asyncio.get_running_loop().call_later, batch_bytes
     )
     broker = Broker(store, 1000)
     ingest = Ingest(store, fanout.deliver, lambda payload: None)

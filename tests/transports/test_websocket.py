@@ -13,6 +13,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from hub import auth, frames
 from hub.message import Publication
+from hub.transports import websocket
+from tests.nodes import until
 from tests.plane import SECRET, Client, client, plane
 from tests.support import async_test
 
@@ -398,3 +400,59 @@ async def test_pings_of_a_client_that_does_not_read_pile_up_no_pongs(valkey_url,
         assert received.count(b"\x8a") == 1
         assert hub.reactor.backlog.conflated == 0
         writer.close()
+
+
+@async_test
+async def test_pong_and_close_queue_behind_a_frame_that_is_half_sent(valkey_url, prefix):
+    """Control frames may stand between the fragments of a message, never inside a frame (RFC 6455 §5.4)."""
+    async with plane(valkey_url, prefix, client={"outbox_bytes": 1 << 24}) as hub:
+        reader, writer, _ = await raw(hub.port, head())
+        writer.write(masked(frames.TEXT, b'{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"open:a"}}'))
+        await asyncio.wait_for(reader.readuntil(b'"subscribe":{}}'), 5)
+        writer.transport.pause_reading()
+        [stuck] = hub.reactor.connections.values()
+        body = b'{"data":"%s"}' % (b"x" * 8_000_000)
+        hub.fanout.deliver([Publication("open:a", body)])
+        await until(lambda: not stuck.direct)
+        left = stuck._outbox.size
+        writer.write(masked(frames.PING, b"mark"))
+        await until(lambda: stuck._outbox.size > left)
+        writer.write(masked(frames.CLOSE, (4001).to_bytes(2, "big")))
+        await until(lambda: not stuck.open)
+        writer.transport.resume_reading()
+        expected = websocket.NATIVE.encode_publication("open:a", body) + frames.encode_frame(frames.PONG, b"mark")
+        received = await asyncio.wait_for(reader.read(-1), 10)
+        assert received == expected + frames.encode_close(4001, "")
+        writer.close()
+
+
+@async_test
+async def test_half_open_clients_leave_nothing_behind(valkey_url, prefix):
+    """Peers that vanished without a word, some with bytes that they never took: all are closed with 3012 at the pong's
+    deadline, cut when they don't answer that either, and everything that was theirs is free again.
+    """
+    times = {"connect_timeout_s": 0.1, "ping_interval_s": 1.1, "pong_timeout_s": 1.0, "close_timeout_s": 0.2}
+    bounds = {"outbox_bytes": 1 << 24}
+    async with plane(valkey_url, prefix, client=times | bounds, jitter=lambda: 0.0) as hub:
+        before, ours = len(os.listdir("/proc/self/fd")), []
+        for _ in range(20):
+            reader, writer, _ = await raw(hub.port, head())
+            writer.write(masked(frames.TEXT, b'{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"open:a"}}'))
+            await asyncio.wait_for(reader.readuntil(b'"subscribe":{}}'), 5)
+            writer.transport.pause_reading()
+            ours.append(writer)
+        connections = list(hub.reactor.connections.values())
+        assert hub.fanout.counts() == {"open:a": 20} == {"open:a": hub.services.users.sessions}
+        assert len(os.listdir("/proc/self/fd")) == before + 40
+        for one in connections[:10]:
+            one.put(frames.encode_frame(frames.TEXT, b"x" * 8_000_000))
+        await until(lambda: sum(not one.direct for one in connections) == 10)
+        await until(lambda: not hub.reactor.connections)
+        assert {one.closed_with.code for one in connections} == {3012}
+        await until(lambda: len(os.listdir("/proc/self/fd")) == before + 20)
+        await until(lambda: not hub.fanout.busy)
+        assert hub.fanout.counts() == {} and not hub.fanout._groups
+        assert hub.services.users.sessions == 0 == hub.reactor.backlog.bytes
+        assert hub.ingest._held == {hub.ingest._control}
+        for writer in ours:
+            writer.close()
