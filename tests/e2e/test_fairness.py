@@ -16,11 +16,11 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from hub import frames
+from hub import drain, frames
 from hub.acceptor import Acceptor
 from hub.audience import ELSEWHERE, Audience
 from hub.channels import Namespace
-from hub.connection import Connection
+from hub.connection import Connection, take_over
 from hub.message import Publication, pack
 from hub.store import Keys
 from hub.transports.websocket import NATIVE, WebSocketConnection
@@ -258,3 +258,47 @@ async def test_floods_of_frames_leave_everybody_else_served(valkey_url, prefix, 
             assert all(before.count(each) <= 2 for each in set(before))
             assert max(size for _, size in reads) <= MOST_READ_BYTES
             assert len(reads) < 20 * 5, "served only after everything else was read"
+
+
+@async_test
+async def test_a_mass_close_in_the_middle_of_a_sweep_is_sliced(valkey_url, prefix, monkeypatch):
+    """Two thousand subscribers sent away while a publication is on its way to them: each gets it once and then its
+    close frame, another client's commands are answered meanwhile, and every descriptor is free in the end.
+    """
+    count, step = 2000, 50
+    monkeypatch.setattr(drain, "CLOSES_PER_STEP", step)
+    hello = masked(frames.TEXT, b'{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"open:crowd"}}')
+    async with plane(valkey_url, prefix, client={"close_timeout_s": 0.2}) as hub, client(hub.url) as one:
+        before, theirs, connections = len(os.listdir("/proc/self/fd")), [], []
+        for _ in range(count):
+            ours, other = socket.socketpair()
+            other.setblocking(False)
+            theirs.append(other)
+            connections.append(hub.door.new_connection(take_over(ours)))
+            connections[-1].begin(b"", hello)
+        await until(lambda: hub.fanout.counts() == {CROWD: count} and not hub.fanout.busy)
+        for other in theirs:
+            other.recv(4096)
+        run = hub.fanout.sweep.run
+        hub.fanout.sweep.run = lambda slice_s: run(0)
+        hub.fanout.deliver([Publication(CROWD, b'{"data":1}')])
+        while not hub.fanout.sweep.running:
+            await asyncio.sleep(0)
+        still_open, answered, overlap = [count], [], False
+        ending = asyncio.create_task(drain.drain(connections, 0, asyncio.Event(), hub.reactor.clock))
+        command = asyncio.create_task(one.command(rpc={"method": "hub.time"}))
+        command.add_done_callback(lambda _: answered.append(still_open[-1]))
+        while not ending.done():
+            await asyncio.sleep(0)
+            still_open.append(sum(connection.open for connection in connections))
+            assert still_open[-2] - still_open[-1] <= 2 * step
+            overlap |= still_open[-1] < count and hub.fanout.sweep.running
+        await command
+        assert overlap and answered[0] > 0, "one before or behind the other"
+        await until(lambda: len(hub.reactor.connections) == 1)
+        expected = NATIVE.encode_publication(CROWD, b'{"data":1}') + frames.encode_close(3001, "shutdown")
+        assert {other.recv(4096) for other in theirs} == {expected}
+        for other in theirs:
+            other.close()
+        await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+        assert hub.fanout.counts() == {}
