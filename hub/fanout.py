@@ -18,7 +18,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping
 
-from .audience import ELSEWHERE, Audience, Group, Subscriber, WireForm
+from .audience import ELSEWHERE, Audience, Board, Group, Subscriber, WireForm
 from .channels import Namespace
 from .message import Publication
 from .sweep import Sweep
@@ -59,7 +59,8 @@ class Fanout:
         """How many frames of an audience that batch has lost to newer ones."""
         self._dirty: list[Audience] = []
         self._paused: dict[Audience, tuple[list[bytes], asyncio.TimerHandle]] = {}
-        self.sweep = Sweep(members, clock)
+        self._board = Board()
+        self.sweep = Sweep(members, clock, self._board.ready)
         self.subscriptions = 0
         """Of all subscribers to all channels, now."""
         self.deliveries = 0
@@ -76,7 +77,8 @@ class Fanout:
         audience = forms.get(subscriber.wire)
         if audience is None:
             pause_s = namespace.flush_ms / 1000
-            audience = Audience(channel, subscriber.wire, namespace.mode, self._new_mark(), pause_s)
+            slot = self._board.take()
+            audience = Audience(channel, subscriber.wire, namespace.mode, self._new_mark(), slot, pause_s)
             forms[subscriber.wire] = audience
         audience.size += 1
         self.subscriptions += 1
@@ -99,6 +101,8 @@ class Fanout:
             del forms[subscriber.wire]
             if not forms:
                 del self._audiences[channel]
+            if not audience.groups:
+                self._board.give_back(audience.slot)
         self._late.get(subscriber, {}).pop(audience, None)
         self._moves.setdefault(subscriber, {})[audience] = False
         # Of the batch under way it gets its part now, so that nothing comes behind whatever it is told next.
@@ -197,9 +201,10 @@ class Fanout:
     def run(self) -> None:
         """Sweep a slice; asks for another turn while something is left."""
         if self.sweep.running and self.sweep.run(SLICE_S):
+            ready = self._board.ready
             for audience in self._dirty:
                 audience.frames = []
-                audience.ready = b""
+                ready[audience.slot] = b""
             self._dirty = []
         if self.busy:
             self._arm()
@@ -233,10 +238,14 @@ class Fanout:
     def _start(self, batch: dict[Audience, list[bytes]]) -> None:
         if not batch:
             return
+        ready = self._board.ready
         for audience, frames in batch.items():
             audience.frames = frames
-            audience.ready = frames[0] if len(frames) == 1 else b"".join(frames)
-            self.waiting_bytes -= len(audience.ready)
+            piece = frames[0] if len(frames) == 1 else b"".join(frames)
+            self.waiting_bytes -= len(piece)
+            # Whom everybody has left since may have given its slot back, and another one has it.
+            if audience.groups:
+                ready[audience.slot] = piece
         self._dirty = list(batch)
         self.sweep.begin(self._dirty, self._concerned())
 
@@ -264,7 +273,7 @@ class Fanout:
     def _group(self, key: int, audiences: set[Audience]) -> Group:
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(key, frozenset(audiences))
+            group = self._groups[key] = Group(key, audiences)
             for audience in audiences:
                 audience.groups.add(group)
         return group
@@ -275,3 +284,5 @@ class Fanout:
             del self._groups[group.key]
             for audience in group.audiences:
                 audience.groups.discard(group)
+                if not audience.groups and not audience.size:
+                    self._board.give_back(audience.slot)

@@ -1,7 +1,7 @@
 """Sweep: one batch of publications written to everybody whom it concerns, in slices.
 
-Does: go from group to group and write each group's joined bytes to all its direct members in a bare loop of `os.write`;
-hand the batch to the outboxes of the others.
+Does: go from group to group and write each group's joined bytes to all its direct members in a bare loop of `os.write`,
+those of groups of one in a bare loop over the groups; hand the batch to the outboxes of the others.
 Does not: decide what is in a batch or who is in a group (fanout), nor read or close sockets.
 Called by: fanout (begin, run), connection (take_for, departs).
 Never break: nothing is written to a descriptor whose connection has torn bytes, last words or its end before it:
@@ -14,9 +14,10 @@ the next batch, so a hub that falls behind makes its batches larger and its writ
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 
-from .audience import Audience, Group, Subscriber
+from .audience import LOOK_UP, Audience, Group, Subscriber
 
 PRIME = 7919
 CHUNK_BYTES = 1_048_576
@@ -30,13 +31,15 @@ CHUNK = 128
 class Sweep:
     """The sweep of one worker; one batch at a time."""
 
-    def __init__(self, members: Mapping[int, Subscriber], clock: Callable[[], float]) -> None:
-        """members: the plane's connections by descriptor."""
+    def __init__(self, members: Mapping[int, Subscriber], clock: Callable[[], float], ready: list[bytes]) -> None:
+        """members: the plane's connections by descriptor; ready: the board's."""
         self._members = members
         self._clock = clock
+        self._ready = ready
         self._dirty: list[Audience] = []
-        self._left: dict[Group, None] = {}
-        """Groups that have not been reached."""
+        self._order: Iterator[Group] = iter(())
+        self._left: set[Group] = set()
+        """Groups that have not been reached: those that `_order` has still to give."""
         self._group: Group | None = None
         self._fds: list[int] = []
         self._next = 0
@@ -54,12 +57,15 @@ class Sweep:
         """System calls since the start."""
 
     def begin(self, dirty: list[Audience], groups: Iterable[Group]) -> None:
-        """Start on a batch: `dirty` audiences have `frames` and `ready`, `groups` are those that hold any of them."""
+        """Start on a batch: `dirty` audiences have `frames`, and their pieces lie on the board; `groups` are those that
+        hold any of them.
+        """
         self._dirty = dirty
         # Another start each time, so that the same clients are not always the last.
         order = list(groups)
         start = self._turn * PRIME % len(order) if order else 0
-        self._left = dict.fromkeys(order[start:] + order[:start])
+        self._order = iter(order[start:] + order[:start])
+        self._left = set(order)
         self._skip = set()
         self._walk([])
         self._turn += 1
@@ -71,14 +77,16 @@ class Sweep:
     def run(self, slice_s: float) -> bool:
         """Write for about `slice_s` seconds. True: the batch is done."""
         stop_at = self._clock() + slice_s
-        while self._next < len(self._fds) or self._others or self._reach_next_group():
+        while self.running:
+            if self._next >= len(self._fds) and not self._others:
+                self._reach_groups()
             if self._next < len(self._fds):
                 self._write_chunk()
             elif self._others:
                 self._offer_chunk()
+            self.running = self._next < len(self._fds) or bool(self._others or self._left)
             if self._clock() >= stop_at:
                 break
-        self.running = self._next < len(self._fds) or bool(self._others or self._left)
         if not self.running:
             self._group = None
         return not self.running
@@ -93,7 +101,7 @@ class Sweep:
         if group is None or group not in self._left or subscriber.fd in self._skip or not subscriber.direct:
             return b""
         self._skip.add(subscriber.fd)
-        return group.pending(self._dirty)
+        return group.pending(self._dirty, self._ready)
 
     def serve_now(self, subscriber: Subscriber) -> None:
         """Put the batch's part of a member whose turn is still to come into its outbox; the sweep passes it over."""
@@ -103,7 +111,7 @@ class Sweep:
         if group in self._left or (group is self._group and self._is_to_come(subscriber)):
             self._skip.add(subscriber.fd)
             if subscriber.direct:
-                subscriber.put(group.pending(self._dirty))
+                subscriber.put(group.pending(self._dirty, self._ready))
             else:
                 self._offer(subscriber)
 
@@ -123,33 +131,52 @@ class Sweep:
             self._places = dict(zip(self._fds, range(len(self._fds)), strict=True))
         return self._places.get(subscriber.fd, -1) >= self._next
 
-    def _reach_next_group(self) -> bool:
-        """Take up the next group; groups of one are written to on the way, a chunk of them at the most."""
-        size = 0
-        for _ in range(CHUNK):
-            if not self._left or size >= CHUNK_BYTES:
-                break
-            group, _ = self._left.popitem()
-            if len(group.fds) != 1 or group.others:
-                self._take_up(group)
-                return True
-            # Everybody with a list of their own, the usual case of a watch list: what a group costs is what one costs.
-            if group.fds[0] not in self._skip:
-                self._group, data = group, group.pending(self._dirty)
-                if data:
-                    size += len(data)
-                    self._write(group.fds, data)
+    def _reach_groups(self) -> None:
+        """Write to groups of one, a chunk of them at the most, and take up the next that is not.
+
+        Everybody with a list of their own is the usual case of watch lists: this loop is as bare as that in `_write`.
+        """
+        # The group before is done: nobody of it has to be looked for any more.
+        self._group = None
         self._walk([])
-        return bool(self._left)
+        dirty, ready, skip, reached = self._dirty, self._ready, self._skip, self._left.remove
+        join, write, wide = b"".join, os.write, LOOK_UP * len(dirty)
+        writes, room = 0, CHUNK_BYTES
+        for group in islice(self._order, CHUNK):
+            reached(group)
+            fd = group.alone
+            if fd < 0:
+                self._take_up(group)
+                break
+            if fd in skip:
+                continue
+            # As `pending` does it, whose call would cost as much as all else here.
+            data = join(group.pick(ready)) if len(group.audiences) <= wide else group.pending(dirty, ready)
+            size = len(data)
+            if not size:
+                continue
+            writes += 1
+            try:
+                written = write(fd, data)
+            except BlockingIOError:
+                written = 0
+            except OSError:
+                written = -1
+            if written != size:
+                self._mend([(fd, written)], data)
+            room -= size
+            if room <= 0:
+                break
+        self.writes += writes
 
     def _take_up(self, group: Group) -> None:
         self._group = group
-        self._data = group.pending(self._dirty) if group.fds else b""
+        self._data = group.pending(self._dirty, self._ready) if group.fds else b""
         start = self._turn * PRIME % len(group.fds) if group.fds else 0
         self._walk(group.fds[start:] + group.fds[:start] if self._data else [])
         self._others = dict(group.others)
         if self._others:
-            frames = sum(len(audience.frames) for audience in self._dirty if audience in group.audiences)
+            frames = sum(len(audience.frames) for audience in self._dirty if group in audience.groups)
             self._per_chunk = max(1, CHUNK // max(1, frames))
 
     def _offer_chunk(self) -> None:
@@ -215,8 +242,8 @@ class Sweep:
             subscriber.offer(audience, frame)
 
     def _offer(self, subscriber: Subscriber) -> None:
-        audiences = subscriber.group.audiences if subscriber.group is not None else ()
+        group = subscriber.group
         for audience in self._dirty:
-            if audience in audiences:
+            if group in audience.groups:
                 for frame in audience.frames:
                     subscriber.offer(audience, frame)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub.audience import ELSEWHERE, Audience, Group
+from hub.audience import ELSEWHERE, LOOK_UP, Audience, Board, Group
 
 
 class One:
@@ -16,16 +16,21 @@ class One:
         self.place = ELSEWHERE
 
 
-def audience(name: str, ready: bytes = b"") -> Audience:
-    one = Audience(name, None, "none", hash(name))
-    one.ready = ready
-    return one
+def audience(name: str, slot: int) -> Audience:
+    return Audience(name, None, "none", hash(name), slot)
+
+
+def group_of(*audiences: Audience) -> Group:
+    group = Group(0, audiences)
+    for one in audiences:
+        one.groups.add(group)
+    return group
 
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "remove", "flip"]), st.integers(0, 9)), max_size=80))
 def test_a_member_stands_in_one_place_whatever_comes_and_goes(steps):
-    """fds holds exactly the direct members, each at the place it knows; the others stand apart."""
-    group = Group(0, frozenset())
+    """fds holds exactly the direct members, each at the place it knows; the others apart; who is alone is known."""
+    group = group_of(audience("a", 0))
     members = [One(fd) for fd in range(10)]
     for action, fd in steps:
         one = members[fd]
@@ -42,14 +47,41 @@ def test_a_member_stands_in_one_place_whatever_comes_and_goes(steps):
         assert set(group.others) == {m for m in inside if not m.direct}
         assert all(group.fds[m.place] == m.fd for m in inside if m.direct)
         assert len(group) == len(inside)
+        assert group.alone == (inside[0].fd if len(inside) == 1 and inside[0].direct else ELSEWHERE)
 
 
 def test_what_is_pending_is_joined_whichever_side_is_the_smaller():
-    """Few audiences in a large batch, or a large list and a small batch: the same bytes for the same group."""
-    a, b, c = audience("a", b"1"), audience("b", b"2"), audience("c")
-    assert Group(0, frozenset([a])).pending([a, b]) == b"1"
-    assert Group(0, frozenset([a, c])).pending([a, b, audience("d", b"4")]) == b"1"
-    both = Group(0, frozenset([a, b, c]))
-    assert sorted(both.pending([a, b])) == sorted(b"12")
-    assert both.pending([b]) == b"2"
-    assert Group(0, frozenset([c])).pending([a]) == b""
+    """Few audiences in a large batch, or a large list and a small batch: the same bytes, the same frames."""
+    a, b, c, d = (audience(name, slot) for slot, name in enumerate("abcd"))
+    ready = [b"1", b"22", b"", b"4"]
+    a.frames, b.frames, d.frames = [b"1"], [b"2", b"2"], [b"4"]
+    one, two, all_three, quiet = group_of(a), group_of(a, c), group_of(a, b, c), group_of(c)
+    assert one.pending([a, b], ready) == two.pending([a, b, d], ready) == b"1"
+    assert all_three.pending([a, b], ready) == b"122"
+    assert list(all_three.pending_frames([a, b])) == [(a, b"1"), (b, b"2"), (b, b"2")]
+    assert quiet.pending([a], ready) == b"" and list(quiet.pending_frames([a])) == []
+
+
+def test_a_long_list_is_not_gone_through_for_a_small_batch():
+    """Only the batch's audiences are looked up then; nothing is read of the rest of the board."""
+    many = [audience(str(i), i) for i in range(LOOK_UP * 2 + 1)]
+    group, elsewhere = group_of(*many), audience("x", 0)
+    many[3].frames, many[5].frames = [b"3"], [b"5", b"5"]
+    ready = [b"?"] * len(many)
+    ready[3], ready[5] = b"3", b"55"
+    assert group.picks_from([many[5], elsewhere, many[3]])
+    for dirty, frames in (
+        ([many[5], many[3]], [(many[5], b"5"), (many[5], b"5"), (many[3], b"3")]),
+        ([elsewhere, many[3]], [(many[3], b"3")]),
+    ):
+        assert not group.picks_from(dirty) and list(group.pending_frames(dirty)) == frames
+        assert group.pending(dirty, ready) == b"".join(frame for _, frame in frames)
+
+
+def test_a_slot_belongs_to_one_at_a_time_and_is_used_again():
+    """The board grows with those who are there at once, not with all who ever were."""
+    board = Board()
+    slots = [board.take() for _ in range(3)]
+    assert sorted(slots) == [0, 1, 2] and board.ready == [b""] * 3
+    board.give_back(slots[1])
+    assert board.take() == slots[1] and board.take() == 3 and len(board.ready) == 4

@@ -595,6 +595,7 @@ def test_against_a_model_everybody_receives_what_it_should_in_order_of_each_chan
                         hub.fanout.leave(each, here[who - 4])
                     here[who - 4].abort()
             await hub.settled()
+            check_board(hub.fanout)
             for i, one in enumerate(ones):
                 frames = [frame.split() for frame in hub.read(one).replace(">", "").split("<")[1:]]
                 for name in "abc", "reply":
@@ -607,3 +608,32 @@ def test_against_a_model_everybody_receives_what_it_should_in_order_of_each_chan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "CHUNK", 1)
         run()
+
+
+def check_board(fanout: Fanout) -> None:
+    """Every slot is one audience's or nobody's, and nothing is left of a batch that is done."""
+    slots = [audience.slot for forms in fanout._audiences.values() for audience in forms.values()]
+    assert sorted(slots + fanout._board._free) == list(range(len(fanout._board.ready)))
+    assert not any(fanout._board.ready)
+
+
+@async_test
+async def test_what_nobody_waits_for_any_more_does_not_take_anothers_place():
+    """A channel that all have left while it paused, and a new one that has its slot, in the same batch."""
+    async with rig() as hub:
+        leaver = hub.client("a", flush_ms=1000)
+        await hub.settled()
+        hub.publish(("a", "1"))
+        [(audience, _)] = hub.fanout._paused.items()
+        hub.fanout.leave("a", leaver)
+        await hub.settled()
+        newcomer = hub.client("b", "c")
+        hub.publish(("b", "2"))
+        hub.fanout._end_pause(audience)
+        assert audience.slot in {forms[newcomer.wire].slot for forms in hub.fanout._audiences.values()}
+        await hub.settled()
+        assert hub.read(newcomer) == "<b 2>" and hub.read(leaver) == ""
+        hub.publish(("c", "3"))
+        await hub.settled()
+        assert hub.read(newcomer) == "<c 3>"
+        check_board(hub.fanout)

@@ -47,20 +47,28 @@ class One:
             os.close(self.reader)
 
 
+def group_of(key: int, *audiences: Audience) -> Group:
+    group = Group(key, audiences)
+    for audience in audiences:
+        audience.groups.add(group)
+    return group
+
+
 class Rig:
     """A sweep over one group of one audience."""
 
     def __init__(self, count: int) -> None:
         self.clock = FakeClock()
         self.ones = [One() for _ in range(count)]
-        self.sweep = Sweep({one.fd: one for one in self.ones}, self.clock)
-        self.audience = Audience("a", None, "none", 1)
-        self.group = Group(1, frozenset([self.audience]))
+        self.ready = [b""]
+        self.sweep = Sweep({one.fd: one for one in self.ones}, self.clock, self.ready)
+        self.audience = Audience("a", None, "none", 1, 0)
+        self.group = group_of(1, self.audience)
         for one in self.ones:
             self.group.add(one)
 
     def begin(self, *frames: bytes) -> None:
-        self.audience.frames, self.audience.ready = list(frames), b"".join(frames)
+        self.audience.frames, self.ready[0] = list(frames), b"".join(frames)
         self.sweep.begin([self.audience], [self.group])
 
     def close(self) -> None:
@@ -135,12 +143,14 @@ def test_a_full_pipe_a_short_write_and_a_dead_reader_are_told_apart():
 
 
 def test_others_of_a_group_get_every_frame_by_itself():
-    """Who is not direct is offered the batch frame by frame, so that it can be conflated."""
+    """Who is not direct is offered its part of the batch frame by frame, so that it can be conflated."""
     rig = Rig(2)
     slow, fast = rig.ones
     slow.direct = False
     rig.group.replace(slow)
-    rig.begin(b"one", b"two")
+    elsewhere = Audience("b", None, "none", 2, 1)
+    elsewhere.frames, rig.audience.frames, rig.ready[0] = [b"not its own"], [b"one", b"two"], b"onetwo"
+    rig.sweep.begin([elsewhere, rig.audience], [rig.group])
     assert rig.sweep.run(1.0)
     assert slow.events == [b"one", b"two"] and slow.read() == b"" and fast.read() == b"onetwo"
     rig.close()
@@ -160,26 +170,96 @@ def test_a_large_batch_that_is_taken_in_part_is_torn_at_a_frame():
     rig.close()
 
 
-def test_groups_of_one_are_written_to_and_the_order_of_groups_rotates():
-    """Everybody with a list of their own: each gets its bytes once, and not always the same is the last."""
-    clock, ones = FakeClock(), [One() for _ in range(50)]
-    sweep = Sweep({one.fd: one for one in ones}, clock)
-    audience, quiet = Audience("a", None, "none", 1), Audience("b", None, "none", 2)
-    groups = [Group(i, frozenset([audience if i else quiet])) for i in range(50)]
-    for group, one in zip(groups, ones, strict=True):
-        group.add(one)
-    audience.frames, audience.ready = [b"x"], b"x"
-    firsts = set()
+class Groups:
+    """A sweep over groups of one; the first one's audience is silent."""
+
+    def __init__(self, count: int) -> None:
+        self.ones = [One() for _ in range(count)]
+        self.sweep = Sweep({one.fd: one for one in self.ones}, FakeClock(), [b"x", b""])
+        self.audience, quiet = Audience("a", None, "none", 1, 0), Audience("b", None, "none", 2, 1)
+        self.audience.frames = [b"x"]
+        self.groups = [group_of(i, self.audience if i else quiet) for i in range(count)]
+        for group, one in zip(self.groups, self.ones, strict=True):
+            group.add(one)
+
+    def close(self) -> None:
+        for one in self.ones:
+            one.close()
+
+
+def test_groups_of_one_are_written_to_and_the_order_of_groups_rotates(monkeypatch):
+    """Everybody with a list of their own: each gets its bytes once, and not always the same are the last."""
+    monkeypatch.setattr("hub.sweep.CHUNK", 10)
+    rig, firsts = Groups(50), set()
     for _ in range(3):
-        sweep.begin([audience], groups)
-        order = list(sweep._left)
-        firsts.add(order[-1].key)
-        while not sweep.run(0):
+        rig.sweep.begin([rig.audience], rig.groups)
+        assert not rig.sweep.run(0)
+        early = [one.read() for one in rig.ones]
+        firsts.add(tuple(early))
+        assert early.count(b"x") in (9, 10)
+        while not rig.sweep.run(0):
             pass
-        assert [one.read() for one in ones] == [b"", *[b"x"] * 49]
-    assert len(firsts) == 3 and sweep.writes == 3 * 49, "nothing is written to who has nothing in the batch"
-    for one in ones:
+        late = [one.read() for one in rig.ones]
+        assert [a + b for a, b in zip(early, late, strict=True)] == [b"", *[b"x"] * 49]
+    assert len(firsts) == 3 and rig.sweep.writes == 3 * 49, "nothing is written to who has nothing in the batch"
+    rig.close()
+
+
+def test_groups_of_one_that_fail_or_take_their_part_or_change_cost_the_others_nothing():
+    """A full pipe, a dead reader, one that writes for itself, one that is not direct any more, one that has gone."""
+    rig = Groups(9)
+    _, full, dead, taker, waiter, slow, gone, *fine = rig.ones
+    while True:
+        try:
+            os.write(full.fd, b"-" * 4096)
+        except BlockingIOError:
+            break
+    os.close(dead.reader)
+    dead.reader = -1
+    rig.sweep.begin([rig.audience], rig.groups)
+    assert rig.sweep.take_for(taker) == b"x"
+    rig.sweep.serve_now(waiter)
+    slow.direct = False
+    slow.group.replace(slow)
+    gone.group.remove(gone)
+    assert rig.sweep.run(1.0)
+    assert (full.events, dead.events) == ([("torn", b"x")], ["broken"])
+    assert (taker.events, waiter.events, slow.events, gone.events) == ([], [("put", b"x")], [b"x"], [])
+    assert [one.read() for one in (taker, waiter, slow, gone, *fine)] == [b"", b"", b"", b"", b"x", b"x"]
+    assert rig.sweep.writes == 4
+    rig.close()
+
+
+def test_groups_of_one_and_of_several_follow_each_other():
+    """In whatever order they come, everybody is written to once."""
+    rig = Groups(9)
+    for one in rig.ones[2::3]:
+        one.group.remove(one)
+        rig.groups[1].add(one)
+    extra = [One() for _ in range(2)]
+    for one in extra:
+        rig.groups[4].add(one)
+    for _ in range(5):
+        rig.sweep.begin([rig.audience], rig.groups)
+        while not rig.sweep.run(0):
+            pass
+        assert [one.read() for one in rig.ones + extra] == [b"", *[b"x"] * 10]
+    for one in extra:
         one.close()
+    rig.close()
+
+
+def test_a_batch_that_is_small_beside_a_long_list_is_written_as_any_other():
+    """One channel of a hundred: its piece is written, and the slots of the others are not even read."""
+    one, ready = One(), [b"x", *[b"?"] * 99]
+    audiences = [Audience(str(i), None, "none", i, i) for i in range(100)]
+    sweep = Sweep({one.fd: one}, FakeClock(), ready)
+    group = group_of(1, *audiences)
+    group.add(one)
+    audiences[0].frames = [b"x"]
+    sweep.begin([audiences[0]], [group])
+    assert sweep.run(1.0) and one.read() == b"x"
+    one.close()
 
 
 def test_thousands_who_leave_in_the_middle_of_their_sweep_cost_one_look_through_the_group():
@@ -244,11 +324,11 @@ def test_a_large_batch_is_paced_by_its_bytes(alone):
         fcntl.fcntl(one.fd, fcntl.F_SETPIPE_SZ, 1 << 16)
     groups = [rig.group]
     if alone:
-        groups = [Group(number, frozenset([rig.audience])) for number in range(len(rig.ones))]
+        groups = [group_of(number, rig.audience) for number in range(len(rig.ones))]
         for one, group in zip(rig.ones, groups, strict=True):
             rig.group.remove(one)
             group.add(one)
-    rig.audience.frames, rig.audience.ready = [frame], frame
+    rig.audience.frames, rig.ready[0] = [frame], frame
     rig.sweep.begin([rig.audience], groups)
     slices = 1
     while not rig.sweep.run(0):
