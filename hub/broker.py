@@ -1,42 +1,60 @@
 """Broker: publications into Redis, for every worker of every machine.
 
-Does: send what is published, many commands in one round trip; keep the newest value of `latest` channels.
-Does not: check rules or sizes (publish), receive (ingest), or hold publications until Redis is back.
+Does: make of what is published the commands that store and spread it, by mode; read Redis' replies as receipts.
+Does not: check rules or sizes (publish), send (lane), receive (ingest), or hold publications until Redis is back.
 Called by: publish, ticker.
 
-The promise of `publish`: publications of one worker reach Redis in the order of the calls, each at most once.
-`done(None)` means that Redis has taken and spread it; `done(error)` that it may not have: after a lost connection
-nobody can know, and it is not sent again, because it could then arrive twice.
-Never break: one round trip at a time, so that order holds; what waits is bounded by `redis.pending_publishes`.
+The promise of `publish`: publications of one namespace and worker reach Redis in the order of the calls, each at most
+once. `done(Receipt)` means that Redis has taken and spread it, and confirmed what the receipt's `ack` says;
+`done(error)` that it may not have: after a lost connection nobody can know, and it is not sent again, because it could
+then arrive twice. A publisher who gave an idempotency key may send it again.
+Never break: all publications of one channel go through one lane, so that order holds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
-from hashlib import sha1
-from importlib import resources
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from . import errors
-from .channels import Mode
+from .channels import Namespace
 from .errors import BrokerUnavailable, CommandError, HubError
-from .message import Publication, pack
-from .store import Store
+from .lane import Lane
+from .message import PLAIN, Publication, PublishOptions, pack
+from .scripts import Command, Nonces, Outcome, Scripts
+from .store import Keys, Store
 
-logger = logging.getLogger(__name__)
 
-Done = Callable[[HubError | None], None]
+class Receipt(NamedTuple):
+    """What became of a publication that Redis took."""
+
+    offset: int = 0
+    """Its number in a `stream` channel; 0 in others."""
+    epoch: str = ""
+    duplicate: bool = False
+    """Nothing was published now: this idempotency key had been, and the position is that of then."""
+    ack: str = ""
+    """What was waited for: 'memory', 'fsync' or 'replicas:N'; '' where nothing is kept."""
+    id: str = ""
+    """Of a message in a mailbox; '' elsewhere."""
+
+
+TAKEN = Receipt()
+"""One for all publications without a number."""
+TAKEN_BEFORE = Receipt(duplicate=True)
+Done = Callable[[Receipt | HubError], None]
+Replied = Callable[[Any], None]
+"""Hears what a script replied, or a HubError."""
+MAILBOX_SCRIPTS = ("put", "open", "ack", "visit", "due", "stats", "dead", "requeue")
 LEASE_LOST = "LEASELOST"
 """How publish_latest.lua begins the error for a lease that is not the newest."""
-MAX_BATCH_BYTES = 4_194_304
-"""In one round trip, with one command at least: a slow link must not keep a batch longer than a command may take."""
-MAX_BATCH = 512
-"""Commands in one round trip: beyond this a batch gains nothing, and Redis serves nobody else meanwhile."""
+MEMORY = "memory"
+FSYNC = "fsync"
 
 
 class Lease(NamedTuple):
@@ -46,69 +64,80 @@ class Lease(NamedTuple):
     position: str
 
 
-class _Waiting(NamedTuple):
-    command: tuple[Any, ...]
-    size: int
-    done: Done
-
-
-def load_script(name: str) -> str:
-    """The text of hub/lua/NAME.lua."""
-    return resources.files("hub").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
-
-
 class Broker:
     """Publications of one worker on their way to Redis."""
 
     def __init__(self, store: Store, most_waiting: int, most_bytes: int = 67_108_864) -> None:
+        self._store = store
         self._keys = store.keys
-        self._describe = store.describe
+        self._bounds = (most_waiting, most_bytes)
         self._redis: Redis = store.commands()
-        self._script = load_script("publish_latest")
-        self._digest = sha1(self._script.encode()).hexdigest()  # EVALSHA names a script by it
-        self._waiting: list[_Waiting] = []
-        self._most_waiting = most_waiting
-        self._most_bytes = most_bytes
-        self._bytes = 0
-        """Of bodies that wait or are on their way."""
-        self._sender: asyncio.Task[None] | None = None
+        mailbox = [f"mailbox_{name}" for name in MAILBOX_SCRIPTS]
+        self._scripts = Scripts("publish_latest", "publish_stream", "publish_once", *mailbox)
+        self._nonces = Nonces()
+        self._lane = Lane(self._redis, self._scripts, *self._bounds)
+        self._confirmed_lanes: dict[str, Lane] = {}
 
     async def ping(self) -> None:
         """Return if Redis answers and has the scripts. Raises BrokerUnavailable with the cause."""
         try:
             await self._redis.ping()
-            await self._redis.script_load(self._script)
+            await self._scripts.load(self._redis)
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from None
 
     async def close(self) -> None:
         """Send what waits, as far as Redis takes it, then let go of the connections."""
-        while self._sender is not None:
-            await self._sender
-        await self._redis.aclose()
+        for lane in (self._lane, *self._confirmed_lanes.values()):
+            await lane.close()
 
     def publish(
-        self, mode: Mode, namespace: str, publications: Sequence[Publication], done: Done, lease: Lease | None = None
+        self,
+        rules: Namespace,
+        namespace: str,
+        publications: Sequence[Publication],
+        done: Done,
+        lease: Lease | None = None,
+        options: PublishOptions = PLAIN,
     ) -> None:
         """Send publications of one namespace; `latest`: all in one step, else each by itself and `done` once for each.
 
-        `done` is called later, never from within this call, with None, BrokerUnavailable, or CommandError: 111 when
-        too many wait, 103 when `lease` is no longer the newest.
+        lease: only in `latest`. options: not there; a version only in `stream`.
+        `done` is called later, never from within this call, with a Receipt, BrokerUnavailable, or CommandError: 111
+        when too many wait, 103 when `lease` is no longer the newest, 100 when it is stored but not confirmed in time,
+        108 when it is stored and this store can't confirm what the namespace asks for.
         """
+        lane = self._lane if rules.mode != "stream" or rules.ack == MEMORY else self._confirmed_lane(rules.ack)
         size = sum(len(publication.body) for publication in publications)
-        if len(self._waiting) >= self._most_waiting or (self._bytes and self._bytes + size > self._most_bytes):
+        if not lane.has_room(size):
             error = CommandError(errors.TOO_MANY_REQUESTS, "too many publishes wait for Redis")
             asyncio.get_running_loop().call_soon(done, error)
-            return
-        self._bytes += size
-        if mode == "latest":
-            self._waiting.append(_Waiting(self._latest(namespace, publications, lease), size, done))
+        elif rules.mode == "latest":
+            lane.put(self._latest(namespace, publications, lease), size, partial(self._tell, done))
+        elif rules.mode == "stream" and not options.skip_history:
+            tell = partial(self._tell_numbered, done, rules.ack)
+            for publication in publications:
+                command = stream_command(self._scripts, self._keys, rules, publication, options, self._nonces())
+                lane.put(command, len(publication.body), tell)
         else:
             for publication in publications:
-                command = ("PUBLISH", self._keys.channel(publication.channel), pack([publication]))
-                self._waiting.append(_Waiting(command, len(publication.body), done))
-        if self._sender is None:
-            self._sender = asyncio.get_running_loop().create_task(self._send())
+                lane.put(self._plain(rules, publication, options), len(publication.body), partial(self._tell, done))
+
+    def script(
+        self, name: str, keys: Sequence[str], arguments: Sequence[Any], replied: Replied, ack: str = MEMORY
+    ) -> None:
+        """Run a script of another room, in order with what is published under the same `ack`.
+
+        `replied` is called later, never from within this call, with the script's reply, BrokerUnavailable, or
+        CommandError: 111 when too many wait, 100 and 108 for an `ack` that was not confirmed, as `publish` has them.
+        """
+        lane = self._lane if ack == MEMORY else self._confirmed_lane(ack)
+        size = sum(len(argument) for argument in arguments if isinstance(argument, bytes))
+        if lane.has_room(size):
+            lane.put(self._scripts.call(name, keys, arguments), size, partial(self._tell_reply, replied, ack))
+        else:
+            error = CommandError(errors.TOO_MANY_REQUESTS, "too many commands wait for Redis")
+            asyncio.get_running_loop().call_soon(replied, error)
 
     async def last(self, namespace: str, channels: Sequence[str]) -> list[bytes | None]:
         """The newest bodies of channels of a `latest` namespace, None where there is none yet.
@@ -121,77 +150,97 @@ class Broker:
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from None
 
-    def _latest(self, namespace: str, publications: Sequence[Publication], lease: Lease | None) -> tuple[Any, ...]:
+    def _confirmed_lane(self, ack: str) -> Lane:
+        lane = self._confirmed_lanes.get(ack)
+        if lane is None:
+            wait_s = self._store.command_timeout_s
+            _, _, replicas = ack.partition(":")
+            confirm = ("WAIT", int(replicas), int(wait_s * 1000)) if replicas else ("WAITAOF", 1, 0, int(wait_s * 1000))
+            # Twice: the wait, and then as long as any answer may take.
+            redis = self._store.commands(2 * wait_s)
+            lane = self._confirmed_lanes[ack] = Lane(redis, self._scripts, *self._bounds, confirm)
+        return lane
+
+    # Commands.
+
+    def _latest(self, namespace: str, publications: Sequence[Publication], lease: Lease | None) -> Command:
         # One channel twice in a batch: the script writes both, and the later one stays.
         keys = [self._keys.lease(namespace), self._keys.source(namespace)]
         keys += [self._keys.last(namespace, publication.channel) for publication in publications]
         token, position = lease or ("", "")
         arguments = [self._keys.feed(namespace), pack(publications), token, position]
-        return (
-            "EVALSHA",
-            self._digest,
-            len(keys),
-            *keys,
-            *arguments,
-            *[publication.body for publication in publications],
+        bodies = [publication.body for publication in publications]
+        return self._scripts.call("publish_latest", keys, [*arguments, *bodies])
+
+    def _plain(self, rules: Namespace, publication: Publication, options: PublishOptions) -> Command:
+        topic, payload, key = self._keys.channel(publication.channel), pack([publication]), options.idempotency_key
+        if not key:
+            return ("PUBLISH", topic, payload)
+        remembered_ms = int(rules.idempotency_ttl_s * 1000)
+        return self._scripts.call(
+            "publish_once", [self._keys.once(publication.channel, key)], [topic, payload, remembered_ms]
         )
 
-    async def _send(self) -> None:
-        """Round trip after round trip, until nothing waits. The one Task here, and none for each publication."""
-        try:
-            while self._waiting:
-                batch = self._next_batch()
-                for waiting, answer in zip(batch, await self._round_trip(batch), strict=True):
-                    self._bytes -= waiting.size
-                    self._tell(waiting.done, self._verdict(answer))
-        finally:
-            self._sender = None
+    # Verdicts.
 
-    def _next_batch(self) -> list[_Waiting]:
-        count = size = 0
-        for waiting in self._waiting[:MAX_BATCH]:
-            size += waiting.size
-            if count and size > MAX_BATCH_BYTES:
-                break
-            count += 1
-        batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        return batch
-
-    async def _round_trip(self, batch: list[_Waiting]) -> list[object]:
-        try:
-            answers = await self._execute([waiting.command for waiting in batch])
-            lost = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-            if lost:
-                # Redis was restarted or flushed its scripts; those commands did nothing, so sending them again is safe.
-                await self._redis.script_load(self._script)
-                again = await self._execute([batch[i].command for i in lost])
-                for i, answer in zip(lost, again, strict=True):
-                    answers[i] = answer
-        except (RedisError, OSError) as error:
-            return [error] * len(batch)
-        return answers
-
-    async def _execute(self, commands: list[tuple[Any, ...]]) -> list[object]:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)
-            answers: list[object] = await pipeline.execute(raise_on_error=False)
-        return answers
-
-    def _verdict(self, answer: object) -> HubError | None:
-        if isinstance(answer, ResponseError) and str(answer).startswith(LEASE_LOST):
-            return CommandError(errors.PERMISSION_DENIED, "the lease has passed to another worker")
-        if isinstance(answer, Exception):
+    def _tell(self, done: Done, outcome: Outcome) -> None:
+        reply = outcome.reply
+        if isinstance(reply, ResponseError) and str(reply).startswith(LEASE_LOST):
+            done(CommandError(errors.PERMISSION_DENIED, "the lease has passed to another worker"))
+        elif isinstance(reply, Exception):
             # Out of memory, read-only, loading, link lost: all of them may pass.
-            return self._unavailable(answer)
-        return None
+            done(self._unavailable(reply))
+        else:
+            done(TAKEN_BEFORE if reply == b"duplicate" else TAKEN)
 
-    def _tell(self, done: Done, verdict: HubError | None) -> None:
-        try:
-            done(verdict)
-        except Exception:
-            # One publisher's fault must not keep the verdicts from all others.
-            logger.exception("a publisher failed on its verdict")
+    def _tell_numbered(self, done: Done, ack: str, outcome: Outcome) -> None:
+        if isinstance(outcome.reply, Exception):
+            done(self._unavailable(outcome.reply))
+        elif ack != MEMORY and (doubt := _doubt(ack, outcome.confirmed)):
+            done(doubt)
+        else:
+            offset, epoch, what = cast("tuple[bytes, bytes, bytes]", outcome.reply)
+            done(Receipt(int(offset), str(epoch, "ascii"), what == b"duplicate", ack))
+
+    def _tell_reply(self, replied: Replied, ack: str, outcome: Outcome) -> None:
+        if isinstance(outcome.reply, Exception):
+            replied(self._unavailable(outcome.reply))
+        else:
+            replied((_doubt(ack, outcome.confirmed) if ack != MEMORY else None) or outcome.reply)
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
-        return BrokerUnavailable(f"Redis at {self._describe()}: {error}")
+        return BrokerUnavailable(f"Redis at {self._store.describe()}: {error}")
+
+
+def stream_command(
+    scripts: Scripts, keys: Keys, rules: Namespace, publication: Publication, options: PublishOptions, nonce: str
+) -> Command:
+    """The command that numbers, keeps and spreads one publication; publish_stream.lua says what it answers."""
+    channel, key = publication.channel, options.idempotency_key
+    names = [keys.generation, keys.meta(channel), keys.stream(channel)]
+    arguments: list[Any] = [
+        keys.channel(channel),
+        channel,
+        publication.body,
+        nonce,
+        rules.history_size,
+        int(rules.history_ttl_s * 1000),
+        int(rules.history_meta_ttl_s * 1000),
+    ]
+    # Only where they are used: each costs Redis a string.
+    if key or options.version:
+        names.append(keys.once(channel, key))
+        arguments += [int(rules.idempotency_ttl_s * 1000) if key else "", options.version or "", options.version_epoch]
+    return scripts.call("publish_stream", names, arguments)
+
+
+def _doubt(ack: str, confirmed: object) -> CommandError | None:
+    """Why a stored publication can't be called confirmed, if so. confirmed: what WAIT or WAITAOF replied."""
+    if isinstance(confirmed, ResponseError):
+        # WAITAOF is not there before Redis 7.2, and fails where no append-only file is written.
+        return CommandError(errors.NOT_AVAILABLE, f"stored, but this store can't confirm ack {ack!r}: {confirmed}")
+    if ack == FSYNC:
+        enough = isinstance(confirmed, list) and confirmed[0] >= 1
+    else:
+        enough = isinstance(confirmed, int) and confirmed >= int(ack.partition(":")[2])
+    return None if enough else CommandError(errors.INTERNAL, f"stored, but not confirmed in time: ack {ack!r}")

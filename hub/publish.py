@@ -1,6 +1,6 @@
 """Publishing: the one door in, for clients, the server API and apps.
 
-Does: check the data's nesting and the tags once, build the body, hand it to the broker.
+Does: check the data's nesting, tags and options once, build the body, hand it to the broker, or to the mailbox.
 Does not: check who may publish (session and api do, by `channels`) or how much (the wire and HTTP bound a message's
 size), nor talk to Redis (broker).
 Called by: session, api.
@@ -15,17 +15,24 @@ from . import errors
 from .broker import Broker, Done
 from .channels import Namespace, namespace_of
 from .errors import CommandError
-from .message import ClientInfo, Publication, encode_body
+from .mailbox import Mailboxes, kept
+from .message import PLAIN, ClientInfo, Publication, PublishOptions, encode_body
 
 MAX_TAGS = 32
 MAX_TAG_LENGTH = 255
+MAX_KEY_LENGTH = 255
+"""Of an idempotency key and of a version's epoch, in characters."""
+MAX_VERSION = 2**53 - 1
+"""The largest integer that Lua's numbers, which compare versions, hold exactly."""
 
 
 class Publisher:
     """The door of one worker."""
 
-    def __init__(self, broker: Broker, json_depth: int) -> None:
+    def __init__(self, broker: Broker, json_depth: int, mailboxes: Mailboxes | None = None) -> None:
+        """mailboxes: needed only where a namespace has them."""
         self._broker = broker
+        self._mailboxes = mailboxes
         self._json_depth = json_depth
 
     def publish(
@@ -36,21 +43,34 @@ class Publisher:
         done: Done,
         info: ClientInfo | None = None,
         tags: dict[str, str] | None = None,
+        options: PublishOptions = PLAIN,
+        notice: bytes = b"",
     ) -> None:
-        """Publish to a channel whose name has been checked; `done` as `Broker.publish` has it.
+        """Publish to a channel whose name has been checked; `done` as `Broker.publish`, or `Mailboxes.put`, has it.
 
-        data: what orjson.loads gave, nested at most `json_depth` deep; tags: text to text, at most 32.
-        Raises CommandError 107 at once for data or tags that can't be published; nothing has happened then.
+        data: what orjson.loads gave, nested at most `json_depth` deep; tags: text to text, at most 32. notice: as
+        `Mailboxes.put` has it; only where the namespace has mailboxes.
+        Raises CommandError at once, and nothing has happened then: 107 for data, tags or options out of bounds, 108
+        for options that the namespace's mode has not.
         """
-        if too_deep(data, self._json_depth):
-            raise CommandError(errors.BAD_REQUEST, f"data: nested too deep; allowed: {self._json_depth} levels")
+        check_options(namespace, options)
+        self.check_depth(data)
         check_tags(tags)
         try:
+            if namespace.mailbox and self._mailboxes is not None:
+                message = kept(data, info, tags)
+                self._mailboxes.put(channel, namespace, message, done, options.idempotency_key, notice)
+                return
             body = encode_body(data, info, tags)
         except TypeError as error:  # lone surrogates; orjson takes them in no text
             raise CommandError(errors.BAD_REQUEST, f"data or tags: {error}") from None
         publication = Publication(channel, body)
-        self._broker.publish(namespace.mode, namespace_of(channel), [publication], done)
+        self._broker.publish(namespace, namespace_of(channel), [publication], done, options=options)
+
+    def check_depth(self, data: Any) -> None:
+        """Raises CommandError 107 for data that is nested too deep."""
+        if too_deep(data, self._json_depth):
+            raise CommandError(errors.BAD_REQUEST, f"data: nested too deep; allowed: {self._json_depth} levels")
 
 
 def too_deep(data: Any, most: int) -> bool:
@@ -70,6 +90,36 @@ def too_deep(data: Any, most: int) -> bool:
             return False
         level = inner
     return True
+
+
+def check_options(namespace: Namespace, options: PublishOptions) -> None:
+    """Raises CommandError 107 for options out of bounds, 108 for those that the namespace's mode can't keep."""
+    if options == PLAIN:
+        return
+    key, version, version_epoch, skip_history = options
+    for name, text in (("idempotency_key", key), ("version_epoch", version_epoch)):
+        if not isinstance(text, str) or len(text) > MAX_KEY_LENGTH or not text.isprintable():
+            raise CommandError(errors.BAD_REQUEST, f"{name}: allowed are up to {MAX_KEY_LENGTH} printable characters")
+    if not _is_version(version):
+        raise CommandError(errors.BAD_REQUEST, f"version: allowed is a whole number from 0 to {MAX_VERSION}")
+    if not isinstance(skip_history, bool):
+        raise CommandError(errors.BAD_REQUEST, "skip_history: allowed are true and false")
+    if version and skip_history:
+        raise CommandError(
+            errors.NOT_AVAILABLE, "version: not with skip_history, as versions are kept with the history"
+        )
+    if skip_history and namespace.mailbox:
+        raise CommandError(errors.NOT_AVAILABLE, "skip_history: not in a mailbox, which keeps every message")
+    if skip_history and namespace.mode == "latest":
+        raise CommandError(errors.NOT_AVAILABLE, "skip_history: not in mode latest")
+    if version and namespace.mode != "stream":
+        raise CommandError(errors.NOT_AVAILABLE, f"version: not in mode {namespace.mode}, only in stream")
+    if key and namespace.mode == "latest":
+        raise CommandError(errors.NOT_AVAILABLE, "idempotency_key: not in mode latest")
+
+
+def _is_version(version: object) -> bool:
+    return isinstance(version, int) and not isinstance(version, bool) and 0 <= version <= MAX_VERSION
 
 
 def check_tags(tags: object) -> None:

@@ -2,7 +2,7 @@
 
 Does: find the directory, make it private, lock it.
 Does not: know what lies in it; embedded keeps Valkey's data there.
-Called by: serve, before the supervisor.
+Called by: serve, before the supervisor; saving, for a hub that does not run.
 Never break: two hubs must not work on one directory; Valkey's append-only file has one writer.
 """
 
@@ -23,6 +23,10 @@ LOCK_NAME = "lock"
 LOCK_WAIT_S = 1.0
 
 
+class InUse(BootError):
+    """Another process holds the directory: a hub that runs, or a backup of one that does not."""
+
+
 def state_dir(settings: Settings, environ: Mapping[str, str]) -> Path:
     """The directory, absolute: the setting, else systemd's $STATE_DIRECTORY, else the XDG base directory's `hub`."""
     if settings.state_dir:
@@ -38,7 +42,8 @@ def state_dir(settings: Settings, environ: Mapping[str, str]) -> Path:
 def lock_state_dir(path: Path, wait_s: float = LOCK_WAIT_S) -> BinaryIO:
     """Make the directory if need be and lock it until the returned file is closed or this process and its forks end.
 
-    wait_s: how long a dying hub may take to let go. Raises BootError when another hub holds it or it cannot be written.
+    wait_s: how long a dying hub may take to let go. Raises InUse when another hub holds it, BootError when it cannot be
+    written.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -49,7 +54,7 @@ def lock_state_dir(path: Path, wait_s: float = LOCK_WAIT_S) -> BinaryIO:
         file.seek(0)
         owner = file.read(20).decode(errors="replace").strip() or "unknown"
         file.close()
-        raise BootError(f"state_dir {path} is in use by another hub (pid {owner})")
+        raise InUse(f"state_dir {path} is in use by another hub (pid {owner})")
     file.truncate(0)
     file.write(b"%d\n" % os.getpid())
     file.flush()

@@ -1,26 +1,33 @@
 """Store: how this hub reaches its Redis or Valkey, by URL or through Sentinel, and where its keys are.
 
-Does: make the command client (redis-py), find the address for the subscriber connection, name every key and Redis
-channel.
-Does not: run commands of its own; broker publishes, ingest subscribes, ticker and registry keep their leases.
-Called by: worker (builds it), broker, ingest, ticker, registry.
-Never break: a key's hash tag is the channel or namespace it belongs to, so that a script's keys share a Cluster slot;
+Does: make the command clients (redis-py), find the address for the subscriber connection, follow the primary that the
+Sentinels name; name every key and Redis channel.
+Does not: run commands of its own; broker publishes, ingest subscribes, ticker, registry and roll keep their leases.
+Called by: worker (builds it), broker, ingest, ticker, registry, roll.
+Never break: a key's hash tag is the channel or namespace it belongs to, so that a script's keys share a Cluster slot,
+but for those few that stand for the whole store (generation, mail_totals, dead_letters);
 no retry inside the client: a publish that is sent again after a broken connection could be delivered twice.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from .channels import Mode, namespace_of
 from .config import RedisSettings
 from .errors import BrokerUnavailable
+
+logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 64
 """Of one command client; beyond this, commands wait for a free one."""
@@ -49,6 +56,14 @@ class Keys:
         self.control = f"{prefix}:control"
         self.nodes = f"{prefix}:nodes:{{nodes}}"
         self.leases = f"{prefix}:leases:{{nodes}}"
+        self.attendance = f"{prefix}:attendance:{{nodes}}"
+        """Leases of the workers on their clients' presence."""
+        self.mail_totals = f"{prefix}:mailboxes"
+        """How much all mailboxes hold: a hash, one for the whole store."""
+        self.dead_letters = f"{prefix}:dead"
+        """Messages that left their mailbox unacknowledged: a Redis stream, one for the whole store."""
+        self.generation = f"{prefix}:generation"
+        """The store's identity and generation: a hash, one for the whole store."""
 
     def channel(self, channel: str) -> str:
         """The Redis channel that carries one channel of a `none` namespace."""
@@ -62,6 +77,46 @@ class Keys:
         """The newest body of one channel of a `latest` namespace: `hub:last:{ticker}:ACME`."""
         return f"{self.prefix}:last:{{{namespace}}}:{channel.removeprefix(namespace + ':')}"
 
+    def meta(self, channel: str) -> str:
+        """Where a `stream` channel stands: a hash of top offset, epoch and version; outlives its publications."""
+        return f"{self.prefix}:meta:{{{channel}}}"
+
+    def stream(self, channel: str) -> str:
+        """The newest publications of a `stream` channel: a Redis stream whose entry ids are the offsets."""
+        return f"{self.prefix}:stream:{{{channel}}}"
+
+    def restored(self, channel: str) -> str:
+        """A stream that `hub restore` is still filling; it then takes the place of `stream(channel)`."""
+        return f"{self.prefix}:restore:{{{channel}}}"
+
+    def once(self, channel: str, key: str) -> str:
+        """What became of the publication with this idempotency key."""
+        return f"{self.prefix}:once:{{{channel}}}:{key}"
+
+    def topic(self, channel: str, mode: Mode) -> str:
+        """The Redis channel that carries what is published in one channel; all workers with a subscriber hold it."""
+        return self.feed(namespace_of(channel)) if mode == "latest" else self.channel(channel)
+
+    def roll(self, channel: str) -> str:
+        """Who is subscribed to one channel: a hash; roll.py has its fields."""
+        return f"{self.prefix}:roll:{{{channel}}}"
+
+    def away(self, channel: str) -> str:
+        """Leave pushes of one channel that are held back: a sorted set by the time at which they are due."""
+        return f"{self.prefix}:away:{{{channel}}}"
+
+    def attended(self, uid: str) -> str:
+        """The channels in which one worker has to clear up: a set, for whoever has to do it in its place."""
+        return f"{self.prefix}:attended:{{nodes}}:{uid}"
+
+    def mailbox(self, channel: str) -> list[str]:
+        """What one mailbox is made of: box, mail, wait, flight; lua/mailbox.lua has what they are."""
+        return [f"{self.prefix}:{part}:{{{channel}}}" for part in ("box", "mail", "wait", "flight")]
+
+    def due(self, namespace: str) -> str:
+        """The mailboxes of a namespace by the time at which something in them is due."""
+        return f"{self.prefix}:due:{{{namespace}}}"
+
     def lease(self, namespace: str) -> str:
         """Who runs the ticker's source: a hash of owner and fencing token; expires with its holder."""
         return f"{self.prefix}:lease:{{{namespace}}}"
@@ -69,6 +124,10 @@ class Keys:
     def source(self, namespace: str) -> str:
         """How far the ticker's source has been read, and the last fencing token; outlives the lease."""
         return f"{self.prefix}:source:{{{namespace}}}"
+
+    def loop(self, uid: str) -> str:
+        """The Redis channel on which one worker hears itself."""
+        return f"{self.prefix}:loop:{uid}"
 
     def answers(self, survey: str) -> str:
         """The list in which the asker of one survey finds the answers."""
@@ -83,7 +142,14 @@ class Store:
         self._settings = settings
         self._url = url
         self._sentinel: Sentinel | None = None
+        self._pools: WeakSet[Any] = WeakSet()
+        """Of the clients by Sentinel."""
         self.keys = Keys(settings.prefix)
+
+    @property
+    def command_timeout_s(self) -> float:
+        """After this a command has failed, unless `commands` was told otherwise."""
+        return self._settings.command_timeout_s
 
     def commands(self, timeout_s: float | None = None) -> Redis:
         """A command client with its own pool.
@@ -102,9 +168,13 @@ class Store:
             client: Redis = self._find_sentinel().master_for(
                 self._settings.master, max_connections=SENTINEL_CONNECTIONS, **options
             )
+            pool = client.connection_pool
+            pool.connection_class = _following(_failing_as_redis(pool.connection_class))
+            self._pools.add(pool)
             return client
         # Not Redis' own pool, which raises when all its connections are taken.
         pool = BlockingConnectionPool.from_url(self._url, max_connections=MAX_CONNECTIONS, timeout=wait_s, **options)
+        pool.connection_class = _failing_as_redis(pool.connection_class)
         return Redis.from_pool(pool)
 
     async def endpoint(self) -> Endpoint:
@@ -116,6 +186,19 @@ class Store:
         except RedisError as error:
             raise BrokerUnavailable(f"Sentinel: {error}") from None
         return Endpoint("", host, port, False, "", "", "", 0)
+
+    async def follow(self) -> None:
+        """Ask the Sentinels who is primary now; connections to another one are left before their next command.
+
+        To be called every now and then: an old primary that lives takes writes until it is demoted, some 10 s after the
+        failover, and then forgets them.
+        """
+        for pool in list(self._pools):
+            try:
+                await pool.get_master_address()
+            except RedisError as error:
+                # Those who were asked are away: the last answer holds.
+                logger.debug("Sentinel: %s", error)
 
     def describe(self) -> str:
         """The address for a log line, without credentials."""
@@ -132,6 +215,39 @@ class Store:
                 addresses, sentinel_kwargs={"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
             )
         return self._sentinel
+
+
+def _failing_as_redis(kind: type[Any]) -> type[Any]:
+    """A connection of this kind of redis-py's that fails as a RedisError also where its socket was reset.
+
+    uvloop closes the transport of such a socket at once, and raises RuntimeError for a write to it, where asyncio's own
+    loop keeps quiet. redis-py passes that on, and no caller expects it.
+    """
+
+    class FailingAsRedis(kind):  # type: ignore[misc]
+        async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+            try:
+                await super().send_packed_command(*args, **kwargs)
+            except RuntimeError as error:
+                raise RedisConnectionError(f"the connection was reset: {error}") from error
+
+    return FailingAsRedis
+
+
+def _following(kind: type[Any]) -> type[Any]:
+    """A Sentinel-managed connection of this kind that connects anew once its pool knows of another primary.
+
+    The pool itself only ends those connections that are idle at that moment.
+    """
+
+    class Following(kind):  # type: ignore[misc]
+        async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+            if self.is_connected and (self.host, self.port) != self.connection_pool.master_address:
+                await self.disconnect(nowait=True)
+                await self.connect()  # asks the Sentinels, which reconnecting by itself does not
+            await super().send_packed_command(*args, **kwargs)
+
+    return Following
 
 
 def _host_port(text: str) -> tuple[str, int]:

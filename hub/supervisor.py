@@ -130,6 +130,7 @@ class Supervisor:
         if self._embedded is not None:
             if not self._embedded.wait_ready(self._settings.redis.start_timeout_s, self._keep_waiting):
                 return
+            self._embedded.resume()
             self._valkey = KeptValkey(self._embedded, self._clock())
         # Once, not before each fork: what dies between two freezes would never be freed.
         gc.freeze()

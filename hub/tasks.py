@@ -1,13 +1,15 @@
-"""Tasks: how a background task of a room is ended.
+"""Tasks: how a background task of a room is ended, and how it waits for what is called back.
 
-Does: cancel a task until it has really ended.
+Does: cancel a task until it has really ended; make a future of a callback.
 Does not: start tasks or decide which there are; each room has its own, and one for each worker at most.
-Called by: ingest, ticker.
+Called by: ingest, ticker, redelivery, api_mailbox.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 
 async def end(task: asyncio.Task[None], again_s: float = 0.1) -> None:
@@ -22,3 +24,16 @@ async def end(task: asyncio.Task[None], again_s: float = 0.1) -> None:
         await asyncio.wait([task], timeout=again_s)
     # Looked at, so that the loop does not report it as never retrieved.
     await asyncio.gather(task, return_exceptions=True)
+
+
+def reply(begin: Callable[[Callable[[Any], None]], None]) -> asyncio.Future[Any]:
+    """What `begin(done)` tells `done`, errors included; `begin` is called at once, so the calls' order is kept."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def done(outcome: Any) -> None:
+        # Cancelled where whoever asked has gone.
+        if not future.done():
+            future.set_result(outcome)
+
+    begin(done)
+    return future

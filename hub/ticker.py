@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 
 from . import tasks
-from .broker import Broker, Lease
+from .broker import Broker, Lease, Receipt
+from .channels import Namespace
 from .config import TickerSettings
 from .errors import BrokerUnavailable, HubError
 from .lease import Candidate
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.5
 """Between two attempts to lead: the most that a takeover adds to the lease's end, at 2 commands a second and worker."""
 RENEWALS_PER_TTL = 3
+RULES = Namespace.model_validate({"mode": "latest"})
+"""How ticks are published, whatever else the namespace's rules say of its clients."""
 MAX_SYMBOLS = 100_000
 """Whose sequence numbers a leader keeps; a source that invents more symbols would fill the memory, and Redis too."""
 
@@ -204,15 +207,15 @@ class Ticker:
     async def _publish(self, ticks: Sequence[Tick], lease: Lease) -> None:
         """Return once Redis has ticks and position. Raises BrokerUnavailable or CommandError, as broker.publish."""
         publications = [Publication(self._channel(tick["symbol"]), encode_body(tick)) for tick in ticks]
-        verdict: asyncio.Future[HubError | None] = asyncio.get_running_loop().create_future()
+        verdict: asyncio.Future[Receipt | HubError] = asyncio.get_running_loop().create_future()
 
-        def done(error: HubError | None) -> None:
+        def done(outcome: Receipt | HubError) -> None:
             if not verdict.done():  # a term that was ended waits no more
-                verdict.set_result(error)
+                verdict.set_result(outcome)
 
-        self._broker.publish("latest", self._namespace, publications, done, lease)
-        if (error := await verdict) is not None:
-            raise error
+        self._broker.publish(RULES, self._namespace, publications, done, lease)
+        if isinstance(outcome := await verdict, HubError):
+            raise outcome
         self.ticks_published += len(ticks)
 
     def _drop(self, reason: str) -> None:

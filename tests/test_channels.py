@@ -5,14 +5,24 @@ from __future__ import annotations
 import string
 
 import pytest
+from pydantic import ValidationError
 
 from hub import errors
-from hub.channels import Channels, Namespace, PublishRule, SubscribeRule, may_publish, may_subscribe, namespace_of
+from hub.channels import (
+    Channels,
+    Namespace,
+    PublishRule,
+    SubscribeRule,
+    mailbox_of,
+    may_publish,
+    may_subscribe,
+    namespace_of,
+)
 from hub.errors import CommandError, Reply
 
 TICKER = Namespace(mode="latest", subscribe="anyone")
 CHANNELS = Channels({"ticker": TICKER, "a.b-c_1": Namespace()})
-LETTERS = set(string.ascii_letters + string.digits + "_:.-#$")
+LETTERS = set(string.ascii_letters + string.digits + "_:.-#$,")
 
 
 def refusal(channel: object) -> Reply | None:
@@ -100,9 +110,53 @@ def test_who_may_publish(rule: PublishRule, verdicts: list[Reply | None]) -> Non
     assert [_verdict(lambda case=case: may_publish(rule, *case)) for case in cases] == verdicts
 
 
+@pytest.mark.parametrize(
+    ("channel", "reply"),
+    [
+        ("inbox:#42", None),
+        ("inbox:#a:b", None),
+        ("#42", None),
+        ("inbox:#", errors.BAD_REQUEST),
+        ("inbox:42", errors.BAD_REQUEST),
+        ("inbox:", errors.BAD_REQUEST),
+        ("inbox:#42,77", errors.BAD_REQUEST),
+        ("inbox:#42,", errors.BAD_REQUEST),
+        ("inbox:x#42", errors.BAD_REQUEST),
+        ("default:#42", errors.BAD_REQUEST),
+        ("42", errors.BAD_REQUEST),
+    ],
+)
+def test_a_mailbox_has_one_user_and_one_name(channel: str, reply: Reply | None) -> None:
+    """Under a second name for the same user's, or with a second user, messages could be missed."""
+    mailbox = Namespace(mailbox=True)
+    channels = Channels({"inbox": mailbox, "default": mailbox, "news": Namespace()})
+    assert _verdict(lambda: channels.resolve(channel)) is reply
+    assert channels.mailboxes() == {"inbox": mailbox, "default": mailbox}
+
+
+def test_the_mailbox_of_a_user_is_named() -> None:
+    """In the namespace `default` without a colon."""
+    assert [mailbox_of(name, "42") for name in ("inbox", "default")] == ["inbox:#42", "#42"]
+
+
+@pytest.mark.parametrize("mode", ["stream", "latest"])
+def test_a_mailbox_keeps_its_messages_itself(mode: str) -> None:
+    """With another mode there would be two promises for one message."""
+    with pytest.raises(ValueError, match=f'found true with mode = "{mode}"; allowed: with mode = "none"'):
+        Namespace(mailbox=True, mode=mode)
+
+
 def _verdict(ask) -> Reply | None:
     try:
         ask()
     except CommandError as error:
         return error.reply
     return None
+
+
+@pytest.mark.parametrize("rules", [{"mode": "none"}, {"mode": "latest"}])
+def test_nothing_is_confirmed_where_nothing_is_kept(rules):
+    """The promise would be silently broken; streams and mailboxes keep it."""
+    with pytest.raises(ValidationError, match="ack: found 'fsync'"):
+        Namespace(ack="fsync", **rules)
+    assert Namespace(ack="fsync", mailbox=True).ack == Namespace(ack="fsync", mode="stream").ack == "fsync"

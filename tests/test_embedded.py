@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import stat
 import subprocess
@@ -15,9 +16,12 @@ from pathlib import Path
 import pytest
 import redis
 
+from hub.broker import Receipt
 from hub.config import Settings
-from hub.embedded import Embedded
+from hub.embedded import Embedded, has_data, running_url
 from hub.errors import BootError
+from tests.stores import link
+from tests.support import async_test
 
 Factory = Callable[..., Embedded]
 
@@ -115,6 +119,87 @@ def test_data_survives_a_stop(embedded: Factory) -> None:
     again.wait_ready(10.0)
     with client(again) as commands:
         assert commands.get("price") == "41.5"
+
+
+@async_test
+async def test_a_planned_stop_keeps_every_epoch_and_a_kill_does_not(embedded: Factory, prefix: str) -> None:
+    """Also with fsync = no: what is published goes on under its epoch after stop(), and under another after kill -9."""
+    valkey = embedded(fsync="no")
+
+    async def publish() -> Receipt:
+        valkey.wait_ready(10.0)
+        valkey.resume()
+        async with link(valkey.url, "hub") as worker:
+            return await worker.publish("c")
+
+    epochs = []
+    for _ in range(3):
+        epochs.append((await publish()).epoch)
+        valkey.stop()
+        assert valkey.start()
+    assert len(set(epochs)) == 1
+    assert (await publish()).offset == 4
+    os.kill(valkey.pid, signal.SIGKILL)
+    wait_for_end(valkey)
+    assert valkey.start()
+    assert (await publish()).epoch != epochs[0]
+
+
+@async_test
+async def test_a_crash_soon_after_a_planned_restart_is_seen(embedded: Factory, directory: Path, prefix: str) -> None:
+    """What it takes back may be the return itself: the mark is in the store again, but not in the file."""
+    valkey = embedded()
+    valkey.wait_ready(10.0)
+    async with link(valkey.url, "hub") as worker:
+        first = await worker.publish("c")
+    valkey.stop()
+    append_only = directory / "valkey" / "appendonlydir"
+    shutil.copytree(append_only, directory / "before")
+    valkey.start()
+    valkey.wait_ready(10.0)
+    valkey.resume()
+    async with link(valkey.url, "hub") as worker:
+        assert (await worker.publish("c")).epoch == first.epoch
+    os.kill(valkey.pid, signal.SIGKILL)
+    wait_for_end(valkey)
+    shutil.rmtree(append_only)
+    (directory / "before").rename(append_only)
+    valkey.start()
+    valkey.wait_ready(10.0)
+    valkey.resume()
+    async with link(valkey.url, "hub") as worker:
+        again = await worker.publish("c")
+    assert again.offset == 2 and again.epoch != first.epoch
+
+
+def test_a_stop_that_was_none_leaves_no_mark(embedded: Factory, directory: Path) -> None:
+    """Ended by somebody else, or killed: the next run can't know what was lost."""
+    mark = directory / "valkey" / "clean"
+    valkey = embedded()
+    valkey.wait_ready(10.0)
+    os.kill(valkey.pid, signal.SIGTERM)
+    assert wait_for_end(valkey) == 0
+    valkey.stop()
+    assert not mark.exists()
+    valkey.start()
+    valkey.wait_ready(10.0)
+    valkey.stop()
+    assert mark.exists()
+    valkey.start()
+    valkey.wait_ready(10.0)
+    valkey.resume()
+    assert not mark.exists()
+
+
+def test_what_does_not_answer_is_one_line(embedded: Factory, directory: Path) -> None:
+    """Nobody can say then how the last run ended."""
+    valkey = embedded()
+    valkey.wait_ready(10.0)
+    os.kill(valkey.pid, signal.SIGKILL)
+    wait_for_end(valkey)
+    (directory / "valkey" / "clean").write_text("a mark")
+    with pytest.raises(BootError, match=r"embedded: cannot resume in .*: "):
+        valkey.resume()
 
 
 def test_a_full_memory_refuses_writes(embedded: Factory) -> None:
@@ -225,3 +310,42 @@ def test_ctrl_c_at_the_terminal_does_not_reach_it(embedded: Factory) -> None:
     valkey = embedded()
     valkey.wait_ready(10.0)
     assert os.getsid(valkey.pid) == valkey.pid != os.getsid(0)
+
+
+# Found by others
+
+
+def test_the_running_one_is_found_wherever_its_socket_is(embedded, directory):
+    """Beside the data or, where the path is too long, in a directory of a name that nobody knows; gone with its end."""
+    for where in (directory, directory / ("d" * 100)):
+        assert not has_data(where) and running_url(where) == ""
+        valkey = embedded(where)
+        assert has_data(where) and running_url(where) == ""
+        valkey.wait_ready(10.0)
+        assert running_url(where) == valkey.url
+        valkey.stop()
+        assert running_url(where) == "" and not (where / "valkey" / "valkey.sock").is_symlink()
+
+
+def test_a_link_that_was_left_behind_leads_nobody_astray(embedded, directory, monkeypatch):
+    """A killed hub leaves one into /tmp, where somebody else may make that directory; a new start renews it."""
+    where = directory / ("d" * 100)
+    valkey = embedded(where)
+    valkey.wait_ready(10.0)
+    link = where / "valkey" / "valkey.sock"
+    real, found = os.stat, os.readlink(link)
+    with monkeypatch.context() as patch:
+
+        def stranger(path: object, **options: object) -> os.stat_result:
+            status = real(path, **options)
+            return os.stat_result([*status[:4], status.st_uid + 1, *status[5:10]]) if str(path) == found else status
+
+        patch.setattr("hub.embedded.os.stat", stranger)
+        assert running_url(where) == ""
+    assert running_url(where) == valkey.url
+    valkey.stop()
+    link.symlink_to("/nowhere/valkey.sock")
+    assert running_url(where) == ""
+    again = embedded(where)
+    again.wait_ready(10.0)
+    assert running_url(where) == again.url

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from hub.broker import Broker, Lease
+from hub.broker import Broker, Lease, Receipt
+from hub.channels import Namespace
 from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable, CommandError, HubError
 from hub.lease import Candidate
@@ -22,10 +23,10 @@ def store_of(url: str, prefix: str) -> Store:
     return Store(RedisSettings(prefix=prefix), url)
 
 
-async def published(broker: Broker, lease: Lease, body: bytes) -> HubError | None:
+async def published(broker: Broker, lease: Lease, body: bytes) -> Receipt | HubError:
     """The verdict on one publication under `lease`."""
-    verdict: asyncio.Future[HubError | None] = asyncio.get_running_loop().create_future()
-    broker.publish("latest", NAMESPACE, [Publication("ticker:A", body)], verdict.set_result, lease)
+    verdict: asyncio.Future[Receipt | HubError] = asyncio.get_running_loop().create_future()
+    broker.publish(Namespace(mode="latest"), NAMESPACE, [Publication("ticker:A", body)], verdict.set_result, lease)
     return await verdict
 
 
@@ -71,7 +72,7 @@ async def test_the_holder_gets_a_new_term_that_fences_its_old_one(valkey_url, pr
     assert (old.token, new.token) == ("1-first", "2-first")
     await candidate.release(old.token)
     assert isinstance(await published(broker, Lease(old.token, "wrong"), b"{}"), CommandError)
-    assert await published(broker, Lease(new.token, "right"), b"{}") is None
+    assert await published(broker, Lease(new.token, "right"), b"{}") == Receipt()
     assert (await candidate.acquire()).position == "right"
     await candidate.close()
     await broker.close()
@@ -87,7 +88,7 @@ async def test_the_number_and_the_position_outlive_the_lease(valkey_url, prefix)
         Broker(store, 10),
     )
     lease = await first.acquire()
-    assert await published(broker, lease._replace(position="simulate 17"), b"{}") is None
+    assert await published(broker, lease._replace(position="simulate 17"), b"{}") == Receipt()
     await first.release(lease.token)
     assert isinstance(await published(broker, lease._replace(position="simulate 18"), b"{}"), CommandError)
     assert await second.acquire() == Lease("2-b", "simulate 17")

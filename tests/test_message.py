@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub.channels import NAME
-from hub.message import ClientInfo, Publication, encode_body, pack, unpack
+from hub.message import Arrival, ClientInfo, Publication, encode_body, pack, unpack, unpack_arrivals
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(exclude_categories=["Cs"])),
@@ -49,3 +49,16 @@ def test_a_payload_that_is_not_ours_is_refused(payload):
 def test_an_empty_batch_is_no_publications():
     """The version alone is a payload."""
     assert unpack(pack([])) == []
+
+
+def test_arrivals_are_unpacked_as_the_scripts_pack_them():
+    """Channel and body in turn; the body goes on as it is."""
+    join, leave = b'"join":{"info":{"user":"42","client":"1"}}', b'"leave":{"info":{"user":"42","client":"1"}}'
+    assert unpack_arrivals(b"3\na\n" + join + b"\nb:c\n" + leave) == [Arrival("a", join), Arrival("b:c", leave)]
+
+
+@pytest.mark.parametrize("payload", [b"", b"3\na", b"1\na\n{}", b"3\n\xff\n{}"])
+def test_arrivals_that_are_not_ours_are_refused(payload):
+    """Another version, an odd number of lines, a name that is no ASCII."""
+    with pytest.raises(ValueError):
+        unpack_arrivals(payload)

@@ -7,7 +7,7 @@ import pytest
 
 from hub.channels import Namespace
 from hub.errors import CommandError
-from hub.message import ClientInfo
+from hub.message import ClientInfo, PublishOptions
 from hub.publish import MAX_TAGS, Publisher, check_tags, too_deep
 
 
@@ -17,8 +17,8 @@ class Broker:
     def __init__(self) -> None:
         self.calls: list = []
 
-    def publish(self, *call: object) -> None:
-        self.calls.append(call)
+    def publish(self, *call: object, **more: object) -> None:
+        self.calls.append((*call, more))
 
 
 def nested(depth: int, inner: object = 1) -> object:
@@ -32,9 +32,10 @@ def test_a_publication_reaches_the_broker_with_its_namespace_and_mode():
     """Channel, data, publisher and tags become one body."""
     broker = Broker()
     done = object()
-    Publisher(broker, 32).publish("t:a", Namespace(mode="latest"), {"x": 1}, done, ClientInfo("42", "c"), {"k": "v"})
-    [(mode, namespace, [publication], told)] = broker.calls
-    assert (mode, namespace, publication.channel, told) == ("latest", "t", "t:a", done)
+    rules, options = Namespace(mode="stream"), PublishOptions("key", 3, "v")
+    Publisher(broker, 32).publish("t:a", rules, {"x": 1}, done, ClientInfo("42", "c"), {"k": "v"}, options)
+    [(mode, namespace, [publication], told, more)] = broker.calls
+    assert (mode, namespace, publication.channel, told, more) == (rules, "t", "t:a", done, {"options": options})
     assert orjson.loads(publication.body) == {
         "data": {"x": 1},
         "info": {"user": "42", "client": "c"},

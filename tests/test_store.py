@@ -10,6 +10,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable
 from hub.store import Endpoint, Keys, Store
+from tests.chaos.proxy import Address, Proxy
+from tests.chaos.stores import MASTER, Sentinel, Valkey
+from tests.nodes import until
 from tests.support import async_test
 
 
@@ -48,6 +51,55 @@ async def test_a_refused_connection_fails_at_once():
         await redis.ping()
     assert asyncio.get_running_loop().time() - begun < 1.0
     await redis.aclose()
+
+
+@async_test
+async def test_a_reset_connection_fails_as_such(valkey_url):
+    """As a RedisError, which callers expect, and not as uvloop's RuntimeError; the next command has a new one."""
+    proxy = Proxy(Address(path=valkey_url.removeprefix("unix://")))
+    await proxy.start()
+    redis = Store(RedisSettings(), f"redis://127.0.0.1:{proxy.address.port}").commands()
+    failures = []
+    for _ in range(5):
+        await redis.ping()
+        proxy.reset()
+        await until(lambda: proxy.count() == 0)
+        try:
+            await redis.ping()
+        except RedisConnectionError as error:
+            failures.append(error)
+    assert failures
+    assert await redis.ping()
+    await redis.aclose()
+    await proxy.close()
+
+
+@async_test
+async def test_a_new_primary_is_followed_while_the_old_one_lives(tmp_path):
+    """The next command after `follow` goes to the primary that the Sentinel names, over a connection that was open."""
+    old, new = Valkey(tmp_path / "old"), Valkey(tmp_path / "new")
+    sentinel = Sentinel(tmp_path / "sentinel", old)
+    try:
+        for process in (old, new):
+            process.start()
+        new.follow(old.address, old)
+        sentinel.start()
+        store = Store(RedisSettings(sentinels=[f"127.0.0.1:{sentinel.port}"], master=MASTER), "")
+        redis = store.commands()
+        await store.follow()
+        await redis.set("before", 1)
+        sentinel.failover()
+        await until(lambda: sentinel.primary_port() == new.port, 10)
+        await store.follow()
+        await redis.set("after", 1)
+        assert (new.redis.exists("before"), new.redis.exists("after"), old.redis.exists("after")) == (1, 1, 0)
+        sentinel.stop()
+        await store.follow()  # nobody can be asked: the last answer holds
+        assert await redis.exists("after")
+        await redis.aclose()
+    finally:
+        for process in (sentinel, old, new):
+            process.stop()
 
 
 @async_test

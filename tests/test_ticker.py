@@ -23,7 +23,7 @@ from hub.errors import BootError
 from hub.message import unpack
 from hub.store import Store
 from hub.tick import Batch, LastTicks, Row
-from hub.ticker import Ticker
+from hub.ticker import RULES, Ticker
 from tests.support import async_test
 
 STOCKS = Path(data.stocks.filepath)
@@ -33,7 +33,7 @@ import asyncio, sys, uvloop
 from hub.broker import Broker
 from hub.config import RedisSettings, TickerSettings
 from hub.store import Store
-from hub.ticker import Ticker
+from hub.ticker import RULES, Ticker
 from tests.test_ticker import Counting
 
 async def main(url, prefix, lease_ttl_s):
@@ -342,9 +342,9 @@ async def test_a_batch_is_one_publish_cut_to_the_setting(valkey_url, prefix):
         publish = Broker.publish
 
         class Recording(Broker):
-            def publish(self, mode, namespace, publications, done, lease=None) -> None:
+            def publish(self, rules, namespace, publications, done, lease=None) -> None:
                 calls.append((len(publications), lease.position))
-                publish(self, mode, namespace, publications, done, lease)
+                publish(self, rules, namespace, publications, done, lease)
 
         broker = Recording(hub.store, 10)
         ticker = Ticker(TickerSettings(batch=2), hub.store, broker, Given(Batch([row(s) for s in "ABCDE"], "1")))
@@ -464,7 +464,7 @@ async def test_an_old_token_stores_no_position(valkey_url, prefix):
         old = (await hub.redis.hget(hub.store.keys.lease("ticker"), "token")).decode()
         await ticker.close()
         broker, verdicts = Broker(hub.store, 1), []
-        broker.publish("latest", "ticker", [], verdicts.append, Lease(old, "given 99"))
+        broker.publish(RULES, "ticker", [], verdicts.append, Lease(old, "given 99"))
         await broker.close()
         assert [str(verdict) for verdict in verdicts] == ["the lease has passed to another worker"]
         assert await hub.position() == "given 1"
