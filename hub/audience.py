@@ -27,6 +27,12 @@ class WireForm(Protocol):
     def encode_publication(self, channel: str, body: bytes) -> bytes:
         """The complete frame, ready to be written as it is."""
 
+    def encode_arrival(self, channel: str, body: bytes) -> bytes:
+        """The same for a join or leave push."""
+
+    def encode_message(self, message: bytes) -> bytes:
+        """The same of a message that is no publication."""
+
 
 class Subscriber(Protocol):
     """One connection, as the fan-out sees it."""
@@ -100,7 +106,7 @@ class Board:
 class Audience:
     """The subscribers of one channel on one wire."""
 
-    __slots__ = ("channel", "frames", "groups", "mark", "mode", "pause_s", "size", "slot", "wire")
+    __slots__ = ("channel", "frames", "full", "groups", "mark", "mode", "pause_s", "size", "slot", "wire")
 
     def __init__(self, channel: str, wire: WireForm, mode: Mode, mark: int, slot: int, pause_s: float = 0.0) -> None:
         self.channel = channel
@@ -110,6 +116,8 @@ class Audience:
         """How long a publication waits for others, in seconds; the namespace's flush_ms."""
         self.mark = mark
         """A random number of 64 bits; a group's key is the XOR of its audiences' marks (Zobrist hashing)."""
+        self.full = False
+        """A publication of a `stream` channel could not be taken up, so none behind it may follow."""
         self.slot = slot
         """Its place on the board."""
         self.size = 0

@@ -3,7 +3,8 @@
 Does: keep who is subscribed to what in this worker, encode a publication once for each wire form, gather what is
 published until the end of the loop turn into one batch, and have it swept.
 Does not: know sessions, rules, Redis or sockets. `subscribe` decides who joins and when; `sweep` writes.
-Called by: ingest (deliver), subscribe (join, leave), reactor (begin and sweep at the end of each turn).
+Called by: ingest (deliver, announce), subscribe (join, leave), attendance (watch, unwatch), reactor
+(begin and sweep at the end of each turn).
 Never break: `deliver` is plain calls, no await, log call or exception for each recipient; who joins receives what is
 delivered after the call, and nothing of before it.
 
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from .audience import ELSEWHERE, Audience, Board, Group, Subscriber, WireForm
 from .channels import Namespace
-from .message import Publication
+from .message import Arrival, Publication
 from .sweep import Sweep
 
 SLICE_S = 0.002
@@ -49,6 +50,8 @@ class Fanout:
         self._max_bytes = max_bytes
         self._new_mark = new_mark
         self._audiences: dict[str, dict[WireForm, Audience]] = {}
+        self._watchers: dict[str, dict[WireForm, Audience]] = {}
+        """Who is told of arrivals; audiences of their own, for a subscriber may have a channel without them."""
         self._groups: dict[int, Group] = {}
         self._moves: dict[Subscriber, dict[Audience, bool]] = {}
         """Who joins (True) or leaves (False) what, before the batch that is being gathered."""
@@ -59,6 +62,9 @@ class Fanout:
         """How many frames of an audience that batch has lost to newer ones."""
         self._dirty: list[Audience] = []
         self._paused: dict[Audience, tuple[list[bytes], asyncio.TimerHandle]] = {}
+        self.on_full: Callable[[str], None] = lambda channel: None
+        """Called when a `stream` channel's audience can't be given the next publication, and so none behind it: it has
+        to be dissolved. Never waits; set by streams."""
         self._board = Board()
         self.sweep = Sweep(members, clock, self._board.ready)
         self.subscriptions = 0
@@ -77,13 +83,27 @@ class Fanout:
         audience = forms.get(subscriber.wire)
         if audience is None:
             pause_s = namespace.flush_ms / 1000
+            # What a mailbox sends is never dropped for a slow reader: an acknowledgement "up to" counts on that.
+            mode = "stream" if namespace.mailbox else namespace.mode
             slot = self._board.take()
-            audience = Audience(channel, subscriber.wire, namespace.mode, self._new_mark(), slot, pause_s)
+            audience = Audience(channel, subscriber.wire, mode, self._new_mark(), slot, pause_s)
             forms[subscriber.wire] = audience
-        audience.size += 1
         self.subscriptions += 1
         if audience in self._paused:
             self._end_pause(audience)
+        self._let_in(audience, subscriber)
+
+    def watch(self, channel: str, subscriber: Subscriber) -> None:
+        """From the next `announce` on, `subscriber` is told who comes to the channel and goes."""
+        forms = self._watchers.setdefault(channel, {})
+        audience = forms.get(subscriber.wire)
+        if audience is None:
+            slot = self._board.take()
+            audience = forms[subscriber.wire] = Audience(channel, subscriber.wire, "none", self._new_mark(), slot)
+        self._let_in(audience, subscriber)
+
+    def _let_in(self, audience: Audience, subscriber: Subscriber) -> None:
+        audience.size += 1
         frames = self._batch.get(audience)
         if frames is None:
             self._moves.setdefault(subscriber, {})[audience] = True
@@ -93,14 +113,21 @@ class Fanout:
 
     def leave(self, channel: str, subscriber: Subscriber) -> None:
         """No more of the channel for `subscriber`, who had joined it: nothing of it is queued after this call."""
-        forms = self._audiences[channel]
+        self.subscriptions -= 1
+        self._let_out(self._audiences, channel, subscriber)
+
+    def unwatch(self, channel: str, subscriber: Subscriber) -> None:
+        """The opposite of a `watch` before."""
+        self._let_out(self._watchers, channel, subscriber)
+
+    def _let_out(self, audiences: dict[str, dict[WireForm, Audience]], channel: str, subscriber: Subscriber) -> None:
+        forms = audiences[channel]
         audience = forms[subscriber.wire]
         audience.size -= 1
-        self.subscriptions -= 1
         if not audience.size:
             del forms[subscriber.wire]
             if not forms:
-                del self._audiences[channel]
+                del audiences[channel]
             if not audience.groups:
                 self._board.give_back(audience.slot)
         self._late.get(subscriber, {}).pop(audience, None)
@@ -129,13 +156,27 @@ class Fanout:
         if batch:
             self._arm()
 
+    def announce(self, arrivals: Iterable[Arrival]) -> None:
+        """Take up who came and went, for those who watch, in order; they leave in the same writes as publications.
+
+        Which of the two comes first there is not promised.
+        """
+        for channel, body in arrivals:
+            for wire, audience in self._watchers.get(channel, {}).items():
+                self._add(audience, self._batch.setdefault(audience, []), wire.encode_arrival(channel, body))
+        if self._batch:
+            self._arm()
+
     def _add(self, audience: Audience, frames: list[bytes], frame: bytes) -> None:
         """Take one frame up, while what waits for the sweep is within its bound."""
-        if self.waiting_bytes and self.waiting_bytes + len(frame) > self._max_bytes:
+        if audience.full or (self.waiting_bytes and self.waiting_bytes + len(frame) > self._max_bytes):
             # The hub itself is behind, so this is the same for all: the newest value, or none. So beyond the bound
             # there is one value for each `latest` channel at the most.
             if audience.mode != "latest":
                 self.dropped += 1
+                if audience.mode == "stream" and not audience.full:
+                    audience.full = True
+                    self.on_full(audience.channel)
                 return
             if frames is self._batch.get(audience):
                 self._replaced[audience] = self._replaced.get(audience, 0) + len(frames)

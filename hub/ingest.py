@@ -3,7 +3,8 @@
 Does: hold Redis channels, read everything that comes, hand each read's publications on as one batch; reconnect,
 resubscribe.
 Does not: know audiences or sessions, or ever stop reading: a subscriber that stops is cut off by Redis.
-Called by: subscribe (hold, release), registry (the control channel); calls `on_publications` and `on_control`.
+Called by: subscribe and streams (hold, release), registry (the control channel), loopback (drop); calls what `worker`
+gave it for each kind of message.
 Never break: `ready` of `hold` means that every publication from now on arrives here; it is told before the first of
 them.
 
@@ -26,7 +27,16 @@ import hiredis
 from . import tasks
 from .errors import BrokerUnavailable, HubError
 from .log import Brake
-from .message import Publication, unpack
+from .message import (
+    ARRIVAL_PREFIX,
+    STREAM_PREFIX,
+    Arrival,
+    Publication,
+    StreamPublication,
+    unpack,
+    unpack_arrivals,
+    unpack_stream,
+)
 from .store import Endpoint, Store
 
 logger = logging.getLogger(__name__)
@@ -49,13 +59,25 @@ class Ingest:
         store: Store,
         on_publications: Callable[[list[Publication]], None],
         on_control: Callable[[bytes], None],
+        on_stream: Callable[[list[StreamPublication]], None] = lambda publications: None,
+        on_connected: Callable[[], None] = lambda: None,
+        on_arrivals: Callable[[list[Arrival]], None] = lambda arrivals: None,
     ) -> None:
+        """on_publications, on_stream: what one read brought, without and with positions.
+
+        on_connected: the link is up and everything that is held arrives again; what came in between does not.
+        """
         self._store = store
         self._on_publications = on_publications
-        self._on_control = on_control
-        self._control = store.keys.control.encode()
-        self._held: set[bytes] = {self._control}
+        self._on_stream = on_stream
+        self._on_connected = on_connected
+        self._on_arrivals = on_arrivals
+        self._own: dict[bytes, Callable[[bytes], None]] = {store.keys.control.encode(): on_control}
+        """Redis channels that carry no publications, and who gets their messages."""
+        self._held: set[bytes] = set(self._own)
         self._confirming: dict[bytes, deque[list[Ready]]] = {}
+        self._to_hold: list[bytes] = []
+        """Asked for in this turn of the loop, and not sent yet."""
         self._awaited = b""
         """The channel whose confirmation ends a resubscription."""
         self._link: _Link | None = None
@@ -74,6 +96,16 @@ class Ingest:
             await tasks.end(self._runner)
             self._runner = None
 
+    def listen(self, channel: str, on_message: Callable[[bytes], None]) -> None:
+        """Receive a Redis channel that carries no publications; before `start`."""
+        self._own[channel.encode()] = on_message
+        self._held.add(channel.encode())
+
+    def drop(self, reason: str) -> None:
+        """The link is of no use any more, whatever TCP says: connect anew."""
+        if self._link is not None and self.connected:
+            self._link.fail(BrokerUnavailable(reason))
+
     def hold(self, channel: str, ready: Ready) -> None:
         """Receive a Redis channel.
 
@@ -88,35 +120,58 @@ class Ingest:
         # One list of callbacks for each SUBSCRIBE sent: after a release and a new hold, the first answer must not
         # confirm the second.
         self._confirming.setdefault(name, deque()).append([ready])
-        link.send("SUBSCRIBE", name)
+        # All that one turn asks for is one command: thousands may come back at once, each to a channel of their own.
+        if not self._to_hold:
+            asyncio.get_running_loop().call_soon(self._send_holds)
+        self._to_hold.append(name)
 
     def release(self, channel: str) -> None:
         """No more of a channel that is held."""
         name = channel.encode()
         self._held.discard(name)
         if self._link is not None:
+            self._send_holds()  # Redis has to hear both in this order
             self._link.send("UNSUBSCRIBE", name)
+
+    def _send_holds(self) -> None:
+        names, self._to_hold = self._to_hold, []
+        if self._link is not None and names:
+            self._subscribe(self._link, names)
+
+    def _subscribe(self, link: _Link, names: list[bytes]) -> None:
+        for i in range(0, len(names), RESUBSCRIBE_BATCH):
+            link.send("SUBSCRIBE", *names[i : i + RESUBSCRIBE_BATCH])
 
     # What the link calls.
 
     def received(self, replies: list[Any]) -> None:
         """Everything that one read brought."""
         publications: list[Publication] = []
+        numbered: list[StreamPublication] = []
         for reply in replies:
             kind = reply[0] if isinstance(reply, list) and len(reply) == 3 else b""
             if kind == b"message":
-                self._message(reply[1], reply[2], publications)
+                self._message(reply[1], reply[2], publications, numbered)
             elif kind == b"subscribe":
                 self._confirmed(reply[1])
         if publications:
             self._on_publications(publications)
+        if numbered:
+            self._on_stream(numbered)
 
-    def _message(self, name: bytes, payload: bytes, publications: list[Publication]) -> None:
-        if name == self._control:
-            self._on_control(payload)
+    def _message(
+        self, name: bytes, payload: bytes, publications: list[Publication], numbered: list[StreamPublication]
+    ) -> None:
+        if name in self._own:
+            self._own[name](payload)
             return
         try:
-            publications += unpack(payload)
+            if payload.startswith(STREAM_PREFIX):
+                numbered += unpack_stream(payload)
+            elif payload.startswith(ARRIVAL_PREFIX):
+                self._on_arrivals(unpack_arrivals(payload))
+            else:
+                publications += unpack(payload)
         except ValueError as error:
             self._malformed.warning(logger, "dropped what somebody published on %r: %s", name, error)
 
@@ -165,11 +220,11 @@ class Ingest:
                 self._confirming.setdefault(name, deque()).append([])
             # Redis answers in order, so the last one's answer says that all are held.
             self._awaited = held[-1]
-            for i in range(0, len(held), RESUBSCRIBE_BATCH):
-                link.send("SUBSCRIBE", *held[i : i + RESUBSCRIBE_BATCH])
+            self._subscribe(link, held)
             await link.answered()
         self.connected = True
         logger.info("subscriber connection to Redis at %s is up, %d channels", self._store.describe(), len(held))
+        self._on_connected()
         return link
 
     async def _serve(self, link: _Link) -> None:
@@ -189,6 +244,7 @@ class Ingest:
         if link is not None:
             link.close()
         waiting, self._confirming = self._confirming, {}
+        self._to_hold = []
         for name, queue in waiting.items():
             if any(queue):
                 # Nobody was told that it is held, so nobody will release it.
@@ -276,6 +332,10 @@ class _Link(asyncio.Protocol):
     def silent_for(self) -> float:
         """Seconds since the last byte."""
         return self._loop.time() - self._heard_at
+
+    def fail(self, error: Exception) -> None:
+        """Let whoever waits for the link's end see this."""
+        self._end(error)
 
     def close(self) -> None:
         if self._transport is not None:

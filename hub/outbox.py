@@ -41,14 +41,22 @@ class Limits:
     max_frames: int
 
 
+LARGE_PART = 2
+"""Of `max_bytes`: a frame of more than half is a large one."""
+
+
 class Outbox:
     """Frames of one connection in the order they were put."""
 
-    __slots__ = ("_first", "_frames", "_keys", "_limits", "_newest", "size")
+    __slots__ = ("_first", "_frames", "_keys", "_large", "_limits", "_newest", "_taken", "size")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._frames: list[bytes] = []
+        self._taken = 0
+        """What `_large` was before the last `take`, whose rest may be put back."""
+        self._large = 0
+        """Bytes of a large frame that was put while nothing waited; what comes behind it has the bound for itself."""
         self._first = 0
         """Frames before it have been taken; at most half of the list, and then dropped."""
         self._keys: dict[int, object] | None = None
@@ -61,8 +69,11 @@ class Outbox:
     def put(self, frame: bytes) -> Verdict:
         """Queue one ready-made frame that must not be lost."""
         size = self.size + len(frame)
-        # One frame always fits an empty outbox: a single large message says nothing about how fast its reader is.
-        if self.size and (size > self._limits.max_bytes or len(self._frames) - self._first >= self._limits.max_frames):
+        # One frame always fits an empty outbox, and does not count against those behind it: a single large message, or
+        # all that somebody has missed, says nothing about how fast its reader is.
+        if not self.size:
+            self._large = len(frame) if len(frame) > self._limits.max_bytes // LARGE_PART else 0
+        elif size - self._large > self._limits.max_bytes or len(self._frames) - self._first >= self._limits.max_frames:
             return Verdict.SLOW
         self._frames.append(frame)
         self.size = size
@@ -88,6 +99,7 @@ class Outbox:
     def take(self, most: int) -> bytes:
         """Whole frames from the front as one piece, about `most` bytes, one frame at least; b'' if nothing waits."""
         frames = self._frames
+        self._taken, self._large = self._large, 0
         if self.size <= most:
             data = frames[0] if len(frames) == 1 and not self._first else b"".join(frames[self._first :])
             self.clear()
@@ -116,6 +128,7 @@ class Outbox:
             # Nothing was left behind it, so no position is shifted.
             self._frames.insert(0, rest)
         self.size += len(rest)
+        self._large, self._taken = min(self._taken, len(rest)), 0
 
     def unkey(self, channel: object) -> None:
         """The channel is left: its values that wait stay as they are, also if it is joined again."""

@@ -14,6 +14,7 @@ A message is one command or several, one per line; an empty command `{}` is a po
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import orjson
@@ -96,6 +97,15 @@ def encode_reply(command_id: int, method: str, result: dict[str, Any]) -> bytes:
     return orjson.dumps({"id": command_id, method: result})
 
 
+def fragments(bodies: Iterable[bytes]) -> orjson.Fragment:
+    """Bodies of publications, to stand in a reply as they are: an array of all of them.
+
+    One fragment: in a storm of clients who come back each has its own reply, where one for each body takes 3 times as
+    long.
+    """
+    return orjson.Fragment(b"[%b]" % b",".join(bodies))
+
+
 def encode_error(command_id: int, reply: Reply, detail: str = "") -> bytes:
     """b'{"id":1,"error":{"code":103,"message":"permission denied"}}'; `detail`, where given, is the message instead."""
     error: dict[str, Any] = {"code": reply.code, "message": detail or reply.text}
@@ -107,6 +117,11 @@ def encode_error(command_id: int, reply: Reply, detail: str = "") -> bytes:
 def encode_publication(channel: str, body: bytes) -> bytes:
     """b'{"push":{"channel":"a","pub":{"data":1}}}'; `body` is a publication's body, put in as it is."""
     return b'{"push":{"channel":' + orjson.dumps(channel) + b',"pub":' + body + b"}}"
+
+
+def encode_arrival(channel: str, body: bytes) -> bytes:
+    """b'{"push":{"channel":"a","join":{"info":{…}}}}'; `body` is that of an Arrival, put in as it is."""
+    return b'{"push":{"channel":' + orjson.dumps(channel) + b"," + body + b"}}"
 
 
 def encode_message(data: Any) -> bytes:

@@ -19,7 +19,7 @@ from hub.channels import Namespace
 from hub.connection import Connection, take_over
 from hub.errors import CLOSE_SHUTDOWN, Close
 from hub.fanout import Fanout
-from hub.message import Publication
+from hub.message import Arrival, Publication
 from hub.outbox import Limits
 from hub.reactor import Reactor
 from tests.support import async_test
@@ -36,6 +36,10 @@ class Form:
     def encode_publication(self, channel: str, body: bytes) -> bytes:
         self.encoded += 1
         return b"<" + channel.encode() + b" " + body + b">"
+
+    def encode_arrival(self, channel: str, body: bytes) -> bytes:
+        self.encoded += 1
+        return b"<" + channel.encode() + b"! " + body + b">"
 
 
 class One(Connection):
@@ -283,7 +287,8 @@ async def test_who_is_sent_away_by_what_it_is_offered_in_mid_sweep_stops_nobody(
         hub.fanout.run()
         waiting = [one for one in ones if not hub.read(one)]
         stuck, fine = waiting[0], waiting[1]
-        stuck.put(b"x" * 1_100_000)
+        for _ in range(11):
+            stuck.put(b"x" * 100_000)
         fine.put(b"<fine>")
         await hub.settled()
         assert stuck.closed_with.code == 3008
@@ -532,6 +537,45 @@ async def test_a_worker_that_is_behind_holds_its_bound_however_many_channels_the
         hub.publish(("c0", "x" * 5000))
         await hub.settled()
         assert len(hub.read(ones[0])) > 5000 and hub.fanout.waiting_bytes == 0
+
+
+@async_test
+async def test_arrivals_go_to_watchers_only_in_one_write_and_encoded_once():
+    """Together with publications of the same turn; who is only subscribed gets none, and nothing is counted twice."""
+    async with rig() as hub:
+        watchers, other = [hub.client("a", "b"), hub.client("a", "b")], hub.client("a", "b")
+        for watcher in watchers:
+            hub.fanout.watch("a", watcher)
+        await hub.settled()
+        before, hub.form.encoded = hub.fanout.sweep.writes, 0
+        hub.publish(("a", "1"))
+        hub.fanout.announce([Arrival("a", b"ann"), Arrival("a", b"bob"), Arrival("b", b"cid")])
+        await hub.settled()
+        for one in watchers:
+            assert hub.read(one) in ("<a 1><a! ann><a! bob>", "<a! ann><a! bob><a 1>")
+        assert hub.read(other) == "<a 1>"
+        assert hub.fanout.sweep.writes - before == 3 and hub.form.encoded == 3
+        assert hub.fanout.counts() == {"a": 3, "b": 3} and (len(hub.fanout), hub.fanout.subscriptions) == (2, 6)
+
+
+@async_test
+async def test_who_watches_no_more_is_told_no_more():
+    """And the audience is gone with its last watcher, while the subscription stays."""
+    async with rig() as hub:
+        one, other = hub.client("a"), hub.client("a")
+        hub.fanout.watch("a", one)
+        hub.fanout.watch("a", other)
+        hub.fanout.unwatch("a", one)
+        await hub.settled()
+        hub.fanout.announce([Arrival("a", b"ann")])
+        await hub.settled()
+        assert [hub.read(one), hub.read(other)] == ["", "<a! ann>"]
+        hub.fanout.unwatch("a", other)
+        hub.fanout.announce([Arrival("a", b"bob")])
+        hub.publish(("a", "1"))
+        await hub.settled()
+        assert [hub.read(one), hub.read(other)] == ["<a 1>"] * 2
+        assert not hub.fanout._watchers
 
 
 moves = st.lists(

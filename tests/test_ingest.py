@@ -13,7 +13,7 @@ from hub import ingest
 from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable
 from hub.ingest import RESUBSCRIBE_BATCH, Ingest
-from hub.message import Publication, pack
+from hub.message import Arrival, Publication, pack
 from hub.store import Store
 from tests.support import async_test
 
@@ -26,7 +26,8 @@ class Rig:
         self.batches: list[list[Publication]] = []
         self.control: list[bytes] = []
         self.events: list[str] = []
-        self.ingest = Ingest(self.store, self.on_publications, self.control.append)
+        self.arrivals: list[Arrival] = []
+        self.ingest = Ingest(self.store, self.on_publications, self.control.append, on_arrivals=self.arrivals.extend)
 
     def on_publications(self, batch: list[Publication]) -> None:
         self.batches.append(batch)
@@ -74,6 +75,19 @@ async def test_ready_comes_before_the_first_publication(valkey_url, prefix):
             await redis.publish(f"{prefix}:a", pack([Publication("a", b"%d" % i)]))
         await until(lambda: len(one.events) == 101)
         assert one.events == ["ready", *map(str, range(100))]
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_arrivals_come_on_the_channel_of_the_publications(valkey_url, prefix):
+    """And go their own way; what is malformed is dropped with a warning, and the rest goes on."""
+    async with rig(valkey_url, prefix) as (one, redis):
+        await one.hold(f"{prefix}:a")
+        join, leave = b'"join":{"info":{"client":"1"}}', b'"leave":{"info":{"client":"1"}}'
+        for payload in (b"3\na\n%b\na\n%b" % (join, leave), b"3\na", b"3\n\xff\n{}", pack([Publication("a", b"end")])):
+            await redis.publish(f"{prefix}:a", payload)
+        await until(lambda: one.events == ["ready", "end"])
+        assert one.arrivals == [Arrival("a", join), Arrival("a", leave)]
 
 
 @async_test
@@ -217,3 +231,23 @@ async def test_a_wrong_password_is_named_in_the_log(valkey_url, prefix, caplog):
         await until(lambda: "AUTH" in caplog.text)
         assert not wrong.ingest.connected and "secret" not in caplog.text
         await wrong.ingest.close()
+
+
+@async_test
+async def test_what_one_turn_asks_for_is_one_command(valkey_url, prefix):
+    """A storm of clients, each to a channel of their own; a release in between keeps its place."""
+    async with rig(valkey_url, prefix) as (one, redis):
+        before = await subscribes(redis)
+        told: list = []
+        for number in range(300):
+            one.ingest.hold(f"{prefix}:many:{number}", told.append)
+        one.ingest.release(f"{prefix}:many:0")
+        one.ingest.hold(f"{prefix}:many:0", told.append)
+        await until(lambda: len(told) == 301)
+        assert told == [None] * 301 and await subscribes(redis) - before == 2
+        assert await redis.publish(f"{prefix}:many:0", b"1") == 1
+
+
+async def subscribes(redis: Redis) -> int:
+    """SUBSCRIBE commands that this Redis has carried out."""
+    return (await redis.info("commandstats"))["cmdstat_subscribe"]["calls"]

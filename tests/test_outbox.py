@@ -39,9 +39,9 @@ def test_take_leaves_what_is_beyond_its_bound_for_the_next():
 def test_more_than_its_bytes_or_frames_is_refused_and_changes_nothing(limits):
     """The frame that would pass the bound is not queued; those before it are."""
     outbox = outbox_of(**limits)
-    assert outbox.put(b"abc") is Verdict.QUEUED
-    assert outbox.put(b"def") is Verdict.SLOW
-    assert outbox.take(100) == b"abc"
+    assert outbox.put(b"ab") is Verdict.QUEUED
+    assert outbox.put(b"cdef") is Verdict.SLOW
+    assert outbox.take(100) == b"ab"
 
 
 def test_frames_that_have_been_taken_no_longer_count():
@@ -55,10 +55,11 @@ def test_frames_that_have_been_taken_no_longer_count():
 
 
 def test_one_large_frame_fits_an_empty_outbox():
-    """A single message beyond the bound says nothing about how fast its reader is."""
+    """A message beyond the bound says nothing about how fast its reader is; what is behind it has its own."""
     outbox = outbox_of(most=5)
     assert outbox.put(b"longer than five") is Verdict.QUEUED
-    assert outbox.put(b"x") is Verdict.SLOW
+    assert outbox.put(b"12345") is Verdict.QUEUED
+    assert outbox.put(b"6") is Verdict.SLOW
 
 
 def test_the_rest_of_a_torn_write_comes_before_everything_else():
@@ -200,3 +201,27 @@ def test_no_older_value_follows_a_newer_one_and_nothing_is_torn(steps, conflate)
     assert all(numbers == sorted(numbers) for numbers in seen.values())
     assert seen.pop("-", []) == own
     assert {channel: numbers[-1] for channel, numbers in seen.items()} == last
+
+
+def test_a_large_frame_does_not_count_against_those_behind_it():
+    """All that somebody has missed comes in one reply: who reads it slowly is no slower for that."""
+    outbox = Outbox(Limits(50, 80, 100, 1000))
+    assert outbox.put(b"x" * 500) is Verdict.QUEUED
+    assert [outbox.put(b"y" * 20) for _ in range(6)] == [Verdict.QUEUED] * 5 + [Verdict.SLOW]
+    data = outbox.take(64)
+    outbox.put_back(data[100:])
+    assert outbox.put(b"z" * 20) is Verdict.SLOW
+    data = outbox.take(64)
+    outbox.put_back(data[390:])
+    assert outbox.size == 110
+    assert outbox.put(b"z" * 20) is Verdict.SLOW
+    while outbox.size:
+        outbox.take(64)
+    assert [outbox.put(b"y" * 12) for _ in range(9)] == [Verdict.QUEUED] * 8 + [Verdict.SLOW]
+
+
+def test_a_large_frame_behind_others_counts():
+    """Its reader had something to read already."""
+    outbox = Outbox(Limits(50, 80, 100, 1000))
+    assert outbox.put(b"y") is Verdict.QUEUED
+    assert outbox.put(b"x" * 500) is Verdict.SLOW

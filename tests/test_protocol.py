@@ -71,7 +71,14 @@ def test_replies_and_pushes_are_the_schema_s():
         == b'{"id":2,"error":{"code":103,"message":"permission denied"}}'
     )
     assert orjson.loads(protocol.encode_error(2, errors.INTERNAL))["error"]["temporary"] is True
+    assert (
+        protocol.encode_reply(2, "subscribe", {"publications": protocol.fragments([b'{"data":1}', b'{"data":{ }}'])})
+        == b'{"id":2,"subscribe":{"publications":[{"data":1},{"data":{ }}]}}'
+    )
     assert protocol.encode_publication("a:b", b'{"data":1}') == b'{"push":{"channel":"a:b","pub":{"data":1}}}'
+    assert protocol.encode_arrival("a:b", b'"join":{"info":{"client":"1"}}') == (
+        b'{"push":{"channel":"a:b","join":{"info":{"client":"1"}}}}'
+    )
     assert protocol.encode_unsubscribe("a", 2500, "x") == (
         b'{"push":{"channel":"a","unsubscribe":{"code":2500,"reason":"x"}}}'
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
+
 from hub.channels import Namespace
 from hub.errors import BrokerUnavailable
 from hub.fanout import Fanout
+from hub.message import Publication
+from hub.position import Position
+from hub.recovery import Joined
 from hub.store import Keys
-from hub.subscribe import Subscriptions
+from hub.stream import GIVEN_UP
+from hub.subscribe import CACHED, IN, Subscriptions
 from tests.support import FakeClock
 
-NONE, LATEST = Namespace(), Namespace(mode="latest")
+NONE, LATEST, STREAM = Namespace(), Namespace(mode="latest"), Namespace(mode="stream")
 
 
 class One:
@@ -41,10 +47,38 @@ class Ingest:
         self.released.append(channel)
 
 
+class Snapshots:
+    """Answers when the test does."""
+
+    busy = False
+
+    def __init__(self) -> None:
+        self.asked: list = []
+        self.seen: list = []
+
+    def ask(self, channel: str, done: object) -> None:
+        self.asked.append((channel, done))
+
+    def passed(self, publications: list) -> None:
+        self.seen += publications
+
+
+class Streams:
+    def __init__(self) -> None:
+        self.calls: list = []
+
+    def subscribe(self, *call: object) -> None:
+        self.calls.append(call)
+
+    def unsubscribe(self, *call: object) -> None:
+        self.calls.append(call)
+
+
 class Rig:
     def __init__(self) -> None:
         self.ingest, self.fanout, self.form = Ingest(), Fanout({}, lambda: None, FakeClock(), None), object()
-        self.subscriptions = Subscriptions(self.fanout, self.ingest, Keys("hub"))
+        self.snapshots, self.streams = Snapshots(), Streams()
+        self.subscriptions = Subscriptions(self.fanout, self.ingest, Keys("hub"), self.streams, self.snapshots)
         self.told: list = []
 
     def subscribe(self, channel: str, namespace: Namespace = NONE) -> One:
@@ -59,7 +93,7 @@ def test_a_subscriber_is_let_in_when_redis_has_confirmed():
     rig.subscribe("a")
     assert rig.ingest.held == ["hub:pub:{a}"] and not rig.told and rig.fanout.counts() == {}
     rig.ingest.ready["hub:pub:{a}"](None)
-    assert rig.told == [None] and rig.fanout.counts() == {"a": 1}
+    assert rig.told == [IN] and rig.fanout.counts() == {"a": 1}
 
 
 def test_a_channel_is_held_once_for_all_its_subscribers():
@@ -70,7 +104,7 @@ def test_a_channel_is_held_once_for_all_its_subscribers():
     rig.ingest.ready["hub:pub:{a}"](None)
     rig.subscribe("a")
     assert rig.ingest.held == ["hub:pub:{a}"]
-    assert rig.told == [None] * 3 and rig.fanout.counts() == {"a": 3}
+    assert rig.told == [IN] * 3 and rig.fanout.counts() == {"a": 3}
 
 
 def test_a_channel_is_released_after_its_last_subscriber_and_held_again():
@@ -135,7 +169,7 @@ def test_subscribe_unsubscribe_subscribe_before_the_confirmation_ends_up_inside(
     rig.subscriptions.subscribe("a", NONE, first, leave)
     rig.subscriptions.subscribe("a", NONE, second, rig.told.append)
     rig.ingest.ready["hub:pub:{a}"](None)
-    assert rig.told == [None] and rig.ingest.released == [] and rig.fanout.counts() == {"a": 1}
+    assert rig.told == [IN] and rig.ingest.released == [] and rig.fanout.counts() == {"a": 1}
     rig.subscribe("a")
     assert rig.ingest.held == ["hub:pub:{a}"] and rig.fanout.counts() == {"a": 2}
     rig.subscriptions.unsubscribe("a", NONE, second)
@@ -150,3 +184,67 @@ def test_while_the_link_is_down_nobody_is_let_in():
     rig.ingest.connected = False
     rig.subscribe("a")
     assert isinstance(rig.told[1], BrokerUnavailable) and rig.fanout.counts() == {"a": 1}
+
+
+def test_stream_channels_are_handed_on():
+    """With the position; nothing of them is kept here."""
+    rig, one = Rig(), object()
+    since = Position("4.a", 17)
+    rig.subscriptions.subscribe("s:a", STREAM, one, rig.told.append, since)
+    rig.subscriptions.unsubscribe("s:a", STREAM, one)
+    assert rig.streams.calls == [("s:a", STREAM, one, since, rig.told.append), ("s:a", one)]
+    assert rig.ingest.held == [] and rig.told == []
+
+
+def test_who_comes_back_to_a_latest_channel_gets_its_newest_value():
+    """Whatever position it had; who comes for the first time waits for the next value."""
+    rig = Rig()
+    rig.subscribe("t:A", LATEST)
+    rig.ingest.ready["hub:feed:{t}"](None)
+    assert rig.told == [CACHED]
+    back = One(rig.form)
+    rig.subscriptions.subscribe("t:A", LATEST, back, rig.told.append, Position("", 0))
+    [(channel, done)] = rig.snapshots.asked
+    assert channel == "t:A" and len(rig.told) == 1 and rig.fanout.counts() == {"t:A": 1}
+    done(b"newest")
+    assert rig.told[1] == CACHED._replace(recovered=True, publications=[b"newest"])
+    assert rig.fanout.counts() == {"t:A": 2}
+    rig.subscriptions.unsubscribe("t:A", LATEST, back)
+    assert rig.ingest.released == []
+
+
+def test_a_value_that_cannot_be_had_is_told_and_releases_the_feed():
+    """No value at all is another thing: nothing was missed."""
+    rig, error = Rig(), BrokerUnavailable("away")
+    rig.subscriptions.subscribe("t:A", LATEST, One(rig.form), rig.told.append, Position("", 0))
+    rig.ingest.ready["hub:feed:{t}"](None)
+    rig.snapshots.asked[0][1](error)
+    assert rig.told == [error] and rig.ingest.released == ["hub:feed:{t}"] and rig.fanout.counts() == {}
+    rig.subscriptions.subscribe("t:A", LATEST, One(rig.form), rig.told.append, Position("", 0))
+    rig.ingest.ready["hub:feed:{t}"](None)
+    rig.snapshots.asked[1][1](None)
+    assert rig.told[1] == CACHED._replace(recovered=True, publications=[])
+
+
+@pytest.mark.parametrize("since", [None, Position("", 0)])
+def test_who_gives_up_a_newest_value_and_asks_anew_is_in_once(since):
+    """Its first question neither lets it in twice nor takes it out again; the feed is held once for it."""
+    rig, one = Rig(), One(object())
+    rig.subscriptions.subscribe("t:A", LATEST, one, rig.told.append, Position("", 0))
+    rig.ingest.ready["hub:feed:{t}"](None)
+    rig.subscriptions.subscribe("t:A", LATEST, one, rig.told.append, since)
+    assert rig.told[0] is GIVEN_UP
+    for _, done in rig.snapshots.asked:
+        done(b"newest")
+    assert len(rig.told) == 2 and isinstance(rig.told[1], Joined) and rig.fanout.counts() == {"t:A": 1}
+    rig.subscriptions.unsubscribe("t:A", LATEST, one)
+    assert rig.ingest.released == ["hub:feed:{t}"]
+
+
+def test_snapshots_see_what_passes_only_while_somebody_waits():
+    """Otherwise the way of a publication is as short as ever."""
+    rig = Rig()
+    rig.subscriptions.deliver([Publication("t:A", b"1")])
+    rig.snapshots.busy = True
+    rig.subscriptions.deliver([Publication("t:A", b"2")])
+    assert rig.snapshots.seen == [Publication("t:A", b"2")]
