@@ -1,6 +1,6 @@
 """Control: the words that workers exchange among themselves; bytes ⇄ objects, no I/O.
 
-Does: give and check the shape of surveys, answers and node descriptions.
+Does: give and check the shape of surveys, answers, node descriptions and notices.
 Does not: send or receive them (registry), or say what an answer is made of.
 Called by: registry.
 Never break: whoever reaches Redis can write here, so every parser returns what its type says or raises ValueError, and
@@ -10,6 +10,10 @@ A survey is one message on the control channel, an answer one entry of the surve
 
     {"do":"survey","id":"6f1c…","ask":"channels","pattern":"ticker:*"}
     {"uid":"91b0…","channels":{"ticker:ACME":12}}
+
+A notice is one message:
+
+    {"do":"notify","user":"42","channel":"inbox:#42","data":{"text":"hi"}}
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ MAX_ANSWER_BYTES = 4_194_304
 """10,000 channels of the longest name are 2.7 MB."""
 MAX_COUNT = 2**40
 """No worker has so many of anything; sums of it still fit into the integers of JSON writers."""
-PATTERN = re.compile(r"[A-Za-z0-9_:.\-#$*?!\[\]]{0,255}")
+PATTERN = re.compile(r"[A-Za-z0-9_:.\-#$,*?!\[\]]{0,255}")
 # The id becomes part of a key.
 SURVEY_ID = re.compile(r"[0-9a-f-]{32,36}")
 
@@ -51,6 +55,17 @@ class Question(NamedTuple):
     pattern: str
 
 
+class Notice(NamedTuple):
+    """Data for the connections of one user, or of everybody where `user` is ''.
+
+    channel: those that hold it get the data otherwise; '' for none.
+    """
+
+    user: str
+    channel: str
+    data: Any
+
+
 class Answer(NamedTuple):
     """What one worker answered; `content` is yet to be checked by the parser for what was asked."""
 
@@ -61,6 +76,23 @@ class Answer(NamedTuple):
 def encode_survey(question: Question) -> bytes:
     """One message for the control channel, as in the file's head."""
     return orjson.dumps({"do": "survey", "id": question.survey, "ask": question.ask, "pattern": question.pattern})
+
+
+def encode_notice(notice: Notice) -> bytes:
+    """One message for the control channel. Raises TypeError for data that orjson can't write, and ValueError for more
+    than MAX_CONTROL_BYTES.
+    """
+    message = orjson.dumps({"do": "notify", "user": notice.user, "channel": notice.channel, "data": notice.data})
+    if len(message) > MAX_CONTROL_BYTES:
+        raise ValueError(f"{len(message)} bytes; allowed: {MAX_CONTROL_BYTES}")
+    return message
+
+
+def parse_notice(command: dict[str, Any]) -> Notice:
+    """The notice of a control message. Raises ValueError."""
+    if "data" not in command:
+        raise ValueError("a notice without data")
+    return Notice(_text(command, "user"), _text(command, "channel"), command["data"])
 
 
 def parse_control(payload: bytes) -> tuple[str, dict[str, Any]]:
@@ -112,7 +144,7 @@ def parse_counts(value: object) -> dict[str, int]:
 def check_pattern(pattern: object) -> str:
     """A glob over channel names, or '' for all of them. Raises ValueError with what is allowed."""
     if not isinstance(pattern, str) or not PATTERN.fullmatch(pattern):
-        raise ValueError("pattern: allowed are up to 255 of A-Z a-z 0-9 _ : . - # $ and the glob's * ? [abc] [!abc]")
+        raise ValueError("pattern: allowed are up to 255 of A-Z a-z 0-9 _ : . - # $ , and the glob's * ? [abc] [!abc]")
     return pattern
 
 

@@ -28,10 +28,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from . import __version__, control, errors
-from .broker import load_script
-from .control import Answer, Node, Question
+from .control import Answer, Node, Notice, Question
 from .errors import BrokerUnavailable, CommandError
 from .log import Brake
+from .scripts import load_script
 from .store import Store
 
 logger = logging.getLogger(__name__)
@@ -87,12 +87,13 @@ class Registry:
         stats: Counts,
         counts: Counts,
         lease_s: float = LEASE_S,
+        on_notice: Callable[[Notice], None] = lambda notice: None,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """stats: num_clients, num_users, num_subs and num_channels of this worker; cheap, as it is called every second.
 
-        counts: its subscribers by channel, none of them 0.
+        counts: its subscribers by channel, none of them 0. on_notice: tells this worker's connections.
         """
         self._keys = store.keys
         self._describe = store.describe
@@ -102,6 +103,7 @@ class Registry:
         self._stats = stats
         self._counts = counts
         self._lease_s = lease_s
+        self._on_notice = on_notice
         self._new_id = new_id
         self._clock = clock
         self._began_at = clock()
@@ -184,6 +186,12 @@ class Registry:
             raise ValueError(f"{MAX_QUESTIONS} questions are waiting")
         self._questions.append(question)
         self._wake.set()
+
+    def _on_notify(self, command: dict[str, Any]) -> None:
+        try:
+            self._on_notice(control.parse_notice(command))
+        except TypeError as error:  # orjson reads data that is nested deeper than what it writes
+            raise ValueError(f"a notice that nobody can be told: {error}") from None
 
     def _readable(self, values: Iterable[Value], parse: Callable[[Value], Parsed]) -> list[Parsed]:
         """What `parse` makes of those values that are well formed."""
@@ -282,6 +290,13 @@ class Registry:
 
     # Asking.
 
+    async def announce(self, notice: Notice) -> None:
+        """Have all workers tell their connections. Raises BrokerUnavailable; TypeError, ValueError as encode_notice."""
+        try:
+            await self._redis.publish(self._keys.control, control.encode_notice(notice))
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from None
+
     async def _survey(self, ask: str, pattern: str = "") -> _Survey:
         """One question to all workers. Raises BrokerUnavailable, CommandError 111."""
         if self._surveys >= MAX_SURVEYS:
@@ -319,7 +334,10 @@ class Registry:
         return BrokerUnavailable(f"Redis at {self._describe()}: {error}")
 
 
-CONTROLS: dict[str, Callable[[Registry, dict[str, Any]], None]] = {"survey": Registry._on_survey}
+CONTROLS: dict[str, Callable[[Registry, dict[str, Any]], None]] = {
+    "survey": Registry._on_survey,
+    "notify": Registry._on_notify,
+}
 """What a message of the control channel may ask a worker to `do`; raises ValueError for a malformed one."""
 
 ANSWERS: dict[str, Callable[[Registry, Question], dict[str, Any]]] = {

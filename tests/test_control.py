@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from hub import control
-from hub.control import Node, Question
+from hub.control import Node, Notice, Question
 
 ID = "0f" * 16
 NODE = Node("u", "host:0", "1.0", 5, 1, 2, 3, 4)
@@ -48,6 +48,11 @@ def test_a_malformed_survey_is_a_value_error(changes):
         control.parse_question({"id": ID, "ask": "channels", "pattern": "*", **changes})
 
 
+def test_a_pattern_may_name_any_channel():
+    """Also one that is limited to several users."""
+    assert control.check_pattern("dialog:#42,77*") == "dialog:#42,77*"
+
+
 @pytest.mark.parametrize("text", [b"nonsense", b"[]", b"{}", b'{"uid":1}', b'{"uid":"' + b"x" * 5_000_000 + b'"}'])
 def test_a_malformed_answer_is_a_value_error(text):
     """No JSON, no object, no uid, too large."""
@@ -76,3 +81,25 @@ def test_what_is_no_count_is_a_value_error(count):
         control.parse_node({**NODE._asdict(), "num_clients": count})
     with pytest.raises(ValueError, match=r"."):
         control.parse_counts({"a": 1, "b": count})
+
+
+def test_a_notice_comes_back_as_it_was_sent():
+    """encode_notice and parse_control with parse_notice are each other's opposites."""
+    for notice in (Notice("42", "inbox:#42", {"a": [1, None]}), Notice("", "", None)):
+        name, command = control.parse_control(control.encode_notice(notice))
+        assert (name, control.parse_notice(command)) == ("notify", notice)
+
+
+def test_a_notice_is_no_larger_than_workers_read():
+    """ValueError at whoever wants to send it, with both sizes."""
+    with pytest.raises(ValueError, match="allowed: 65536"):
+        control.encode_notice(Notice("", "", "x" * 65_536))
+
+
+@pytest.mark.parametrize("changes", [{"user": 1}, {"user": None}, {"channel": []}, {"channel": None}])
+def test_a_malformed_notice_is_a_value_error(changes):
+    """Texts where texts should be, and data, whatever it is."""
+    with pytest.raises(ValueError, match=r"."):
+        control.parse_notice({"user": "42", "channel": "", "data": 1, **changes})
+    with pytest.raises(ValueError, match="without data"):
+        control.parse_notice({"user": "42", "channel": ""})

@@ -13,10 +13,13 @@ from redis.asyncio import Redis
 
 from hub import registry as rooms
 from hub.config import RedisSettings
+from hub.control import Notice
 from hub.errors import BrokerUnavailable, CommandError
+from hub.notice import Notices
 from hub.store import Keys, Store
 from tests.nodes import is_listed, node, own_valkey, until
 from tests.support import async_test
+from tests.test_notice import Form, Listener
 
 CHILD = """
 import asyncio, sys
@@ -157,6 +160,20 @@ async def test_fresh_nodes_tell_the_counts_of_the_moment(valkey_url, prefix):
 
 
 @async_test
+async def test_a_notice_reaches_every_worker(valkey_url, prefix):
+    """The one that sends it too, each once."""
+    first, second = [], []
+    async with (
+        node(valkey_url, prefix, 0, on_notice=first.append) as one,
+        node(valkey_url, prefix, 1, on_notice=second.append),
+    ):
+        notice = Notice("42", "inbox:#42", {"text": "hi"})
+        await one.announce(notice)
+        await until(lambda: first and second)
+        assert (first, second) == ([notice], [notice])
+
+
+@async_test
 async def test_listeners_that_are_no_workers_do_not_delay_a_survey(valkey_url, prefix):
     """Somebody who watches the control channel is not waited for."""
     async with node(valkey_url, prefix) as one, Redis.from_url(valkey_url) as redis, redis.pubsub() as watcher:
@@ -206,6 +223,8 @@ async def test_a_worker_that_does_not_answer_is_named_after_a_bounded_time(valke
         survey("everything"),
         survey(id="../x"),
         survey(pattern=[]),
+        b'{"do":"notify"}',
+        b'{"do":"notify","user":"42","channel":"","data":%s}' % (b"[" * 300 + b"]" * 300),
         b" " * 100_000,
     ],
 )
@@ -214,7 +233,8 @@ def test_malformed_control_messages_are_counted_and_survived(valkey_url, prefix,
 
     @async_test
     async def run() -> None:
-        async with node(valkey_url, prefix) as one:
+        notices = Notices(list, lambda user, channel: [Listener(Form())])
+        async with node(valkey_url, prefix, on_notice=notices.tell) as one:
             async with Redis.from_url(valkey_url) as redis:
                 await redis.publish(Keys(prefix).control, payload)
             await until(lambda: one.malformed)

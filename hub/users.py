@@ -1,0 +1,83 @@
+"""Users: who has connected to this worker.
+
+Does: count sessions and users, and find the sessions of one user, or all.
+Does not: know who may connect (auth), or other workers' sessions.
+Called by: session (enter, leave), worker (counts, and what notices reach).
+Never break: a session that has entered leaves once.
+
+The anonymous user '' is nobody in particular, so it counts as sessions and not as a user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from .notice import Listener
+
+
+class Member(Listener, Protocol):
+    """A session, as seen from here."""
+
+    user: str
+
+    def holds(self, channel: str) -> bool:
+        """The client is subscribed to it."""
+
+
+class Users:
+    """The sessions of one worker by their user."""
+
+    __slots__ = ("_anonymous", "_by_user", "sessions")
+
+    def __init__(self) -> None:
+        self._by_user: dict[str, Member | set[Member]] = {}
+        """Most have one session, which needs no set."""
+        self._anonymous: set[Member] = set()
+        self.sessions = 0
+
+    def __len__(self) -> int:
+        return len(self._by_user)
+
+    def enter(self, session: Member) -> None:
+        """It has connected."""
+        self.sessions += 1
+        if not session.user:
+            self._anonymous.add(session)
+            return
+        known = self._by_user.get(session.user)
+        if known is None:
+            self._by_user[session.user] = session
+        elif isinstance(known, set):
+            known.add(session)
+        else:
+            self._by_user[session.user] = {known, session}
+
+    def leave(self, session: Member) -> None:
+        """The opposite of an `enter` before."""
+        self.sessions -= 1
+        if not session.user:
+            self._anonymous.remove(session)
+            return
+        known = self._by_user[session.user]
+        if not isinstance(known, set):
+            del self._by_user[session.user]
+            return
+        known.remove(session)
+        if not known:
+            del self._by_user[session.user]
+
+    def of(self, user: str, without: str = "") -> Iterator[Member]:
+        """The sessions of one user that do not hold the channel `without`."""
+        known = self._by_user.get(user)
+        sessions = known if isinstance(known, set) else () if known is None else (known,)
+        return (session for session in sessions if not session.holds(without))
+
+    def everybody(self) -> Iterator[Member]:
+        """All sessions."""
+        yield from self._anonymous
+        for known in self._by_user.values():
+            if isinstance(known, set):
+                yield from known
+            else:
+                yield known

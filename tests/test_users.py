@@ -1,0 +1,68 @@
+"""Who is connected, by user."""
+
+from __future__ import annotations
+
+from hub.users import Users
+
+
+class Session:
+    def __init__(self, user: str, *channels: str) -> None:
+        self.user = user
+        self._channels = channels
+
+    def holds(self, channel: str) -> bool:
+        return channel in self._channels
+
+
+def entered(*sessions: Session) -> Users:
+    users = Users()
+    for session in sessions:
+        users.enter(session)
+    return users
+
+
+def test_users_are_counted_by_name_and_the_anonymous_are_not():
+    """Two connections of one user are one user; the count follows the end of each."""
+    nobody, first, second, other = (Session(user) for user in ("", "a", "a", "b"))
+    users = entered(nobody, first, second, other)
+    assert (len(users), users.sessions) == (2, 4)
+    users.leave(first)
+    assert (len(users), users.sessions) == (2, 3)
+    users.leave(second)
+    users.leave(nobody)
+    assert (len(users), users.sessions) == (1, 1)
+
+
+def test_a_users_sessions_are_found():
+    """All of them, however many, and none of another user or of those who have left."""
+    sessions = [Session("a") for _ in range(3)]
+    users = entered(*sessions, Session("b"), Session(""))
+    assert set(users.of("a")) == set(sessions)
+    users.leave(sessions[0])
+    assert set(users.of("a")) == set(sessions[1:])
+    users.leave(sessions[1])
+    users.leave(sessions[2])
+    assert list(users.of("a")) == []
+    assert list(users.of("nobody")) == []
+
+
+def test_the_anonymous_are_no_users_devices():
+    """Nothing that is for the user '' reaches all who have no name."""
+    users = entered(Session(""))
+    assert list(users.of("")) == []
+
+
+def test_sessions_that_hold_a_channel_can_be_left_out():
+    """They get what is meant on that channel."""
+    inside, outside, single = Session("a", "inbox:#a"), Session("a"), Session("b", "inbox:#b")
+    users = entered(inside, outside, single)
+    assert list(users.of("a", "inbox:#a")) == [outside]
+    assert list(users.of("b", "inbox:#b")) == []
+
+
+def test_everybody_is_everybody():
+    """Named or not, alone or several of one user; each once."""
+    sessions = [Session(user) for user in ("", "", "a", "a", "b")]
+    everybody = list(entered(*sessions).everybody())
+    assert len(everybody) == 5
+    assert set(everybody) == set(sessions)
