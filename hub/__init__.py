@@ -2,19 +2,26 @@
 
 The rooms, and what each is for; the head of each says more:
 
-    errors message channels config mistakes control    nouns: what things are called, what the operator may choose
+    errors message channels position config            nouns: what things are called, how far somebody has read
+    mistakes control                                   what the operator may choose, what workers tell each other
     frames deflate protocol handshake                  words on the wire: bytes ⇄ objects, no I/O
     auth origin limits                                 gates: who is it, from which page, how often
-    session subscribe publish                          one client; the way into a channel; the one door in
+    session subscribe publish asking                   one client; the way into a channel; the one door in; questions
+    streams stream ring recovery catchup               nothing is lost silently: contiguity, gaps, who comes back
+    snapshots pages loopback                           newest values, histories; whether what is published arrives
+    presence attendance roll                           who is there: lease and sender, our own clients, all in Redis
     fanout audience sweep                              the one door out: batches, who receives what, the bare write loop
     outbox backlog                                     what waits for one client, and for all slow ones of a worker
-    store broker ingest registry                       Redis: the way to it, publications in and out, who lives
+    store scripts ingest registry                      Redis: the way to it, what runs in it, what comes out, who lives
+    broker lane history                                publications into it, and what it keeps of them
+    mailbox redelivery notice users rpc api_mailbox    one user: what is kept for it, its devices, what clients may call
     tick sources replay lease ticker                   the stock ticker: one leader in the cluster runs the source
     acceptor connection reactor wheel drain            the plane: the way in, one socket, epoll and deadlines, the end
     httpd api transports transports.websocket          doors: HTTP pages, the server API, one room for each wire
     worker seat supervisor processes heartbeat         processes: who builds all rooms, and who watches over them
     listeners embedded state systemd prctl log tasks   what a process stands on
     cli serve options remote client urls tune          the command line
+    saving backup restore archive                      mailboxes and history into a file, and back
 
 The path of a message:
 

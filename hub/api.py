@@ -25,19 +25,26 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
-from . import errors, httpd
+from . import api_mailbox, errors, httpd, pages
+from .asking import presence_body
+from .broker import Receipt
 from .channels import Channels
 from .control import Node
-from .errors import CommandError, HubError, Reply
+from .errors import CommandError, HubError, Reply, error_body, is_temporary, raise_if_hopeless
+from .history import History
+from .mailbox import Mailboxes
+from .message import PublishOptions
+from .presence import Presence
 from .publish import Publisher
 from .registry import Registry
+from .roll import Roll
 
 logger = logging.getLogger(__name__)
 
@@ -46,23 +53,34 @@ MAX_BROADCAST = 1000
 BROADCAST_AT_ONCE = 64
 """Of them, so many wait for Redis together: each is a copy of the data, which may be as large as a request."""
 RETRY_AFTER_S = 1
-UNAVAILABLE_OPTIONS = ("b64data", "idempotency_key", "delta", "version")
-"""Of `publish` and `broadcast`: binary data is not in the JSON protocol; the others need history."""
+UNAVAILABLE_OPTIONS = ("b64data", "delta")
+"""Of `publish` and `broadcast`: binary data is not in the JSON protocol."""
+MAX_HISTORY = 1000
+"""Publications in one answer; a caller who wants more asks on behind the last one."""
+MAX_HISTORY_BYTES = 16_777_216
+"""The same in bytes; one publication comes whatever its size."""
 
 Params = dict[str, Any]
 Result = dict[str, Any]
-Verdict = asyncio.Future[HubError | None]
+Verdict = asyncio.Future[Receipt | HubError]
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """What the API needs of its worker. key: '' refuses everybody; most_commands: in one batch."""
+    """What the API needs of its worker. key: '' refuses everybody; most_commands: in one batch; inbox: the namespace of
+    `notify`.
+    """
 
     key: str
     channels: Channels
     publisher: Publisher
+    history: History
     registry: Registry
+    presence: Presence
     most_commands: int
+    mailboxes: Mailboxes
+    inbox: str
 
 
 def routes(api: Api) -> httpd.Routes:
@@ -138,83 +156,87 @@ class ApiHandler(httpd.Handler):
         self.finish(orjson.dumps(body))
 
 
-def is_temporary(error: HubError) -> bool:
-    """Whether the same request may succeed later: Redis is away or a queue is full."""
-    return error.reply.temporary if isinstance(error, CommandError) else True
-
-
-def error_body(error: HubError) -> Result:
-    """{"code":102,"message":"unknown channel"}, with "temporary":true where that is so."""
-    if isinstance(error, CommandError):
-        body: Result = {"code": error.reply.code, "message": str(error)}
-    else:
-        body = {"code": errors.INTERNAL.code, "message": "Redis is away; try again"}
-    return {**body, "temporary": True} if is_temporary(error) else body
-
-
 # Publishing.
 
 
 def _publish(api: Api, params: Params) -> Awaitable[Result]:
-    """{"channel","data","tags"?} -> {}. Begun within the call, so that the calls' order is the publications'."""
+    """{"channel","data","tags"?,"idempotency_key"?,"version"?,"version_epoch"?,"skip_history"?}.
+
+    -> {} or, in mode `stream`, {"ack":"memory","offset":17,"epoch":"4.k3"}; "duplicate":true where the key was used:
+    then the position is that of then. An outdated version is not published, and gets the position of now.
+    Begun within the call, so that the calls' order is the publications'.
+    """
     return _published(_begin(api, params.get("channel"), params))
 
 
 async def _published(verdict: Verdict) -> Result:
-    error = await verdict
-    if error is not None:
-        raise error
-    return {}
+    outcome = await verdict
+    if isinstance(outcome, HubError):
+        raise outcome
+    return _receipt_body(outcome)
+
+
+def _receipt_body(receipt: Receipt) -> Result:
+    """What became of a publication; `ack` only where it is kept, `offset` and `epoch` only where it was numbered, `id`
+    where it is in a mailbox.
+    """
+    body: Result = {"ack": receipt.ack} if receipt.ack else {}
+    if receipt.id:
+        body["id"] = receipt.id
+    if receipt.offset:
+        body |= {"offset": receipt.offset, "epoch": receipt.epoch}
+    if receipt.duplicate:
+        body["duplicate"] = True
+    return body
 
 
 async def _broadcast(api: Api, params: Params) -> Result:
-    """{"channels":[…],"data","tags"?} -> {"responses":[{"result":{}},{"error":…}]}, in the order of the channels."""
+    """{"channels":[…],"data",…} as publish -> {"responses":[{"result":{…}},{"error":…}]}, in their order."""
     channels = params.get("channels")
     if not isinstance(channels, list) or not channels:
         raise CommandError(errors.BAD_REQUEST, "channels: allowed is a list of at least one")
     if len(channels) > MAX_BROADCAST:
         raise CommandError(errors.LIMIT_EXCEEDED, f"channels: found {len(channels)}; allowed: {MAX_BROADCAST}")
-    verdicts: list[HubError | None] = []
+    verdicts: list[Receipt | HubError] = []
     for i in range(0, len(channels), BROADCAST_AT_ONCE):
         begun = [_begin(api, channel, params) for channel in channels[i : i + BROADCAST_AT_ONCE]]
         verdicts += [await verdict for verdict in begun]
-    _raise_if_hopeless(verdicts)
-    return {"responses": [{"error": error_body(error)} if error else {"result": {}} for error in verdicts]}
+    raise_if_hopeless(verdicts)
+    return {"responses": [_response(verdict) for verdict in verdicts]}
+
+
+def _response(verdict: Receipt | HubError) -> Result:
+    return {"error": error_body(verdict)} if isinstance(verdict, HubError) else {"result": _receipt_body(verdict)}
 
 
 def _begin(api: Api, channel: object, params: Params) -> Verdict:
-    """Hand one publication to the door; the verdict is None or why it failed, and is never an exception itself."""
+    """Hand one publication to the door; the verdict is a Receipt or why it failed, and is never an exception itself."""
     verdict: Verdict = asyncio.get_running_loop().create_future()
     try:
         namespace = api.channels.resolve(channel)
-        _check_options(params)
+        options = _options(params)
         done = partial(_settle, verdict)
-        api.publisher.publish(str(channel), namespace, params["data"], done, tags=params.get("tags"))
+        api.publisher.publish(str(channel), namespace, params["data"], done, tags=params.get("tags"), options=options)
     except CommandError as error:
         verdict.set_result(error)
     return verdict
 
 
-def _settle(verdict: Verdict, error: HubError | None) -> None:
+def _settle(verdict: asyncio.Future[Outcome], outcome: Outcome) -> None:
     # Cancelled where the request ended before Redis answered.
     if not verdict.done():
-        verdict.set_result(error)
+        verdict.set_result(outcome)
 
 
-def _check_options(params: Params) -> None:
-    # `skip_history` passes, as there is no history yet; keys that nobody knows pass, as in Centrifugo.
+def _options(params: Params) -> PublishOptions:
+    # Keys that nobody knows pass, as in Centrifugo; what these options may be is the publisher's to say.
     for option in UNAVAILABLE_OPTIONS:
         if params.get(option):
             raise CommandError(errors.NOT_AVAILABLE, f"{option} is not available")
     if "data" not in params:
         raise CommandError(errors.BAD_REQUEST, "data is missing")
-
-
-def _raise_if_hopeless(outcomes: Sequence[object]) -> None:
-    """Raise the first outcome where all are errors that may pass: then the whole may be tried again."""
-    failed = [outcome for outcome in outcomes if isinstance(outcome, HubError) and is_temporary(outcome)]
-    if failed and len(failed) == len(outcomes):
-        raise failed[0]
+    given = {name: params[name] for name in PublishOptions._fields if params.get(name) is not None}
+    return PublishOptions(**given)
 
 
 # Asking.
@@ -259,6 +281,37 @@ def _with_silent(body: Result, silent: list[str]) -> Result:
     return {**body, "silent_nodes": silent} if silent else body
 
 
+async def _presence(api: Api, params: Params, full: bool) -> Result:
+    """{"channel"} -> {"presence":{CLIENT:{"user","client"}}}, at most client.presence_clients of them, else 106.
+
+    Not full: {"num_clients","num_users"}. 108 where the namespace keeps no presence.
+    """
+    channel = params.get("channel")
+    if api.channels.resolve(channel).presence == "off":
+        raise CommandError(errors.NOT_AVAILABLE, "presence is not available in this namespace")
+    verdict: asyncio.Future[Roll | HubError] = asyncio.get_running_loop().create_future()
+    api.presence.ask(str(channel), full, partial(_settle, verdict))
+    roll = await verdict
+    if isinstance(roll, HubError):
+        raise roll
+    return presence_body(roll)
+
+
+async def _history(api: Api, params: Params) -> Result:
+    """{"channel","limit"?,"since"?,"reverse"?} -> {"publications":[…],"offset","epoch"}; see pages."""
+    namespace = api.channels.resolve(params.get("channel"))
+    request = pages.wanted(params, MAX_HISTORY)
+    return pages.body(await pages.read(api.history, params["channel"], namespace, request, MAX_HISTORY_BYTES))
+
+
+async def _history_remove(api: Api, params: Params) -> Result:
+    """{"channel"} -> {}: what is kept goes, the position stays."""
+    namespace = api.channels.resolve(params.get("channel"))
+    pages.check_kept(namespace)
+    await api.history.remove(params["channel"], namespace)
+    return {}
+
+
 async def _not_available(api: Api, params: Params) -> Result:
     raise CommandError(errors.NOT_AVAILABLE, "this method is not available")
 
@@ -267,7 +320,7 @@ async def _not_available(api: Api, params: Params) -> Result:
 
 
 async def _batch(api: Api, params: Params) -> list[Result]:
-    """{"commands":[{"publish":{…}},…],"parallel"?} -> [{"publish":{}},{"error":…}], one for each command, in order.
+    """{"commands":[{"publish":{…}},…],"parallel"?} -> [{"publish":{…}},{"error":…}], one for each command, in order.
 
     One after another, each whatever became of the others; `parallel`: publications do not wait for each other's answer.
     """
@@ -280,7 +333,7 @@ async def _batch(api: Api, params: Params) -> list[Result]:
     if params.get("parallel"):
         begun = list(begun)
     outcomes = [await _outcome(name, running) for name, running in begun]
-    _raise_if_hopeless(outcomes)
+    raise_if_hopeless(outcomes)
     return [{"error": error_body(outcome)} if isinstance(outcome, HubError) else outcome for outcome in outcomes]
 
 
@@ -309,13 +362,17 @@ async def _outcome(name: str, running: Awaitable[Result]) -> Result | HubError:
 METHODS: dict[str, Callable[[Api, Params], Awaitable[Result]]] = {
     "publish": _publish,
     "broadcast": _broadcast,
+    "notify": api_mailbox.notify,
+    "mailbox_stats": api_mailbox.stats,
+    "mailbox_dead": api_mailbox.dead,
+    "mailbox_requeue": api_mailbox.requeue,
     "info": _info,
     "channels": _channels,
     "connections": _connections,
-    "presence": _not_available,
-    "presence_stats": _not_available,
-    "history": _not_available,
-    "history_remove": _not_available,
+    "presence": partial(_presence, full=True),
+    "presence_stats": partial(_presence, full=False),
+    "history": _history,
+    "history_remove": _history_remove,
     "subscribe": _not_available,
     "unsubscribe": _not_available,
     "disconnect": _not_available,

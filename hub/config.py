@@ -207,6 +207,12 @@ class HttpSettings(Section):
 class WorkerSettings(Section):
     handshakes_per_s: Whole = Field(10_000, ge=0, le=1_000_000, description="in one worker; more: 503. 0 = no limit")
     batch_bytes: Whole = Field(67_108_864, ge=65_536, le=1_099_511_627_776, description="waiting for the fan-out")
+    ring_bytes: Whole = Field(67_108_864, ge=0, le=1_099_511_627_776, description="recent messages kept in a worker")
+    linger_s: Number = Field(5.0, ge=0, le=3600, description="a stream channel is followed on without subscribers")
+    resubscribes_per_s: Whole = Field(2000, ge=1, le=1_000_000, description="clients told to resubscribe, paced")
+    presence_grace_s: Number = Field(
+        5.0, ge=0, le=30, description="a lost connection's leave push waits for its return"
+    )
     backlog_bytes: Whole = Field(268_435_456, ge=1024, le=1_099_511_627_776, description="unsent, all of a worker")
 
 
@@ -224,6 +230,10 @@ class ClientSettings(Section):
     json_depth: Whole = Field(32, ge=2, le=128, description="nesting of published data; deeper: 107")
     commands_per_message: Whole = Field(256, ge=1, le=10_000, description="commands joined in one message; more: 3501")
     pending_commands: Whole = Field(256, ge=1, le=10_000, description="a client's, waiting for Redis; more: 111")
+    recovery_publications: Whole = Field(300, ge=1, le=10_000, description="missed ones in one reply; more: lost")
+    recovery_bytes: Whole = Field(1_048_576, ge=1024, le=1_073_741_824, description="of them in one reply; more: lost")
+    history_publications: Whole = Field(300, ge=1, le=10_000, description="in one answer to a history command")
+    presence_clients: Whole = Field(1000, ge=1, le=10_000, description="in one answer to presence; more: 106")
     channels: Whole = Field(128, ge=1, le=100_000, description="subscriptions of one connection; more: 106")
     outbox_conflate_bytes: Whole = Field(32_768, ge=0, le=1_073_741_824, description="from here on latest is conflated")
     outbox_drop_bytes: Whole = Field(524_288, ge=0, le=1_073_741_824, description="from here on none is dropped")
@@ -237,6 +247,13 @@ class ClientSettings(Section):
                 f"client.pong_timeout_s: found {self.pong_timeout_s:g}; allowed: less than client.ping_interval_s"
             )
         return self
+
+
+class MailboxSettings(Section):
+    namespace: str = Field("inbox", description="where /api/notify leaves its messages; mailbox = true there")
+    total_bytes: Whole = Field(67_108_864, ge=1024, le=1_099_511_627_776, description="in all mailboxes")
+    dead_letters: Whole = Field(10_000, ge=1, le=1_000_000, description="kept; beyond, the oldest is forgotten")
+    dead_bytes: Whole = Field(16_777_216, ge=1024, le=1_099_511_627_776, description="of dead letters")
 
 
 class TickerSettings(Section):
@@ -278,12 +295,17 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings.model_validate({})
     worker: WorkerSettings = WorkerSettings.model_validate({})
     client: ClientSettings = ClientSettings.model_validate({})
+    mailbox: MailboxSettings = MailboxSettings.model_validate({})
     ticker: TickerSettings = TickerSettings.model_validate({})
     namespaces: dict[str, Namespace] = Field({}, description="by the text before a channel's first ':'")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
-        lines = [*self._bad_names(), *(self._bad_ticker() if self.ticker.source != "none" else ())]
+        lines = [
+            *self._bad_names(),
+            *self._bad_mailbox(),
+            *(self._bad_ticker() if self.ticker.source != "none" else ()),
+        ]
         if lines:
             raise ValueError("\n".join(lines))
         return self
@@ -292,6 +314,14 @@ class Settings(BaseSettings):
         for name in self.namespaces:
             if not NAMESPACE_NAME.fullmatch(name):
                 yield f"namespaces: found {short(name)}; allowed: names of 1 to 64 of A-Z a-z 0-9 _ . -"
+
+    def _bad_mailbox(self) -> Iterator[str]:
+        name = self.mailbox.namespace
+        namespace = self.namespaces.get(name)
+        # The default is no mistake where there are no mailboxes.
+        named = name != MailboxSettings.model_fields["namespace"].default
+        if named and (namespace is None or not namespace.mailbox):
+            yield f"mailbox.namespace: found {short(name)}; allowed: a namespace with mailbox = true"
 
     def _bad_ticker(self) -> Iterator[str]:
         ticker = self.ticker

@@ -19,22 +19,29 @@ from functools import partial
 from math import inf
 from typing import Any, Protocol
 
-from . import __version__, auth, errors, protocol
-from .audience import Subscriber
-from .channels import Channels, Namespace, may_publish, may_subscribe
+from . import __version__, asking, auth, errors, protocol, rpc
+from .audience import WireForm
+from .broker import Receipt
+from .channels import Channels, Mode, Namespace, may_publish, may_subscribe, may_use
 from .config import ClientSettings
 from .errors import Close, CommandError, HubError, ProtocolError
 from .message import ClientInfo
 from .outbox import Limits
+from .position import MAX_EPOCH_LENGTH, MAX_OFFSET, Position
+from .presence import Presence
 from .protocol import Command
 from .publish import Publisher
+from .recovery import Joined
+from .redelivery import Redelivery
+from .stream import StreamSubscriber
 from .subscribe import Subscriptions
+from .users import Users
 
 logger = logging.getLogger(__name__)
 
 
-class Transport(Subscriber, Protocol):
-    """The connection under a session."""
+class Transport(StreamSubscriber, Protocol):
+    """The connection under a session; it hands `displaced` on to it."""
 
     heard_at: float
     """When the client's last byte came, in seconds of `Services.clock`."""
@@ -44,37 +51,6 @@ class Transport(Subscriber, Protocol):
 
     def close(self, close: Close) -> None:
         """End the connection in order."""
-
-
-class Users:
-    """Who has connected to this worker: all sessions, and how many each user has.
-
-    The anonymous user '' is nobody in particular, so it counts as a session and not as a user.
-    """
-
-    __slots__ = ("_sessions", "sessions")
-
-    def __init__(self) -> None:
-        self._sessions: dict[str, int] = {}
-        self.sessions = 0
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    def enter(self, user: str) -> None:
-        self.sessions += 1
-        if user:
-            self._sessions[user] = self._sessions.get(user, 0) + 1
-
-    def leave(self, user: str) -> None:
-        """The opposite of an `enter` before."""
-        self.sessions -= 1
-        if user:
-            left = self._sessions[user] - 1
-            if left:
-                self._sessions[user] = left
-            else:
-                del self._sessions[user]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +63,9 @@ class Services:
     channels: Channels
     publisher: Publisher
     subscriptions: Subscriptions
+    presence: Presence
+    histories: asking.Histories
+    redelivery: Redelivery
     users: Users = field(default_factory=Users)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
@@ -100,7 +79,11 @@ class _Asked:
     One object for each attempt, so that two can't be mixed up.
     """
 
-    __slots__ = ()
+    __slots__ = ("watch",)
+
+    def __init__(self, watch: bool) -> None:
+        self.watch = watch
+        """It is to be told who comes and goes."""
 
 
 class Session:
@@ -138,6 +121,36 @@ class Session:
     @property
     def channel_count(self) -> int:
         return len(self._channels)
+
+    @property
+    def presence(self) -> Presence:
+        return self._services.presence
+
+    @property
+    def histories(self) -> asking.Histories:
+        return self._services.histories
+
+    @property
+    def services(self) -> Services:
+        return self._services
+
+    def holds(self, channel: str) -> bool:
+        """The client is subscribed to it."""
+        return isinstance(self._channels.get(channel), Namespace)
+
+    # What notices and mailboxes send.
+
+    @property
+    def wire(self) -> WireForm:
+        return self._transport.wire
+
+    def put(self, frame: bytes) -> None:
+        """Queue one frame of this client's wire. Never waits, never raises."""
+        self._transport.put(frame)
+
+    def push(self, channel: str, body: bytes) -> None:
+        """Send this client alone a publication of a channel that it holds."""
+        self._transport.put(self._transport.wire.encode_publication(channel, body))
 
     # What the transport calls.
 
@@ -186,13 +199,27 @@ class Session:
     def on_gone(self) -> None:
         """The connection is over: leave every channel."""
         if self.connected:
-            self._services.users.leave(self.user)
+            self._services.users.leave(self)
         self.connected = False
         channels, self._channels = self._channels, {}
         for channel, namespace in channels.items():
             # A channel that is still being subscribed to is left when its answer comes.
             if isinstance(namespace, Namespace):
-                self._services.subscriptions.unsubscribe(channel, namespace, self._transport)
+                self._leave(channel, namespace, hold=True)
+
+    def on_displaced(self, channel: str) -> None:
+        """It gets no more of a channel: SDKs subscribe anew on this code, with the position that they have."""
+        if isinstance(self._channels.pop(channel, None), Namespace):
+            self._services.presence.exit(channel, self.client, hold=True)
+            text = errors.CLOSE_INSUFFICIENT_STATE.reason
+            self._transport.reply(protocol.encode_unsubscribe(channel, errors.UNSUBSCRIBE_CODE, text))
+
+    def resubscribe(self, channel: str) -> None:
+        """Take it out of a channel that it holds, and have its client subscribe anew."""
+        namespace = self._channels.get(channel)
+        if isinstance(namespace, Namespace):
+            self._services.subscriptions.unsubscribe(channel, namespace, self._transport)
+            self.on_displaced(channel)
 
     # Commands.
 
@@ -206,7 +233,7 @@ class Session:
         try:
             COMMANDS[command.method](self, command)
         except CommandError as error:
-            self._fail(command.id, error)
+            self.fail(command.id, error)
 
     def _connect(self, command: Command) -> None:
         if self.connected:
@@ -216,7 +243,7 @@ class Session:
         if token not in ("", None):
             self.user, self._expires_at = auth.verify(token, services.hmac_secret, services.wall_clock())
         self.connected = True
-        services.users.enter(self.user)
+        services.users.enter(self)
         logger.debug("client %s: connected as user %r", self.client, self.user)
         result = {
             "client": self.client,
@@ -227,76 +254,80 @@ class Session:
         self._transport.reply(protocol.encode_reply(command.id, "connect", result))
 
     def _subscribe(self, command: Command) -> None:
-        channel, namespace = self._resolve(command)
+        channel, namespace = self.resolve(command)
         if channel in self._channels:
             raise CommandError(errors.ALREADY_SUBSCRIBED)
         if len(self._channels) >= self._services.client.channels:
             raise CommandError(
                 errors.LIMIT_EXCEEDED, f"{len(self._channels)} channels; allowed: {self._services.client.channels}"
             )
+        may_use(channel, self.user)
         may_subscribe(namespace.subscribe, self.user)
-        for wish in ("token", "recover", "recoverable", "positioned", "join_leave"):
+        for wish in UNMET_WISHES[namespace.mode]:
             if command.params.get(wish):
                 raise CommandError(errors.NOT_AVAILABLE, f"{wish} is not available")
-        self._begin()
-        asked = self._channels[channel] = _Asked()
+        watch = bool(command.params.get("join_leave"))
+        if watch and not namespace.join_leave:
+            raise CommandError(errors.NOT_AVAILABLE, "join_leave is not available in this namespace")
+        since = _position(command.params) if command.params.get("recover") else None
+        self.begin()
+        asked = self._channels[channel] = _Asked(watch)
         done = partial(self._subscribed, command.id, channel, namespace, asked)
-        self._services.subscriptions.subscribe(channel, namespace, self._transport, done)
+        self._services.subscriptions.subscribe(channel, namespace, self._transport, done, since)
 
     def _subscribed(
-        self, command_id: int, channel: str, namespace: Namespace, asked: _Asked, error: HubError | None
+        self, command_id: int, channel: str, namespace: Namespace, asked: _Asked, outcome: Joined | HubError
     ) -> None:
-        self._pending -= 1
+        self.end()
         wanted = self._channels.get(channel) is asked
-        if error is not None:
+        if isinstance(outcome, HubError):
             if wanted:
                 del self._channels[channel]
-            self._fail(command_id, error)
+            self.fail(command_id, outcome)
         elif not wanted:
             # Unsubscribed or gone while Redis was asked. Every command has its reply, so this one too.
             self._services.subscriptions.unsubscribe(channel, namespace, self._transport)
-            self._fail(command_id, CommandError(errors.BAD_REQUEST, "unsubscribed meanwhile"))
+            self.fail(command_id, CommandError(errors.BAD_REQUEST, "unsubscribed meanwhile"))
         else:
             self._channels[channel] = namespace
-            self._reply(command_id, "subscribe")
+            info = ClientInfo(self.user, self.client)
+            self._services.presence.enter(channel, namespace, info, self._transport, asked.watch)
+            self.reply(command_id, "subscribe", _subscribe_result(outcome))
+            if namespace.mailbox:
+                self._services.redelivery.opened(channel, namespace, self)
 
     def _unsubscribe(self, command: Command) -> None:
-        channel, namespace = self._resolve(command)
+        channel, namespace = self.resolve(command)
         if isinstance(self._channels.pop(channel, None), Namespace):
-            self._services.subscriptions.unsubscribe(channel, namespace, self._transport)
-        self._reply(command.id, "unsubscribe")
+            self._leave(channel, namespace, hold=False)
+        self.reply(command.id, "unsubscribe")
+
+    def _leave(self, channel: str, namespace: Namespace, hold: bool) -> None:
+        """Out of a channel that is held. hold: not by the client's wish, so it may soon be back."""
+        self._services.subscriptions.unsubscribe(channel, namespace, self._transport)
+        self._services.presence.exit(channel, self.client, hold)
 
     def _publish(self, command: Command) -> None:
-        channel, namespace = self._resolve(command)
-        may_publish(namespace.publish, self.user, isinstance(self._channels.get(channel), Namespace))
+        channel, namespace = self.resolve(command)
+        may_use(channel, self.user)
+        may_publish(namespace.publish, self.user, self.holds(channel))
         if "data" not in command.params:
             raise CommandError(errors.BAD_REQUEST, "data is missing")
         info = ClientInfo(self.user, self.client)
         done = partial(self._published, command.id)
-        self._begin()
+        self.begin()
         try:
             self._services.publisher.publish(channel, namespace, command.params["data"], done, info)
         except CommandError:
-            self._pending -= 1
+            self.end()
             raise
 
-    def _published(self, command_id: int, error: HubError | None) -> None:
-        self._pending -= 1
-        if error is not None:
-            self._fail(command_id, error)
+    def _published(self, command_id: int, outcome: Receipt | HubError) -> None:
+        self.end()
+        if isinstance(outcome, HubError):
+            self.fail(command_id, outcome)
         else:
-            self._reply(command_id, "publish")
-
-    def _rpc(self, command: Command) -> None:
-        method = command.params.get("method", "")
-        answer = RPC_METHODS.get(method) if isinstance(method, str) else None
-        if answer is None:
-            raise CommandError(errors.METHOD_NOT_FOUND)
-        self._reply(command.id, "rpc", {"data": answer(self)})
-
-    def _time(self) -> dict[str, str]:
-        """`hub.time`: the hub's clock, with which a client can tell how old a tick is."""
-        return {"time_ns": str(int(self._services.wall_clock() * 1e9))}
+            self.reply(command_id, "publish", {"ack": outcome.ack} if outcome.ack else {})
 
     def _send(self, command: Command) -> None:
         """A message without an answer goes to server code; where there is none it ends here, as the protocol allows."""
@@ -309,7 +340,7 @@ class Session:
 
     # Small parts.
 
-    def _resolve(self, command: Command) -> tuple[str, Namespace]:
+    def resolve(self, command: Command) -> tuple[str, Namespace]:
         channel = command.params.get("channel")
         namespace = self._services.channels.resolve(channel)
         return str(channel), namespace
@@ -319,16 +350,20 @@ class Session:
         client = self._services.client
         return max(0.0, client.ping_interval_s - client.connect_timeout_s)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """One more command that waits for Redis."""
         if self._pending >= self._services.client.pending_commands:
             raise CommandError(errors.TOO_MANY_REQUESTS, f"{self._pending} commands are waiting")
         self._pending += 1
 
-    def _reply(self, command_id: int, method: str, result: dict[str, Any] | None = None) -> None:
+    def end(self) -> None:
+        """One of them has its answer."""
+        self._pending -= 1
+
+    def reply(self, command_id: int, method: str, result: dict[str, Any] | None = None) -> None:
         self._transport.reply(protocol.encode_reply(command_id, method, result or {}))
 
-    def _fail(self, command_id: int, error: HubError) -> None:
+    def fail(self, command_id: int, error: HubError) -> None:
         if isinstance(error, CommandError):
             self._transport.reply(protocol.encode_error(command_id, error.reply, str(error)))
         else:
@@ -338,23 +373,53 @@ class Session:
             self._transport.reply(protocol.encode_error(command_id, errors.INTERNAL))
 
 
+UNMET_WISHES: dict[Mode, tuple[str, ...]] = {
+    "none": ("token", "recover", "recoverable", "positioned"),
+    "stream": ("token",),
+    "latest": ("token", "positioned"),
+}
+"""Options of a subscription that a namespace of this mode, or the hub, doesn't have."""
+
+
+def _position(params: dict[str, Any]) -> Position:
+    """Where a client was. Raises CommandError 107 for what is no position."""
+    epoch, offset = params.get("epoch") or "", params.get("offset") or 0
+    if not isinstance(epoch, str) or len(epoch) > MAX_EPOCH_LENGTH:
+        raise CommandError(errors.BAD_REQUEST, f"epoch: allowed is a text of at most {MAX_EPOCH_LENGTH} characters")
+    if type(offset) is not int or not 0 <= offset <= MAX_OFFSET:
+        raise CommandError(errors.BAD_REQUEST, f"offset: allowed are whole numbers from 0 to {MAX_OFFSET}")
+    return Position(epoch, offset)
+
+
+def _subscribe_result(joined: Joined) -> dict[str, Any]:
+    """As the protocol's SubscribeResult has it; what is false or empty is left out, as there."""
+    result: dict[str, Any] = {}
+    if joined.positioned:
+        result |= {"positioned": True, "epoch": joined.epoch, "offset": joined.offset}
+    if joined.recoverable:
+        result["recoverable"] = True
+    if joined.recovered is not None:
+        result |= {"was_recovering": True, "recovered": joined.recovered}
+        if joined.publications:
+            result["publications"] = protocol.fragments(joined.publications)
+    return result
+
+
 def _whole(seconds: float) -> float | int:
     """25.0 as 25: some SDKs read `ping` into an integer."""
     return int(seconds) if seconds == int(seconds) else seconds
 
-
-RPC_METHODS: dict[str, Callable[[Session], Any]] = {"hub.time": Session._time}
 
 COMMANDS: dict[str, Callable[[Session, Command], None]] = {
     "connect": Session._connect,
     "subscribe": Session._subscribe,
     "unsubscribe": Session._unsubscribe,
     "publish": Session._publish,
-    "rpc": Session._rpc,
+    "rpc": rpc.call,
     "send": Session._send,
-    "presence": Session._not_available,
-    "presence_stats": Session._not_available,
-    "history": Session._not_available,
+    "presence": asking.presence,
+    "presence_stats": asking.presence_stats,
+    "history": asking.history,
     "refresh": Session._not_available,
     "sub_refresh": Session._not_available,
     "ping": Session._unknown,

@@ -19,31 +19,43 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import cast
 
 import uvloop
 
 from . import api, handshake, httpd
 from .acceptor import DESCRIPTOR_MARGIN, INTERNAL_MARGIN, Acceptor
+from .asking import ANSWER_SHARE, Histories
 from .audience import Subscriber
 from .broker import Broker
+from .catchup import Catchup
 from .channels import Channels
 from .config import ClientSettings, Settings
 from .drain import drain
 from .errors import EXIT_OK, BootError, BrokerUnavailable
 from .fanout import Fanout
+from .history import History
 from .ingest import Ingest
 from .limits import TokenBucket
+from .loopback import Loopback
+from .mailbox import Mailboxes
+from .notice import Notices
 from .outbox import Limits
+from .presence import Presence
 from .publish import Publisher
 from .reactor import Reactor
+from .redelivery import Redelivery
 from .registry import Registry
 from .seat import Seat
 from .session import Services
+from .snapshots import Snapshots
 from .store import Store
+from .streams import TICK_S, Streams
 from .subscribe import Subscriptions
 from .ticker import Ticker
 from .transports import websocket
+from .users import Users
 
 logger = logging.getLogger(__name__)
 
@@ -109,20 +121,89 @@ class Worker:
         )
         self._reactor.batches = self._fanout
         self._broker = Broker(self._store, settings.redis.pending_publishes, settings.redis.pending_bytes)
-        self._registry = Registry(self._store, self._seat.slot.index, self._stats, self._fanout.counts)
-        self._ingest = Ingest(self._store, self._fanout.deliver, self._registry.on_control)
+        self._users = Users()
+        self._notices = Notices(self._users.everybody, self._users.of)
+        self._registry = Registry(
+            self._store, self._seat.slot.index, self._stats, self._fanout.counts, on_notice=self._notices.tell
+        )
+        self._history = History(self._store)
+        # Not the streams' own: large pages must not keep who comes back from what it missed.
+        self._askings = Catchup(self._history)
         self._channels = Channels(settings.namespaces)
-        self._publisher = Publisher(self._broker, client.json_depth)
+        self._presence = Presence(
+            self._store, self._fanout, self._channels, settings.worker.presence_grace_s, client.presence_clients
+        )
+        self._mailboxes = Mailboxes(self._broker, self._store.keys, settings.mailbox, client.outbox_bytes)
+        self._build_subscriptions()
+        self._publisher = Publisher(self._broker, client.json_depth, self._mailboxes)
         self._services = Services(
             client=client,
             outbox=outbox_limits(client),
             hmac_secret=settings.auth.hmac_secret,
             channels=self._channels,
             publisher=self._publisher,
-            subscriptions=Subscriptions(self._fanout, self._ingest, self._store.keys),
+            subscriptions=self._subscriptions,
+            presence=self._presence,
+            histories=Histories(self._askings.read, client.history_publications, client.outbox_bytes // ANSWER_SHARE),
+            redelivery=self._redelivery,
+            users=self._users,
         )
         self._handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)
         self._ticker = Ticker(settings.ticker, self._store, self._broker)
+
+    def _build_subscriptions(self) -> None:
+        """The way from Redis to the fan-out: these rooms call each other in a ring, so each is given what it calls."""
+        settings, loop, keys = self._settings.worker, asyncio.get_running_loop(), self._store.keys
+        self._ingest = Ingest(
+            self._store,
+            lambda publications: self._redelivery.deliver(publications),
+            self._registry.on_control,
+            lambda publications: self._streams.receive(publications),
+            self._check_all,
+            self._fanout.announce,
+        )
+        self._catchup = Catchup(self._history)
+        self._snapshots = Snapshots(self._broker)
+        self._streams = Streams(
+            self._fanout,
+            self._ingest,
+            self._catchup,
+            keys,
+            self._reactor.clock,
+            loop.call_soon,
+            most=self._settings.client.recovery_publications,
+            most_bytes=self._settings.client.recovery_bytes,
+            ring_bytes=settings.ring_bytes,
+            linger_s=settings.linger_s,
+            displaced_per_s=settings.resubscribes_per_s,
+        )
+        self._subscriptions = Subscriptions(self._fanout, self._ingest, keys, self._streams, self._snapshots)
+        self._redelivery = Redelivery(
+            self._mailboxes, self._channels, self._subscriptions.deliver, self._fanout.audience_size
+        )
+        self._fanout.on_full = self._on_full
+        loop_channel = keys.loop(self._registry.uid)
+        self._loopback = Loopback(
+            self._ingest,
+            partial(self._probe, loop_channel),
+            self._check_all,
+            self._registry.uid.replace("-", ""),
+        )
+        self._ingest.listen(loop_channel, self._loopback.heard)
+
+    def _check_all(self) -> None:
+        """Something may have been published that did not arrive here."""
+        self._streams.check_all()
+        self._redelivery.check_all()
+
+    def _on_full(self, channel: str) -> None:
+        """The fan-out could not take up what must not be left out."""
+        self._streams.overloaded(channel)
+        self._redelivery.overloaded(channel)
+
+    async def _probe(self, loop_channel: str, token: str) -> str:
+        await self._store.follow()
+        return await self._history.probe(loop_channel, token)
 
     async def _boot(self) -> None:
         """Return once Redis answers.
@@ -147,7 +228,12 @@ class Worker:
         self._ingest.start()
         await self._wait_for_subscriber()
         self._registry.start()
+        self._loopback.start()
+        self._tick()
+        if any(namespace.presence != "off" for namespace in self._settings.namespaces.values()):
+            self._presence.start()
         self._ticker.start()
+        self._redelivery.start()
 
     async def _wait_for_subscriber(self) -> None:
         """Clients subscribe as soon as we listen; those who came before this connection would be refused."""
@@ -170,8 +256,12 @@ class Worker:
                 self._settings.api.key,
                 self._channels,
                 self._publisher,
+                self._history,
                 self._registry,
+                self._presence,
                 self._settings.client.commands_per_message,
+                self._mailboxes,
+                self._settings.mailbox.namespace,
             )
         )
         slot = self._seat.slot
@@ -198,10 +288,15 @@ class Worker:
         period_s = self._settings.heartbeat_timeout_s / HEARTBEATS_PER_TIMEOUT
         asyncio.get_running_loop().call_later(period_s, self._beat)
 
+    def _tick(self) -> None:
+        # First, as a fault in one step must not be the end of all that is paced.
+        asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        self._streams.tick()
+
     def _stats(self) -> dict[str, int]:
         return {
-            "num_clients": self._services.users.sessions,
-            "num_users": len(self._services.users),
+            "num_clients": self._users.sessions,
+            "num_users": len(self._users),
             "num_subs": self._fanout.subscriptions,
             "num_channels": len(self._fanout),
         }
@@ -228,16 +323,23 @@ class Worker:
         for server in self._servers:
             server.stop()
         await self._ticker.close()
+        await self._redelivery.close()
         connections = list(self._reactor.connections.values())
         logger.debug("worker %d drains %d connections", self._seat.slot.index, len(connections))
         await drain(connections, self._settings.drain_window_s, self._hurried, time.monotonic)
         await self._last_goodbyes()
         # Before the HTTP connections: who waits there for Redis' verdict on a publish still gets it.
         await self._broker.close()
+        await self._presence.close()
         for server in self._servers:
             await server.close_all_connections()
+        await self._loopback.close()
         await self._registry.close()
         await self._ingest.close()
+        await self._catchup.close()
+        await self._askings.close()
+        await self._snapshots.close()
+        await self._history.close()
         self._reactor.stop()
 
     async def _empty_accept_queues(self) -> None:

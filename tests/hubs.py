@@ -56,10 +56,16 @@ class HubProcess:
     """One running hub; a context manager that ends it and removes what it stored.
 
     settings: merged over BASE, tables key by key. env: more environment variables. base: False takes `settings` alone.
+    module: what is run with the command line of `hub`, such as one that changes it first.
     """
 
     def __init__(
-        self, settings: Mapping[str, Any] | None = None, *, env: Mapping[str, str] | None = None, base: bool = True
+        self,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        base: bool = True,
+        module: str = "hub",
     ) -> None:
         # Not tmp_path: its names outgrow the 107 bytes that a Unix socket path may have.
         self.directory = Path(tempfile.mkdtemp(prefix="hub-t-"))
@@ -67,6 +73,7 @@ class HubProcess:
         self.config_path = self.directory / "hub.toml"
         self.config_path.write_text(to_toml(self.settings))
         self._stderr_path = self.directory / "stderr"
+        self._module = module
         self._env = {**clean_environment(), **(env or {})}
         self.ready_line = ""
 
@@ -87,7 +94,7 @@ class HubProcess:
     def start(self) -> None:
         """Start it, or start it again after `stop`; returns when it is ready. Raises HubFailed."""
         with self._stderr_path.open("ab") as stderr:
-            command = [sys.executable, "-m", "hub", "serve", "--config", str(self.config_path)]
+            command = [sys.executable, "-m", self._module, "serve", "--config", str(self.config_path)]
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=self._env
             )

@@ -14,16 +14,24 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from hub import httpd
 from hub.acceptor import Acceptor
+from hub.asking import ANSWER_SHARE, Histories
 from hub.broker import Broker
+from hub.catchup import Catchup
 from hub.channels import Channels, Namespace
-from hub.config import ClientSettings, HttpSettings, RedisSettings
+from hub.config import ClientSettings, HttpSettings, MailboxSettings, RedisSettings
 from hub.fanout import Fanout
+from hub.history import History
 from hub.ingest import Ingest
 from hub.limits import TokenBucket
+from hub.mailbox import Mailboxes
+from hub.presence import Presence
 from hub.publish import Publisher
 from hub.reactor import Reactor
+from hub.redelivery import Redelivery
 from hub.session import Services
+from hub.snapshots import Snapshots
 from hub.store import Store
+from hub.streams import TICK_S, Streams
 from hub.subscribe import Subscriptions
 from hub.transports import websocket
 from hub.worker import outbox_limits
@@ -35,6 +43,11 @@ NAMESPACES = {
     "own": Namespace(subscribe="anyone", publish="subscriber"),
     "closed": Namespace(subscribe="nobody", publish="nobody"),
     "tokens": Namespace(subscribe="token", publish="token"),
+    "chat": Namespace(mode="stream", subscribe="anyone", publish="anyone", history="anyone"),
+    "log": Namespace(mode="stream", subscribe="anyone", publish="anyone"),
+    "room": Namespace(subscribe="anyone", publish="anyone", presence="anyone", join_leave=True),
+    "quiet": Namespace(subscribe="anyone", presence="subscriber"),
+    "inbox": Namespace(mailbox=True, subscribe="user", publish="user", ack_timeout_s=0.5),
     "ticker": Namespace(mode="latest", subscribe="anyone", publish="anyone"),
 }
 
@@ -49,14 +62,25 @@ class Plane:
     ingest: Ingest
     broker: Broker
     publisher: Publisher
+    presence: Presence
     services: Services
+    streams: Streams
     door: websocket.Door
     acceptor: Acceptor
+    mailboxes: Mailboxes
+    redelivery: Redelivery
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/connection/websocket"
+
+
+async def tick(streams: Streams) -> None:
+    """What the worker's timer does."""
+    while True:
+        await asyncio.sleep(TICK_S)
+        streams.tick()
 
 
 @contextlib.asynccontextmanager
@@ -69,7 +93,10 @@ async def plane(
     origins: tuple[str, ...] = (),
     fast: bool = True,
     handshakes_per_s: float = 0,
+    stream_options: dict | None = None,
     batch_bytes: int = 67_108_864,
+    grace_s: float = 0.0,
+    mailbox: dict | None = None,
     **services: object,
 ) -> AsyncIterator[Plane]:
     """Build everything, wait for Redis, serve; take it down again."""
@@ -80,11 +107,45 @@ async def plane(
         reactor.connections, reactor.arm_turn, reactor.clock, asyncio.get_running_loop().call_later, batch_bytes
     )
     broker = Broker(store, 1000)
-    ingest = Ingest(store, fanout.deliver, lambda payload: None)
-    publisher = Publisher(broker, settings.json_depth)
-    subscriptions = Subscriptions(fanout, ingest, store.keys)
+    history = History(store)
+    catchup, snapshots = Catchup(history), Snapshots(broker)
+
+    def check_all() -> None:
+        streams.check_all()
+        redelivery.check_all()
+
+    def on_full(channel: str) -> None:
+        streams.overloaded(channel)
+        redelivery.overloaded(channel)
+
+    ingest = Ingest(
+        store,
+        lambda publications: redelivery.deliver(publications),
+        lambda payload: None,
+        lambda publications: streams.receive(publications),
+        check_all,
+        fanout.announce,
+    )
+    channels = Channels(NAMESPACES)
+    mailboxes = Mailboxes(broker, store.keys, MailboxSettings(**(mailbox or {})), settings.outbox_bytes)
+    publisher = Publisher(broker, settings.json_depth, mailboxes)
+    loop = asyncio.get_running_loop()
+    streams = Streams(fanout, ingest, catchup, store.keys, reactor.clock, loop.call_soon, **(stream_options or {}))
+    subscriptions = Subscriptions(fanout, ingest, store.keys, streams, snapshots)
+    presence = Presence(store, fanout, channels, grace_s, settings.presence_clients)
+    redelivery = Redelivery(mailboxes, channels, subscriptions.deliver, fanout.audience_size)
+    fanout.on_full = on_full
     shared = Services(
-        settings, outbox_limits(settings), SECRET, Channels(NAMESPACES), publisher, subscriptions, **services
+        settings,
+        outbox_limits(settings),
+        SECRET,
+        channels,
+        publisher,
+        subscriptions,
+        presence,
+        Histories(catchup.read, settings.history_publications, settings.outbox_bytes // ANSWER_SHARE),
+        redelivery,
+        **services,
     )
     draining = asyncio.Event()
     handshakes = TokenBucket(handshakes_per_s, reactor.clock)
@@ -102,6 +163,9 @@ async def plane(
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
     reactor.start()
     ingest.start()
+    redelivery.start()
+    ticking = asyncio.create_task(tick(streams))
+    presence.start()
     for listener in sockets:
         listener.setblocking(False)
     acceptor = Acceptor(reactor, server, door, 1.0, fast=fast)
@@ -110,15 +174,35 @@ async def plane(
         async with asyncio.timeout(5):
             while not ingest.connected:
                 await asyncio.sleep(0.005)
+        await broker.ping()  # its connection is there from now on, for tests that count descriptors
         yield Plane(
-            sockets[0].getsockname()[1], reactor, fanout, ingest, broker, publisher, shared, door, acceptor, draining
+            sockets[0].getsockname()[1],
+            reactor,
+            fanout,
+            ingest,
+            broker,
+            publisher,
+            presence,
+            shared,
+            streams,
+            door,
+            acceptor,
+            mailboxes,
+            redelivery,
+            draining,
         )
     finally:
         acceptor.stop()
         server.stop()
         reactor.stop()
         await server.close_all_connections()
+        ticking.cancel()
+        await presence.close()
+        await redelivery.close()
         await ingest.close()
+        await catchup.close()
+        await snapshots.close()
+        await history.close()
         await broker.close()
 
 
@@ -127,6 +211,8 @@ class Client:
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
+        self.id = ""
+        """The hub's name for this connection."""
         self._next_id = 0
         self._lines: list[dict] = []
 
@@ -144,8 +230,8 @@ class Client:
         """Wait for the hub's next ping."""
         await self._first(lambda line: line == {})
 
-    async def subscribe(self, channel: str) -> None:
-        assert "subscribe" in (reply := await self.command(subscribe={"channel": channel})), reply
+    async def subscribe(self, channel: str, **options: object) -> None:
+        assert "subscribe" in (reply := await self.command(subscribe={"channel": channel, **options})), reply
 
     async def _first(self, wanted: object) -> dict:
         while True:
@@ -164,4 +250,5 @@ async def client(url: str, token: str | None = None, **options: object) -> Async
         one = Client(socket)
         reply = await one.command(connect={} if token is None else {"token": token})
         assert "connect" in reply, reply
+        one.id = reply["connect"]["client"]
         yield one

@@ -3,113 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import cent
 import orjson
 import pytest
-from redis.asyncio import Redis
-from tornado.httpclient import AsyncHTTPClient, HTTPResponse
-from tornado.netutil import bind_sockets
 
-from hub import __version__, api, httpd
-from hub.broker import Broker
-from hub.channels import Channels, Namespace
-from hub.config import HttpSettings, RedisSettings
-from hub.message import unpack
-from hub.publish import Publisher
-from hub.registry import Registry
-from hub.store import Store
+from hub import __version__, api
+from hub.message import ClientInfo
+from tests.apis import KEY, MOST_COMMANDS, NAMESPACES, error_of, hub, topic
 from tests.nodes import node, own_valkey
 from tests.support import async_test
-
-KEY = "a key for tests, ключ"
-NAMESPACES = {
-    "closed": Namespace(subscribe="nobody", publish="nobody"),
-    "ticker": Namespace(mode="latest", subscribe="anyone"),
-}
-MOST_COMMANDS = 10
-
-
-@dataclass
-class Hub:
-    """One worker's API, with a plain HTTP client and an ear on Redis."""
-
-    url: str
-    registry: Registry
-    redis: Redis
-    counts: dict[str, int] = field(default_factory=dict)
-
-    async def post(self, path: str, body: object = None, **headers: str) -> HTTPResponse:
-        """body: JSON to be, or bytes as they are; the key goes along unless a header says otherwise."""
-        raw = body if isinstance(body, bytes) else orjson.dumps({} if body is None else body)
-        return await self.request(
-            "POST", path, body=raw, headers={"X-API-Key": KEY.encode().decode("latin-1")} | headers
-        )
-
-    async def request(self, method: str, path: str, **options: Any) -> HTTPResponse:
-        return await AsyncHTTPClient().fetch(
-            f"{self.url}/{path}", method=method, raise_error=False, allow_nonstandard_methods=True, **options
-        )
-
-    async def ask(self, method: str, body: object = None) -> dict:
-        """The body of a 200."""
-        response = await self.post(method, body)
-        assert response.code == 200, response.body
-        assert response.headers["Content-Type"] == "application/json"
-        return orjson.loads(response.body)
-
-    @contextlib.asynccontextmanager
-    async def hearing(self, *topics: str) -> AsyncIterator[Callable]:
-        """Listen to Redis channels; gives a coroutine function for the next publication, as channel and body."""
-        async with self.redis.pubsub() as ear:
-            await ear.subscribe(*topics)
-            for _ in topics:
-                await ear.get_message(timeout=5)
-            waiting: list[tuple[str, dict]] = []
-
-            async def hear() -> tuple[str, dict]:
-                while not waiting:
-                    message = await ear.get_message(timeout=5)
-                    assert message is not None, "nothing was published"
-                    waiting.extend((channel, orjson.loads(body)) for channel, body in unpack(message["data"]))
-                return waiting.pop(0)
-
-            yield hear
-
-
-@contextlib.asynccontextmanager
-async def hub(url: str, prefix: str, key: str = KEY, most_waiting: int = 1000, **http: object) -> AsyncIterator[Hub]:
-    """Serve the API on a free port of loopback."""
-    counts: dict[str, int] = {}
-    store = Store(RedisSettings(prefix=prefix), url)
-    broker = Broker(store, most_waiting)
-    async with node(url, prefix, counts=lambda: counts, stats=lambda: {"num_clients": 5, "num_users": 2}) as registry:
-        routes = api.routes(api.Api(key, Channels(NAMESPACES), Publisher(broker, 32), registry, MOST_COMMANDS))
-        server = httpd.Server(httpd.application(routes), HttpSettings(**http))
-        sockets = bind_sockets(0, "127.0.0.1", socket.AF_INET)
-        server.add_sockets(sockets)
-        async with Redis.from_url(url) as redis:
-            try:
-                yield Hub(f"http://127.0.0.1:{sockets[0].getsockname()[1]}/api", registry, redis, counts)
-            finally:
-                server.stop()
-                await server.close_all_connections()
-                await broker.close()
-
-
-def topic(prefix: str, channel: str) -> str:
-    return f"{prefix}:pub:{{{channel}}}"
-
-
-def error_of(response: HTTPResponse) -> dict:
-    assert response.headers["Content-Type"] == "application/json"
-    return orjson.loads(response.body)["error"]
-
 
 # With PyPI cent.
 
@@ -161,10 +64,6 @@ async def test_cents_sync_client_works_unchanged(valkey_url, prefix):
 
 
 CENT_REQUESTS = {
-    "presence": cent.PresenceRequest(channel="a"),
-    "presence_stats": cent.PresenceStatsRequest(channel="a"),
-    "history": cent.HistoryRequest(channel="a"),
-    "history_remove": cent.HistoryRemoveRequest(channel="a"),
     "subscribe": cent.SubscribeRequest(user="u", channel="a"),
     "unsubscribe": cent.UnsubscribeRequest(user="u", channel="a"),
     "disconnect": cent.DisconnectRequest(user="u"),
@@ -181,6 +80,51 @@ async def test_methods_that_are_not_there_yet_say_so(valkey_url, prefix):
             with pytest.raises(cent.CentApiResponseError) as refused:
                 await getattr(client, method)(request)
             assert refused.value.code == 108, method
+
+
+# Presence.
+
+
+@async_test
+async def test_presence_is_answered_also_where_no_client_may_ask(valkey_url, prefix):
+    """The key is above the rule; cent reads the answers as its models."""
+    async with hub(valkey_url, prefix, key="k") as one, cent.AsyncClient(one.url, "k") as client:
+        for user, name in (("ann", "c1"), ("ann", "c2"), ("", "c3")):
+            one.presence.enter("room:a", NAMESPACES["room"], ClientInfo(user, name), None)
+        found = (await client.presence(cent.PresenceRequest(channel="room:a"))).presence
+        assert {name: info.user for name, info in found.items()} == {"c1": "ann", "c2": "ann", "c3": ""}
+        stats = await client.presence_stats(cent.PresenceStatsRequest(channel="room:a"))
+        assert (stats.num_clients, stats.num_users) == (3, 1)
+        assert (await client.presence(cent.PresenceRequest(channel="room:nobody"))).presence == {}
+        batch = await client.batch(cent.BatchRequest(requests=[cent.PresenceStatsRequest(channel="room:a")] * 2))
+        assert [reply.num_clients for reply in batch.replies] == [3, 3]
+
+
+@async_test
+async def test_what_presence_can_not_answer(valkey_url, prefix):
+    """108 where it is not kept, 106 for more than fit, 102 and 107 for channels that are none."""
+    async with hub(valkey_url, prefix) as one:
+        for name in ("c1", "c2", "c3", "c4"):
+            one.presence.enter("room:a", NAMESPACES["room"], ClientInfo("", name), None)
+        for channel, code in (("a", 108), ("closed:a", 108), ("room:a", 106), ("no:a", 102), ("a b", 107), (7, 107)):
+            assert error_of(await one.post("presence", {"channel": channel}))["code"] == code, channel
+        for channel, clients in (("room:a", 4), ("room:nobody", 0)):
+            stats = {"num_clients": clients, "num_users": 0}
+            assert await one.ask("presence_stats", {"channel": channel}) == {"result": stats}
+        assert error_of(await one.post("presence_stats", {"channel": "a"}))["code"] == 108
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_presence_is_temporarily_unavailable_without_redis(prefix):
+    """503, to be tried again."""
+    with own_valkey() as valkey:
+        async with hub(valkey.url, prefix) as one:
+            valkey.stop()
+            for method in ("presence", "presence_stats"):
+                response = await one.post(method, {"channel": "room:a"})
+                assert response.code == 503 and error_of(response)["temporary"] is True
+            valkey.start()
 
 
 # Publishing.
@@ -212,9 +156,24 @@ async def test_publish_reaches_namespaces_where_no_client_may_publish(valkey_url
         ({"channel": "a", "data": 1, "tags": ["x"]}, 107),
         ({"channel": "nowhere:a", "data": 1}, 102),
         ({"channel": "a", "b64data": "AA=="}, 108),
-        ({"channel": "a", "data": 1, "idempotency_key": "k"}, 108),
         ({"channel": "a", "data": 1, "delta": True}, 108),
         ({"channel": "a", "data": 1, "version": 3}, 108),
+        ({"channel": "ticker:a", "data": 1, "version": 3}, 108),
+        ({"channel": "ticker:a", "data": 1, "idempotency_key": "k"}, 108),
+        ({"channel": "ticker:a", "data": 1, "skip_history": True}, 108),
+        ({"channel": "chat:a", "data": 1, "version": 3, "skip_history": True}, 108),
+        ({"channel": "chat:a", "data": 1, "skip_history": 1}, 107),
+        ({"channel": "chat:a", "data": 1, "version": -1}, 107),
+        ({"channel": "chat:a", "data": 1, "version": 1.5}, 107),
+        ({"channel": "chat:a", "data": 1, "version": "3"}, 107),
+        ({"channel": "chat:a", "data": 1, "version": True}, 107),
+        ({"channel": "chat:a", "data": 1, "version": 2**53}, 107),
+        ({"channel": "chat:a", "data": 1, "version": 1, "version_epoch": 7}, 107),
+        ({"channel": "chat:a", "data": 1, "version": 1, "version_epoch": "v" * 256}, 107),
+        ({"channel": "chat:a", "data": 1, "idempotency_key": 7}, 107),
+        ({"channel": "chat:a", "data": 1, "idempotency_key": ["k"]}, 107),
+        ({"channel": "chat:a", "data": 1, "idempotency_key": "k" * 256}, 107),
+        ({"channel": "chat:a", "data": 1, "idempotency_key": "a\nb"}, 107),
     ],
 )
 @async_test

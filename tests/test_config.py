@@ -167,7 +167,7 @@ def test_an_unknown_variable_is_a_mistake(name: str, hint: str, monkeypatch: pyt
         ("HUB_WORKERS", "many", "workers: found 'many'; allowed: 'auto' or a whole number from 1 to 1024"),
         ("HUB_LISTEN", "127.0.0.1:1", "listen: found '127.0.0.1:1'; allowed: a list of texts, length from 1"),
         ("HUB_AUTH", f"{{{SECRET}", "auth: found a value that is not shown; allowed: a table"),
-        ("HUB_NAMESPACES__A__X", "x", "namespaces.a.x: unknown setting; allowed: mode, flush_ms, subscribe, publish"),
+        ("HUB_NAMESPACES__A__X", "x", f"namespaces.a.x: unknown setting; allowed: {', '.join(Namespace.model_fields)}"),
         ("HUB_API__KEYS", "x", "api.keys: unknown setting; did you mean 'key'? allowed: key"),
     ],
 )  # fmt: skip
@@ -213,6 +213,7 @@ ONE = "found together with redis.sentinels; allowed: one of the two"
 LONG = "at least 32 bytes (RFC 7518 §3.2), or empty"
 FILE = 'the path of a CSV or JSONL file, which source = "replay" reads'
 LATEST = '[namespaces.t]\nmode = "latest"\n[ticker]\nnamespace = "t"\n'
+MAILBOX = "a namespace with mailbox = true"
 BAD_VALUES = [
     ("workers = 0", "workers: found 0; allowed: 'auto' or a whole number from 1 to 1024"),
     ("workers = 1025", "workers: found 1025; allowed: 'auto' or a whole number from 1 to 1024"),
@@ -267,10 +268,12 @@ BAD_VALUES = [
     ("[api]\nkey = 12345", f"api.key: found {HIDDEN}; allowed: text"),
     ("namespaces = 3", "namespaces: found 3; allowed: a table"),
     ("namespaces.a = 3", "namespaces.a: found 3; allowed: a table"),
-    ('[namespaces.a]\nmode = "stream"', "namespaces.a.mode: found 'stream'; allowed: one of 'none', 'latest'"),
-    ("[namespaces.a.b]", "namespaces.a.b: unknown setting; allowed: mode, flush_ms, subscribe, publish"),
+    ('[namespaces.a]\nmode = "log"', "namespaces.a.mode: found 'log'; allowed: one of 'none', 'stream', 'latest'"),
+    ("[namespaces.a.b]", f"namespaces.a.b: unknown setting; allowed: {', '.join(Namespace.model_fields)}"),
     ('[namespaces."a b"]', f"namespaces: found 'a b'; allowed: {NAMES}"),
     ("[ticker]\nsymbols = []", "ticker.symbols: found []; allowed: a list of texts, length from 1 to 100000"),
+    ('[mailbox]\nnamespace = "a"', "mailbox.namespace: found 'a'; allowed: a namespace with mailbox = true"),
+    ('[mailbox]\nnamespace = "a"\n[namespaces.a]', f"mailbox.namespace: found 'a'; allowed: {MAILBOX}"),
     ('[ticker]\nsource = "simulate"', "ticker.namespace: found 'ticker'; allowed: a namespace with mode = \"latest\""),
     (LATEST + 'source = "replay"', f"ticker.file: found ''; allowed: {FILE}"),
     (LATEST + 'source = "simulate"\nsymbols = ["A", "B C", "D E"]', f"ticker.symbols: found 'B C'; allowed: {NAMES}"),
@@ -399,7 +402,9 @@ def test_the_demo_is_embedded_quick_and_open() -> None:
     assert settings.ticker.source == "simulate" and len(settings.ticker.symbols) == 20
     assert "ACME" in settings.ticker.symbols
     assert settings.namespaces["ticker"] == Namespace(mode="latest", subscribe="anyone")
-    assert settings.namespaces["chat"] == Namespace(subscribe="anyone", publish="anyone")
+    open_to_all = {"subscribe": "anyone", "publish": "anyone", "presence": "subscriber", "join_leave": True}
+    assert settings.namespaces["chat"] == Namespace(mode="stream", **open_to_all)
+    assert settings.namespaces["inbox"] == Namespace(mailbox=True)
     assert all(parse_address(text).host == "127.0.0.1" for text in [*settings.listen, *settings.internal])
 
 

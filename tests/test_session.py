@@ -6,11 +6,16 @@ import orjson
 import pytest
 
 from hub import __version__, auth
+from hub.asking import Histories
+from hub.broker import Receipt
 from hub.channels import Channels
 from hub.config import ClientSettings
 from hub.errors import TOO_MANY_REQUESTS, BrokerUnavailable, Close, CommandError
+from hub.message import ClientInfo
 from hub.publish import Publisher
-from hub.session import Services, Session, Users
+from hub.recovery import Joined
+from hub.session import Services, Session
+from hub.users import Users
 from tests.plane import NAMESPACES, SECRET
 from tests.support import FakeClock
 
@@ -43,8 +48,10 @@ class Subscriptions:
         self.waiting: list = []
         self.inside: list = []
         self.at_once = True
+        self.joined = Joined()
 
-    def subscribe(self, channel: str, namespace: object, subscriber: object, done: object) -> None:
+    def subscribe(self, channel: str, namespace: object, subscriber: object, done: object, since: object) -> None:
+        self.since = since
         if self.at_once:
             self.confirm(channel, done)
         else:
@@ -52,7 +59,7 @@ class Subscriptions:
 
     def confirm(self, channel: str, done: object) -> None:
         self.inside.append(channel)
-        done(None)
+        done(self.joined)
 
     def unsubscribe(self, channel: str, namespace: object, subscriber: object) -> None:
         self.inside.remove(channel)
@@ -64,8 +71,35 @@ class Broker:
     def __init__(self) -> None:
         self.taken: list = []
 
-    def publish(self, mode: str, namespace: str, publications: list, done: object) -> None:
+    def publish(self, rules: object, namespace: str, publications: list, done: object, **more: object) -> None:
         self.taken.append((publications[0], done))
+
+
+class Presence:
+    """Notes who is where; what is asked waits for the test's answer."""
+
+    def __init__(self) -> None:
+        self.noted: list = []
+        self.asked: list = []
+
+    def enter(self, channel: str, namespace: object, info: object, subscriber: object, watch: bool) -> None:
+        self.noted.append(("enter", channel, info, watch))
+
+    def exit(self, channel: str, client: str, hold: bool) -> None:
+        self.noted.append(("exit", channel, client, hold))
+
+    def ask(self, channel: str, full: bool, done: object) -> None:
+        self.asked.append((channel, full, done))
+
+
+class Redelivery:
+    """Writes down whose mailbox was opened."""
+
+    def __init__(self) -> None:
+        self.opened_by: list = []
+
+    def opened(self, channel: str, namespace: object, device: object) -> None:
+        self.opened_by.append((channel, device))
 
 
 class Rig:
@@ -73,7 +107,8 @@ class Rig:
         self.clock = FakeClock()
         self.wall = FakeClock(1_000_000.0)
         self.transport = Transport(self.clock)
-        self.subscriptions, self.broker = Subscriptions(), Broker()
+        self.subscriptions, self.broker, self.presence = Subscriptions(), Broker(), Presence()
+        self.reads: list = []
         self.services = Services(
             ClientSettings(**client),
             None,
@@ -81,6 +116,9 @@ class Rig:
             Channels(NAMESPACES),
             Publisher(self.broker, 32),
             self.subscriptions,
+            self.presence,
+            Histories(lambda asked, done: self.reads.append((asked, done)), 300, 1000),
+            Redelivery(),
             Users(),
             self.clock,
             self.wall,
@@ -182,6 +220,7 @@ def test_commands_behind_a_broken_one_are_not_done():
         ({"publish": {"data": 1}}, 107),
         ({"unsubscribe": {}}, 107),
         ({"presence": {"channel": "open:a"}}, 108),
+        ({"subscribe": {"channel": "quiet:a", "join_leave": True}}, 108),
         ({"presence_stats": {"channel": "open:a"}}, 108),
         ({"history": {"channel": "open:a"}}, 108),
         ({"refresh": {"token": "x"}}, 108),
@@ -275,7 +314,7 @@ def test_a_publish_is_answered_with_redis_verdict():
     rig.say({"id": 2, "publish": {"channel": "users:a", "data": {"x": None}}})
     publication, done = rig.broker.taken[0]
     assert orjson.loads(publication.body) == {"data": {"x": None}, "info": {"user": "42", "client": "client-1"}}
-    done(None)
+    done(Receipt())
     assert rig.transport.said[-1] == {"id": 2, "publish": {}}
     done(BrokerUnavailable("x"))
     assert rig.transport.said[-1]["error"]["temporary"] is True
@@ -299,7 +338,7 @@ def test_commands_that_wait_for_redis_are_bounded():
         rig.say({"id": i + 2, "publish": {"channel": "open:a", "data": i}})
     assert rig.code({"publish": {"channel": "open:a", "data": 1}}) == 111
     assert rig.code({"subscribe": {"channel": "open:a"}}) == 111
-    rig.broker.taken[0][1](None)
+    rig.broker.taken[0][1](Receipt())
     assert rig.say({"id": 5, "publish": {"channel": "open:a", "data": 1}}) == []
 
 
@@ -369,18 +408,39 @@ def test_a_connection_ends_with_its_token():
     assert rig.transport.closed.code == 3005
 
 
-def test_users_are_counted_by_name_and_the_anonymous_are_not():
-    """Two connections of one user are one user; the count follows the end of each."""
-    users = Users()
-    for user in ("", "a", "a", "b"):
-        users.enter(user)
-    assert len(users) == 2
-    users.leave("a")
-    assert len(users) == 2
-    users.leave("a")
-    users.leave("")
-    assert len(users) == 1
+def test_a_session_is_among_the_users_while_it_is_connected():
+    """From its connect command to its end."""
     rig = Rig().connect("42")
-    assert len(rig.services.users) == 1
+    assert (list(rig.services.users.of("42")), len(rig.services.users)) == ([rig.session], 1)
     rig.session.on_gone()
-    assert len(rig.services.users) == 0
+    assert (list(rig.services.users.everybody()), rig.services.users.sessions) == ([], 0)
+
+
+def test_presence_is_told_who_comes_and_how_it_goes():
+    """An unsubscribe is no loss, the connection's end is one; who was not in yet is not told of."""
+    rig = Rig().connect("ann")
+    rig.say(
+        {"id": 2, "subscribe": {"channel": "room:a", "join_leave": True}}, {"id": 3, "subscribe": {"channel": "room:b"}}
+    )
+    rig.say({"id": 4, "unsubscribe": {"channel": "room:a"}})
+    rig.subscriptions.at_once = False
+    rig.say({"id": 5, "subscribe": {"channel": "room:c"}})
+    rig.session.on_gone()
+    [(channel, done)] = rig.subscriptions.waiting
+    rig.subscriptions.confirm(channel, done)
+    info = ClientInfo("ann", "client-1")
+    assert rig.presence.noted == [
+        ("enter", "room:a", info, True),
+        ("enter", "room:b", info, False),
+        ("exit", "room:a", "client-1", False),
+        ("exit", "room:b", "client-1", True),
+    ]
+
+
+def test_who_is_displaced_is_present_no_more_but_may_soon_be_back():
+    """Its leave may be held back, for SDKs subscribe again at once."""
+    rig = Rig().connect("ann")
+    rig.say({"id": 2, "subscribe": {"channel": "room:a"}})
+    rig.session.on_displaced("room:a")
+    rig.session.on_displaced("room:b")
+    assert rig.presence.noted[1:] == [("exit", "room:a", "client-1", True)]

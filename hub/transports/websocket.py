@@ -45,6 +45,10 @@ class NativeForm:
         r"""b'\x81\x28{"push":{"channel":"a","pub":{"data":1}}}'"""
         return self.encode_message(protocol.encode_publication(channel, body))
 
+    def encode_arrival(self, channel: str, body: bytes) -> bytes:
+        r"""b'\x81\x3a{"push":{"channel":"a","join":{"info":{…}}}}'"""
+        return self.encode_message(protocol.encode_arrival(channel, body))
+
 
 NATIVE = NativeForm()
 
@@ -238,6 +242,14 @@ class WebSocketConnection(FramedConnection):
 
     def next_due(self) -> float:
         return self._session_due
+
+    def displaced(self, channel: str) -> None:
+        """What streams calls."""
+        try:
+            self._session.on_displaced(channel)
+        except Exception:
+            # Out of the audience and not told, it would miss everything silently; and others wait to be told.
+            self._fail()
 
     def on_gone(self) -> None:
         self._session.on_gone()
