@@ -1,7 +1,7 @@
 """Cli: the command `hub`; what operators and developers type, and what they read when it fails.
 
 Does: list the commands, start and check a hub, make tokens, turn errors into lines and exit statuses.
-Does not: serve (serve), talk to a running hub (remote), or check settings itself (config).
+Does not: serve (serve), talk to a running hub (remote), keep its data (saving), or check settings itself (config).
 Called by: the entry point `hub`, and `python -m hub`.
 Never break: standard output carries the result alone, errors go to standard error as `hub: LINE`; no secret in either.
 A new command needs its example in the help text and a test of its exit statuses.
@@ -26,6 +26,7 @@ from .config import DEFAULT_PATH
 from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, BootError, CommandError, ConfigError, HubError
 from .options import config_option, json_option, load_own
 from .remote import EXIT_INTERRUPTED, make_token, publish, tail
+from .saving import backup, restore
 
 MAX_TTL_S = 10 * 366 * 86_400
 """Ten years; a token that lives longer than its secret ought to is a mistake."""
@@ -83,6 +84,8 @@ def hub() -> None:
 
 hub.add_command(publish)
 hub.add_command(tail)
+hub.add_command(backup)
+hub.add_command(restore)
 
 
 @hub.command()
