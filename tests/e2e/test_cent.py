@@ -13,10 +13,12 @@ from cent import (
     BatchRequest,
     BroadcastRequest,
     ChannelsRequest,
+    HistoryRemoveRequest,
     HistoryRequest,
     InfoRequest,
     PresenceRequest,
     PublishRequest,
+    StreamPosition,
 )
 
 from hub import __version__
@@ -31,7 +33,12 @@ WORKERS = 2
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubProcess]:
     """Nobody may publish but by the API."""
-    with HubProcess({"workers": WORKERS, "namespaces": {"chat": {"publish": "nobody"}}}) as hub:
+    with HubProcess(
+        {
+            "workers": WORKERS,
+            "namespaces": {"chat": {"publish": "nobody"}, "room": {"mode": "stream", "history_size": 3}},
+        }
+    ) as hub:
         yield hub
 
 
@@ -51,6 +58,31 @@ async def test_publish_broadcast_and_batch_reach_a_client(hub):
         }
         await api.batch(BatchRequest(requests=[PublishRequest(channel="chat:b", data=n) for n in (3, 4, 5)]))
         assert [(await one.push())["pub"]["data"] for _ in range(3)] == [3, 4, 5]
+
+
+@async_test
+async def test_history_is_the_same_from_every_worker(hub):
+    """Numbered whichever worker took it, once for each key; read in order, backwards and behind a position; removed."""
+    for n in range(1, 6):
+        # A new client for each: the listener gives its connection to whichever worker.
+        async with cent.AsyncClient(hub.api_url, hub.key) as api:
+            for _ in range(2):
+                sent = await api.publish(PublishRequest(channel="room:a", data=n, idempotency_key=f"key {n}"))
+                assert sent.offset == n
+    async with cent.AsyncClient(hub.api_url, hub.key) as api:
+
+        async def read(**options: object) -> list[int]:
+            page = await api.history(HistoryRequest(channel="room:a", **options))
+            assert (page.offset, page.epoch) == (5, sent.epoch)
+            assert all(publication.offset == publication.data for publication in page.publications)
+            return [publication.data for publication in page.publications]
+
+        assert await read() == []
+        assert await read(limit=10) == [3, 4, 5]
+        assert await read(limit=2, reverse=True) == [5, 4]
+        assert await read(limit=10, since=StreamPosition(offset=4, epoch=sent.epoch)) == [5]
+        await api.history_remove(HistoryRemoveRequest(channel="room:a"))
+        assert await read(limit=10) == []
 
 
 @async_test

@@ -10,19 +10,25 @@ from tests.e2e import nodejs
 from tests.hubs import HubProcess
 
 TICKER = {"source": "simulate", "symbols": ["ACME", "APEX"], "rate_hz": 20.0, "share": 1.0, "lease_ttl_s": 1.0}
+ROOM = {"subscribe": "user", "presence": "user", "join_leave": True}
 pytestmark = [nodejs.NODE, nodejs.PACKAGES]
 
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubProcess]:
     """One hub of two workers for all tests that leave it as it was."""
-    with HubProcess({"ticker": TICKER}) as hub:
+    with HubProcess({"ticker": TICKER, "namespaces": {"room": ROOM}}) as hub:
         yield hub
 
 
 def test_sdk_receives_prices_and_messages(hub: HubProcess) -> None:
     """Prices come in order; a message reaches another connection with its publisher's name; a call is answered."""
     nodejs.run("centrifuge_js.mjs", "receives", hub.ws_url, hub.token("ann"))
+
+
+def test_sdk_sees_who_is_there(hub: HubProcess) -> None:
+    """presence, presence_stats, join and leave; one who reconnects is not told of."""
+    nodejs.run("centrifuge_js.mjs", "seesOthers", hub.ws_url, hub.token("ann"), hub.token("bob"))
 
 
 def test_sdk_is_told_what_is_forbidden(hub: HubProcess) -> None:

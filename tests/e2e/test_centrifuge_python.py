@@ -18,7 +18,10 @@ from tests.nodes import until
 from tests.support import async_test
 
 SOON_S = 10.0
-NAMESPACES = {"closed": {"subscribe": "nobody"}}
+NAMESPACES = {
+    "closed": {"subscribe": "nobody"},
+    "room": {"subscribe": "anyone", "presence": "subscriber", "join_leave": True},
+}
 CLOCK_S = 60.0
 """How far the clocks of two processes on one machine may be apart; far less than any mistake in the unit."""
 
@@ -26,7 +29,7 @@ CLOCK_S = 60.0
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubProcess]:
     """One hub of two workers for all tests that leave it as it was."""
-    with HubProcess({"namespaces": NAMESPACES}) as hub:
+    with HubProcess({"namespaces": NAMESPACES, "worker": {"presence_grace_s": 0.5}}) as hub:
         yield hub
 
 
@@ -41,6 +44,7 @@ class Events(centrifuge.ClientEventHandler, centrifuge.SubscriptionEventHandler)
         self.subscribed: asyncio.Queue[Any] = asyncio.Queue()
         self.unsubscribed: asyncio.Queue[Any] = asyncio.Queue()
         self.publications: asyncio.Queue[Any] = asyncio.Queue()
+        self.arrivals: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
     async def on_connected(self, ctx: Any) -> None:
         self.connected.put_nowait(ctx)
@@ -59,6 +63,12 @@ class Events(centrifuge.ClientEventHandler, centrifuge.SubscriptionEventHandler)
 
     async def on_unsubscribed(self, ctx: Any) -> None:
         self.unsubscribed.put_nowait(ctx)
+
+    async def on_join(self, ctx: Any) -> None:
+        self.arrivals.put_nowait(("join", ctx.info.user))
+
+    async def on_leave(self, ctx: Any) -> None:
+        self.arrivals.put_nowait(("leave", ctx.info.user))
 
     async def on_publication(self, ctx: Any) -> None:
         self.publications.put_nowait(ctx)
@@ -84,10 +94,10 @@ async def sdk(hub: HubProcess, **options: Any) -> AsyncIterator[tuple[centrifuge
         await until(lambda: asyncio.all_tasks() <= before)
 
 
-async def subscribe(client: centrifuge.Client, channel: str) -> tuple[centrifuge.Subscription, Events]:
+async def subscribe(client: centrifuge.Client, channel: str, **options: Any) -> tuple[centrifuge.Subscription, Events]:
     """Begin to subscribe; the events are this subscription's own."""
     events = Events()
-    subscription = client.new_subscription(channel, events=events)
+    subscription = client.new_subscription(channel, events=events, **options)
     await subscription.subscribe()
     return subscription, events
 
@@ -151,6 +161,24 @@ async def test_after_unsubscribe_nothing_more_comes(hub):
         assert await data_of_next(heard_left) == "heard again"
 
 
+@async_test
+async def test_who_is_there_and_who_comes_and_goes(hub):
+    """presence and presence_stats for a subscriber; join and leave of another connection, the leave after the grace."""
+    async with sdk(hub, token=hub.token("ann")) as (ann, _):
+        room, heard = await subscribe(ann, "room:a", join_leave=True)
+        assert await soon(heard.arrivals) == ("join", "ann")
+        async with sdk(hub, token=hub.token("bob")) as (bob, _):
+            await subscribe(bob, "room:a")
+            assert await soon(heard.arrivals) == ("join", "bob")
+            clients = (await room.presence()).clients
+            assert all(name == info.client for name, info in clients.items())
+            assert sorted(info.user for info in clients.values()) == ["ann", "bob"]
+            stats = await room.presence_stats()
+            assert (stats.num_clients, stats.num_users) == (2, 2)
+        assert await soon(heard.arrivals) == ("leave", "bob")
+        assert (await room.presence_stats()).num_clients == 1
+
+
 # What is refused
 
 
@@ -171,6 +199,7 @@ CALLS: dict[str, tuple[int, Callable[[centrifuge.Client], Any]]] = {
     "publish to nowhere": (102, lambda client: client.publish("nowhere:a", 1)),
     "publish to what is no name": (107, lambda client: client.publish("not a name", 1)),
     "history": (108, lambda client: client.history("chat:a", limit=10)),
+    "presence of what it is not in": (103, lambda client: client.presence("room:a")),
     "presence": (108, lambda client: client.presence("chat:a")),
     "presence_stats": (108, lambda client: client.presence_stats("chat:a")),
     "rpc of nothing": (104, lambda client: client.rpc("nothing", {})),

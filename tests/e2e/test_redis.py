@@ -146,6 +146,33 @@ async def test_a_killed_embedded_valkey_is_started_again():
         assert "the embedded Valkey was ended by SIGKILL" in hub.stderr
 
 
+@async_test
+async def test_a_planned_restart_changes_no_position_and_a_crash_of_all_does():
+    """stop and start: the same epoch, numbered on. kill -9 of supervisor and Valkey: a new one, that has the old."""
+    with HubProcess({"namespaces": {"room": {"mode": "stream"}}}) as hub:
+
+        async def publish() -> tuple[int, str]:
+            async with cent.AsyncClient(hub.api_url, hub.key) as api:
+                sent = await api.publish(cent.PublishRequest(channel="room:a", data=1))
+                return sent.offset, sent.epoch
+
+        first, epoch = await publish()
+        assert first == 1
+        assert hub.stop() == 0
+        hub.start()
+        assert await publish() == (2, epoch)
+        with Redis.from_url(f"unix://{hub.directory}/state/valkey/valkey.sock") as redis:
+            pid = redis.info()["process_id"]
+        os.kill(hub.pid, signal.SIGSTOP)  # or it would see the end, and start the next one
+        os.kill(pid, signal.SIGKILL)
+        os.kill(hub.pid, signal.SIGKILL)
+        hub.stop(signal.SIGKILL)
+        hub.start()
+        offset, after = await publish()
+        # What the append-only file had not got yet is lost, and the lineage says from where on.
+        assert offset <= 3 and after.startswith(f"{epoch}@{offset - 1},")
+
+
 # Hung
 
 

@@ -49,7 +49,8 @@ def worker_of(hub: HubProcess, one: Client) -> int:
     here, there = urlsplit(hub.ws_url).port, one.socket.local_address[1]
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     ends = (f":{here:04X}", f":{there:04X}")
-    (inode,) = (row[9] for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1]))
+    found = {row[9] for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1])}
+    (inode,) = found - {"0"}  # nobody's: an earlier connection with the same ports, in TIME_WAIT
     return next(pid for pid in hub.worker_pids() if f"socket:[{inode}]" in descriptors(pid))
 
 
