@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint types bench bench-full bench-peers clean
+.PHONY: run test chaos lint types bench bench-full bench-peers clean
 
 run: $(STAMP)  ## serve the demo: http://127.0.0.1:8000/
 	$(BIN)/hub serve --config config/demo.toml
 
 test: $(STAMP)  ## all tests, in parallel
 	$(BIN)/pytest
+
+chaos: $(STAMP)  ## every fault under load, with figures, about 90 minutes; one of them: make chaos ONLY='"worker kill"'
+	$(BIN)/python -m tests.chaos $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) --save
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
