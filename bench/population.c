@@ -10,10 +10,11 @@
  *
  *   population --server 127.0.0.1:PORT [--path /] [--connections N] [--send TEXT]... [--ready-text TEXT]
  *              [--publish HOST:PORT|unix:/PATH] [--publish-hello TEXT] [--ping TEXT --pong TEXT] [--opening N]
- *              [--sources N] [--each TEXT] [--post TEXT] [--lines FILE]
+ *              [--sources N] [--each TEXT] [--post TEXT] [--lines FILE] [--answers FILE]
  *
  * --each: a frame holds as many messages as it holds TEXT, none perhaps; without it every frame is one message.
  * --lines: texts that end with NUL, one for each client; it stands for %LINE% in its --send and --post texts.
+ * --answers: likewise; the message that makes a client ready must contain its own, or the measurement ends.
  *
  * Commands on standard input, one JSON line on standard output for each event:
  *   template LENGTH\n + LENGTH bytes   what is written to --publish for one batch; the digits behind the first
@@ -117,6 +118,7 @@ static const struct {
     {"--server", &options.server}, {"--path", &options.path},   {"--ready-text", &options.ready_text},
     {"--publish", &options.publish}, {"--publish-hello", &options.publish_hello}, {"--ping", &options.ping},
     {"--pong", &options.pong}, {"--each", &options.each}, {"--post", &options.post}, {"--lines", &options.lines},
+    {"--answers", &options.answers},
 };
 
 static bool set_text(const char *name, const char *value)
@@ -161,8 +163,7 @@ int main(int count, char **words)
     struct epoll_event events[EVENTS];
     read_options(count, words);
     setvbuf(stdin, NULL, _IONBF, 0);
-    if (options.lines)
-        read_lines();
+    read_lines();
     prepare_clients();
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     reset();

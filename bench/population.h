@@ -45,7 +45,7 @@ struct client {
 };
 
 struct options {
-    const char *server, *path, *ready_text, *publish, *publish_hello, *ping, *pong, *each, *post, *lines;
+    const char *server, *path, *ready_text, *publish, *publish_hello, *ping, *pong, *each, *post, *lines, *answers;
     const char *sends[MAX_SENDS];
     int send_count;
     uint32_t connections, opening, sources;
@@ -76,8 +76,9 @@ void send_text(struct client *client, const char *text, size_t length);
 void stall(uint32_t count);
 
 /* population_lines.c */
-void read_lines(void);
+void read_lines(void); /* of --lines and --answers, where they are given */
 size_t fill_in(char *to, size_t room, const char *text, uint32_t index); /* `text` with client INDEX's own line in it */
+const char *answer_to(uint32_t index); /* what client INDEX must be told to be ready; NULL: anything */
 
 /* population_loop.c */
 void connect_publisher(void);

@@ -90,8 +90,12 @@ static void on_message(struct client *client, const char *payload, size_t length
         return;
     }
     if (!client->ready) {
-        if (memmem(payload, length, options.ready_text, strlen(options.ready_text)))
-            become_ready(client);
+        if (!memmem(payload, length, options.ready_text, strlen(options.ready_text)))
+            return;
+        const char *answer = answer_to((uint32_t)(client - clients));
+        if (answer && !memmem(payload, length, answer, strlen(answer)))
+            die("connection %td: another answer than its own", client - clients);
+        become_ready(client);
         return;
     }
     uint32_t found = messages_in(payload, length);

@@ -1,9 +1,9 @@
-/* Lines: texts that differ from client to client, such as a token, a room or a list of symbols. */
+/* Lines: texts that differ from client to client, such as a token, a room or a list of symbols, or its answer. */
 #include "population.h"
 
 #define PLACE "%LINE%"
 
-static const char **lines;
+static const char **lines, **answers;
 
 static char *read_whole(const char *path, size_t *length)
 {
@@ -21,18 +21,32 @@ static char *read_whole(const char *path, size_t *length)
 }
 
 /* NUL ends a line, because what clients say may have several. */
-void read_lines(void)
+static const char **lines_of(const char *path)
 {
     size_t length;
-    char *text = read_whole(options.lines, &length), *end = text + length;
-    lines = calloc(options.connections, sizeof *lines);
+    char *text = read_whole(path, &length), *end = text + length;
+    const char **found = calloc(options.connections, sizeof *found);
     for (uint32_t i = 0; i < options.connections; i++) {
         char *nul = memchr(text, 0, (size_t)(end - text));
         if (!nul)
-            die("%s: found %u lines; allowed: one for each of %u clients", options.lines, i, options.connections);
-        lines[i] = text;
+            die("%s: found %u lines; allowed: one for each of %u clients", path, i, options.connections);
+        found[i] = text;
         text = nul + 1;
     }
+    return found;
+}
+
+void read_lines(void)
+{
+    if (options.lines)
+        lines = lines_of(options.lines);
+    if (options.answers)
+        answers = lines_of(options.answers);
+}
+
+const char *answer_to(uint32_t index)
+{
+    return answers ? answers[index] : NULL;
 }
 
 static size_t put(char *to, size_t room, const char *text, size_t length)

@@ -22,16 +22,13 @@ from typing import Any
 from rig import report, servers
 from rig.hub import SECRET, greet
 from rig.population import LINE, Load, population
-from rig.processes import BenchError, open_files, pick_cpus
-from rig.server import CHANNEL, Server
+from rig.processes import BenchError, pick_cpus
+from rig.server import CHANNEL, Server, wait_until_left
 
 from hub import auth
 
-LEAVE_TIMEOUT_S = 30.0
 WITH_TOKENS = "hub-token"
 TOKEN_TTL_S = 3600
-OWN_FILES = 16
-"""Descriptors that a server may open for itself while clients come, such as further connections to Redis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +43,14 @@ class Storm:
 
 def measure(server: Server, load: Load, connections: int, opening: int, load_cpu: int) -> Storm:
     """Let `connections` clients come, at most `opening` of them unfinished at a time."""
-    before_s, before_files = server.cpu_s(), open_files(server.pids[0])
+    before_s, before_files = server.cpu_s(), server.open_files()
     with population(load, connections, load_cpu, opening) as clients:
         counts = clients.wait_ready()
         used_s = server.cpu_s() - before_s
-    _wait_until_left(server, before_files)
+    wait_until_left(server, before_files)
     return Storm(
         connections / used_s, connections / counts.seconds, used_s / counts.seconds, counts.cpu_seconds / counts.seconds
     )
-
-
-def _wait_until_left(server: Server, files: int) -> None:
-    """Return when the server has let go of this round's clients: taking leave is not the next round's work."""
-    deadline = time.monotonic() + LEAVE_TIMEOUT_S
-    while open_files(server.pids[0]) > files + OWN_FILES:
-        if time.monotonic() > deadline:
-            raise BenchError(f"{open_files(server.pids[0]) - files} connections are left {LEAVE_TIMEOUT_S:g} s later")
-        time.sleep(0.05)  # the server gives no other sign
 
 
 Results = dict[str, list[Storm]]

@@ -40,10 +40,12 @@ WORKS = [
     Work("ticker-zipf", "ticker.py --work zipf --symbols 1000"),
     Work("chat", "chat.py"),
     Work("storm", "storm.py"),
+    Work("recovery", "recovery.py"),
     Work("idle", "idle.py --connections 5000 --watch 1"),
     Work("idle-heartbeats", "idle.py --connections 15000 --watch 50 --servers hub"),
     Work("slow", "slow.py"),
     Work("ingest", "ingest.py"),
+    Work("history", "history.py"),
     Work("workers-1000", "workers.py --subscribers 1000 --messages 60"),
     Work("workers-5000", "workers.py"),
     *[

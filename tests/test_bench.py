@@ -282,6 +282,22 @@ def test_clients_send_their_own_line(server: Server):
     assert found == [[b"<a\nb|a\nb>", b"same"], [b"<|>", b"same"]]
 
 
+@pytest.mark.parametrize("second", [b'{"id":2,"is":"b"}', b'{"id":2,"is":"a"}'])
+def test_a_client_is_ready_at_its_own_answer_only(server: Server, second: bytes):
+    """Each client's answer is compared with its own line: one that is told another's ends the measurement."""
+    load = Load(server.address, ready_text='"id":2', answers=('"is":"a"', '"is":"b"'))
+    with population(load, 2) as clients:
+        peers = [server.accept_client(), server.accept_client()]
+        peers[0].sendall(frame(b'{"id":1,"is":"b"}') + frame(b'{"id":2,"is":"a"}'))
+        processed(peers[0])
+        peers[1].sendall(frame(second))
+        if b'"b"' in second:
+            assert clients.wait_ready(TIMEOUT_S).ready == 2
+        else:
+            with pytest.raises(BenchError, match="connection 1: another answer than its own"):
+                clients.wait_ready(TIMEOUT_S)
+
+
 def test_a_frame_holds_as_many_messages_as_it_holds_the_mark(server: Server):
     """With `each`, three in one frame are three, a reply without the mark is none."""
     with population(Load(server.address, each="MSG "), 1) as clients:
@@ -381,7 +397,9 @@ def test_the_stalled_are_not_waited_for(server: Server):
         "chat.py --rooms 4 --members 3 --posts 2 --servers hub c-topics",
         "slow.py --subscribers 20 --stalled 1 --rate 2000 --seconds 0.2",
         "ingest.py --messages 100 --batch 50 --turns 2",
+        "history.py --messages 100 --channels 7 --turns 2",
         "workers.py --workers 1 2 --subscribers 20 --messages 5",
+        "recovery.py --connections 30 --workers 2 --channels 3 --missed 2",
     ],
 )
 def test_every_work_runs_from_start_to_end(words: str):
@@ -405,6 +423,30 @@ def test_the_summary_makes_its_table_and_its_picture(tmp_path, monkeypatch):
     goals = " ".join(summary.must_reach().split())
     assert "≤ 1.25 × c-loop | 1.00 (1.00–1.00) | yes" in goals and "Redis" not in goals
     assert ElementTree.fromstring(summary.picture()).tag.endswith("svg")
+
+
+def test_one_storm_that_asks_for_each_client_misses_the_goal(tmp_path, monkeypatch):
+    """Of the recovery's counts the highest decides, and a CPU ratio is formed inside a round."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    summary = importlib.import_module("summary")
+    monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    plain = [{"worker_us": 50.0}, {"worker_us": 100.0}, {"worker_us": 50.0}]
+    storms = {
+        "plain": plain,
+        "back": [{"worker_us": storm["worker_us"] * 1.25, "most_reads": 0, "subscribes": 0.0} for storm in plain],
+        "respawned": [{"worker_us": 70.0, "most_reads": reads, "subscribes": 1.0} for reads in (1, 1, 150)],
+    }
+    outcome = {"arguments": {"connections": 15000}, "works": {"1 worker, 100 channels": storms}}
+    (tmp_path / "2020-01-01-recovery.json").write_text(json.dumps(outcome))
+    cells = [[cell.strip() for cell in line.split("|")] for line in summary.must_reach().splitlines()[2:]]
+    assert [(row[3], row[4]) for row in cells] == [
+        ("0.00 (0.00–0.00)", "yes"),
+        ("0.00 (0.00–0.00)", "yes"),
+        ("1.25 (1.25–1.25)", "yes"),
+        ("1.00 (1.00–150.00)", "**no**"),
+        ("2.00 (2.00–151.00)", "**no**"),
+        ("1.40 (0.70–1.40)", "**no**"),
+    ]
 
 
 @two_cpus

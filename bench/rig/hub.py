@@ -55,6 +55,9 @@ publish = "subscriber"
 [namespaces.ticks]
 mode = "latest"
 subscribe = "anyone"
+[namespaces.kept]
+mode = "stream"
+subscribe = "anyone"
 """
 
 

@@ -33,7 +33,8 @@ class Load:
     '' for ready after the handshake. publish: 'IP:PORT' or 'unix:PATH', where `run` writes messages; '' for nowhere;
     publish_hello: what is written there first. ping: a message that is answered by `pong`. each: a frame holds as many
     messages as it holds this text; '' for one. post: what `post` sends. lines: one text for each client, which stands
-    for LINE in its sends and its post.
+    for LINE in its sends and its post. answers: what the message with ready_text must contain besides, for each client
+    its own; any other answer is an error.
     """
 
     server: str
@@ -45,6 +46,7 @@ class Load:
     each: str = ""
     post: str = ""
     lines: Sequence[str] = ()
+    answers: Sequence[str] = ()
     ping: str = "{}"
     pong: str = "{}"
 
@@ -151,10 +153,12 @@ def population(load: Load, connections: int, cpu: int | None = None, opening: in
     for name in ("ready_text", "publish", "publish_hello", "each", "post"):
         if value := getattr(load, name):
             command += ["--" + name.replace("_", "-"), value]
-    with tempfile.NamedTemporaryFile(prefix="hub-bench-") as lines:
-        if load.lines:
-            lines.write(b"".join(line.encode() + b"\0" for line in load.lines))
-            lines.flush()
-            command += ["--lines", lines.name]
-        with process(command, cpu, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as started:
-            yield Population(started)
+    with contextlib.ExitStack() as stack:
+        for name, lines in (("--lines", load.lines), ("--answers", load.answers)):
+            if lines:
+                file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="hub-bench-"))
+                file.write(b"".join(line.encode() + b"\0" for line in lines))
+                file.flush()
+                command += [name, file.name]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        yield Population(stack.enter_context(process(command, cpu, bufsize=0, **pipes)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,10 +18,13 @@ from dataclasses import dataclass, field
 from hub import protocol
 
 from .population import STAMP, Load
-from .processes import BenchError, cpu_s, process, read_line
+from .processes import BenchError, cpu_s, open_files, process, read_line
 
 CHANNEL = "bench:all"
 READY_TIMEOUT_S = 30.0
+LEAVE_TIMEOUT_S = 30.0
+OWN_FILES = 16
+"""Descriptors that a process may open for itself while clients come, such as further connections to Redis."""
 Batch = Sequence[tuple[str, bytes]]
 """Messages that are published together: topic and body of each."""
 
@@ -59,6 +63,19 @@ class Server:
     def cpu_s(self) -> float:
         """CPU seconds of all its processes that count."""
         return sum(map(cpu_s, self.pids))
+
+    def open_files(self) -> int:
+        """Descriptors that these processes have open."""
+        return sum(map(open_files, self.pids))
+
+
+def wait_until_left(server: Server, files: int) -> None:
+    """Return when a server that had `files` open has let go of its clients: leaving is not the next round's work."""
+    deadline = time.monotonic() + LEAVE_TIMEOUT_S
+    while (now := server.open_files()) > files + OWN_FILES * len(server.pids):
+        if time.monotonic() > deadline:
+            raise BenchError(f"{now - files} connections are left {LEAVE_TIMEOUT_S:g} s later")
+        time.sleep(0.05)  # the server gives no other sign
 
 
 def data(size: int, stamp: bytes = STAMP) -> bytes:
