@@ -1,6 +1,7 @@
 """HTTP: Tornado's server with deadlines and sizes of our own, and the plain pages.
 
-Does: accept HTTP on the inherited listeners, answer what is no endpoint, serve the demo page.
+Does: accept HTTP on the inherited listeners, answer what is no endpoint, serve the client module and the demo
+page.
 Does not: know the API (api) or the wires (transports); worker hands their routes in.
 Called by: worker.
 Never break: no default of Tornado's bounds a client here (3600 s for a head, 100 MB for a body, none for a body's
@@ -27,10 +28,46 @@ logger = logging.getLogger(__name__)
 Routes = list[tuple[str, type[web.RequestHandler], dict[str, Any]]]
 CHUNK_BYTES = 4096
 """Tornado allocates this much for each attempt to read; its own 64 KiB costs more than parsing a small request."""
+END_GRACE_S = 0.1
+"""For the answer to a client that has ended its side behind its request: what can be answered at once is."""
 SHORTEST_S = 0.1
 """Tornado would take a deadline of 0 for none."""
 DEMO_POLICY = "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'"
 CONTENT_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+
+
+class Stream(IOStream):
+    """A client's connection; it may end its side behind a request (RFC 9112 §9.6) and still gets an immediate answer.
+
+    Tornado takes the end of file for the end of the connection, before the request's handler has run. Here that is so
+    for whoever is still waiting after END_GRACE_S. `_state` is no documented API: a test holds it to every version.
+    """
+
+    _ended = False
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        size = super().read_from_fd(buf)
+        if size != 0 or self.reading():
+            return size
+        if not self._ended:
+            self._ended = True
+            self.io_loop.add_callback(self._look_away)
+            self.io_loop.call_later(END_GRACE_S, self._end)
+        return None
+
+    def _look_away(self) -> None:
+        # The end stays readable, and the loop would spin on it. What is written can add the descriptor again.
+        if self.socket is not None and not self.closed() and not self.writing():
+            self.io_loop.remove_handler(self.socket)
+            self._state = None
+
+    def _end(self) -> None:
+        if self.socket is None:
+            return  # detached
+        if self.writing():
+            self.io_loop.call_later(END_GRACE_S, self._end)
+        else:
+            self.close()
 
 
 class Server(HTTPServer):
@@ -74,6 +111,13 @@ class Handler(web.RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         self.plain(status_code, responses.get(status_code, "error"))
 
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """As Tornado does it, but without the query, which may carry a token, and nothing louder for bad requests."""
+        if isinstance(value, web.HTTPError):
+            logger.debug("%s %s: %d", self.request.method, self.request.path, value.status_code)
+        else:
+            logger.error("%s %s failed", self.request.method, self.request.path, exc_info=(typ, value, tb))
+
     def plain(self, status: int, text: str) -> None:
         """Finish with one line of text."""
         self.set_status(status)
@@ -97,8 +141,10 @@ class Alive(Handler):
     head = get  # health checks
 
 
-class Page(Handler):
-    """GET of one file from hub/static."""
+class StaticFile(Handler):
+    """GET of one file from hub/static, with an ETag."""
+
+    CACHE_CONTROL = "no-cache"
 
     def initialize(self, name: str) -> None:
         self._name = name
@@ -106,18 +152,39 @@ class Page(Handler):
     def get(self) -> None:
         kind = CONTENT_TYPES[self._name.rpartition(".")[2]]
         self.set_header("Content-Type", f"{kind}; charset=utf-8")
-        self.set_header("Content-Security-Policy", DEMO_POLICY)
         self.set_header("X-Content-Type-Options", "nosniff")
-        self.set_header("Cache-Control", "no-cache")
+        self.set_header("Cache-Control", self.CACHE_CONTROL)
         self.finish(resources.files("hub").joinpath("static", self._name).read_bytes())
 
 
+class Page(StaticFile):
+    """A file of the demo page."""
+
+    def get(self) -> None:
+        self.set_header("Content-Security-Policy", DEMO_POLICY)
+        super().get()
+
+
+class ClientModule(StaticFile):
+    """GET /hub.js: the client for web pages, which may be those of any origin."""
+
+    # Each page view asks for it, so browsers and CDNs may keep it for a while; not for long, as it should not be much
+    # older than the hub that it talks to.
+    CACHE_CONTROL = "public, max-age=600"
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        # A module is fetched with CORS. It is the same for all and holds no secret; who may connect is decided there.
+        self.set_header("Access-Control-Allow-Origin", "*")
+
+
 def pages(demo: bool) -> Routes:
-    """Routes of `/`: the demo page and its files, or a bare 200."""
+    """Routes of the client module, and of `/`: the demo page and its files, or a bare 200."""
+    module = (r"/hub\.js", ClientModule, {"name": "hub.js"})
     if not demo:
-        return [(r"/", Alive, {})]
+        return [(r"/", Alive, {}), module]
     files = {"/": "demo.html", **{f"/static/{name}": name for name in ("demo.js", "demo.css", "favicon.svg")}}
-    return [(path.replace(".", r"\."), Page, {"name": name}) for path, name in files.items()]
+    return [module, *((path.replace(".", r"\."), Page, {"name": name}) for path, name in files.items())]
 
 
 def application(routes: Routes) -> web.Application:

@@ -23,6 +23,7 @@ from .errors import EXIT_BOOT, EXIT_FAILED, BootError
 from .heartbeat import Heartbeat
 from .listeners import Slot
 from .prctl import die_with_parent
+from .relay import Home
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Seat:
 
     workers: how many slots there are. generation: a number that no other fork of this supervisor has, growing.
     respawned: False on the first start, when a problem such as Redis being away must fail the boot.
-    redis_url: the configured or the embedded one; '' with Sentinel.
+    redis_url: the configured or the embedded one; '' with Sentinel. home: where the workers reach each other.
     """
 
     slot: Slot
@@ -46,6 +47,7 @@ class Seat:
     respawned: bool
     redis_url: str
     heartbeat: Heartbeat
+    home: Home
 
 
 WorkerMain = Callable[[Settings, Seat], int]

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from . import __version__
+from .app import load
 from .config import Address, Settings, parse_address
 from .embedded import Embedded
 from .errors import BootError, ConfigError
@@ -45,6 +46,18 @@ def check(settings: Settings) -> None:
         lines.append(str(error))  # here it is not the machine that is at fault, but the setting that names the file
     if lines:
         raise ConfigError("\n".join(lines))
+
+
+def check_application(settings: Settings) -> None:
+    """Load the application, if there is one. Raises ConfigError.
+
+    Not before a start: there each worker loads its own, after the fork.
+    """
+    if settings.app.module:
+        try:
+            load(settings.app.module, settings.app.directory)
+        except BootError as error:
+            raise ConfigError(str(error)) from None
 
 
 def needs_embedded(settings: Settings) -> bool:
@@ -115,6 +128,7 @@ def summary(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
         "server_api": _api(settings, internal) if internal else "off: internal = []",
         "redis": _redis(settings, environ),
         "namespaces": ", ".join(f"{name} ({rules.mode})" for name, rules in sorted(settings.namespaces.items())),
+        "app": settings.app.module or "none",
         "ticker": "off" if ticker.source == "none" else f"{ticker.source} into {ticker.namespace}",
     }
 

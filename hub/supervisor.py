@@ -31,6 +31,7 @@ from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, BootError
 from .heartbeat import Heartbeat, Pulse
 from .listeners import Listeners
 from .processes import NEVER, Ended, KeptValkey, WorkerProcess
+from .relay import Home
 from .seat import SUPERVISED_SIGNALS, Seat, WorkerMain, fork_worker
 from .systemd import Notifier
 
@@ -91,6 +92,7 @@ class Supervisor:
         self._kill_all_s = NEVER
         self._watchdog_due_s = NEVER
         self._turned_s = clock()
+        self._home: Home | None = None
 
     def run(self) -> int:
         """Serve until stopped; returns the exit status of the process.
@@ -127,6 +129,10 @@ class Supervisor:
         gc.disable()
 
     def _boot(self) -> None:
+        try:
+            self._home = Home.make(os.environ)
+        except OSError as error:
+            raise BootError(f"no directory for the workers' private sockets: {error}") from None
         if self._embedded is not None:
             if not self._embedded.wait_ready(self._settings.redis.start_timeout_s, self._keep_waiting):
                 return
@@ -147,6 +153,8 @@ class Supervisor:
             worker.tell(signal.SIGKILL)
             worker.reap(self._clock(), options=0)
         self._listeners.close()
+        if self._home is not None:
+            self._home.remove()
         if self._embedded is not None:
             self._embedded.stop()
         signal.set_wakeup_fd(self._old_wakeup)
@@ -240,6 +248,7 @@ class Supervisor:
         logger.info("worker %d started, pid %d", worker.slot.index, worker.pid)
 
     def _fork_into_seat(self, worker: WorkerProcess, heartbeat: Heartbeat) -> int:
+        assert self._home is not None  # made before the first fork
         seat = Seat(
             slot=worker.slot,
             workers=len(self._workers),
@@ -247,6 +256,7 @@ class Supervisor:
             respawned=self._stage is not Stage.BOOTING,
             redis_url=self._embedded.url if self._embedded else self._settings.redis.url,
             heartbeat=heartbeat,
+            home=self._home,
         )
         leave = partial(self._leave, worker.slot.index)
         return fork_worker(self._settings, seat, self._worker_main, leave, self._cpus)

@@ -81,6 +81,21 @@ async def test_the_demo_page_and_its_files_are_served_with_a_policy():
         assert answer.startswith(b"HTTP/1.1 404 ")
 
 
+@pytest.mark.parametrize("demo", [False, True])
+@async_test
+async def test_the_client_module_is_served_to_pages_of_any_origin(demo):
+    """With or without the demo; it may be kept for a while, and asked for again by its tag."""
+    async with serving(demo=demo) as port:
+        answer = await ask(port, b"GET /hub.js HTTP/1.1\r\nHost: h\r\nOrigin: https://elsewhere.test\r\n\r\n")
+        head = answer.partition(b"\r\n\r\n")[0]
+        assert head.startswith(b"HTTP/1.1 200 ") and b"text/javascript" in head and b"export class Hub " in answer
+        assert b"Access-Control-Allow-Origin: *" in head and b"Cache-Control: public, max-age=600" in head
+        assert b"Content-Security-Policy" not in head
+        tag = next(line.split(b" ", 1)[1] for line in head.split(b"\r\n") if line.startswith(b"Etag: "))
+        answer = await ask(port, b"GET /hub.js HTTP/1.1\r\nHost: h\r\nIf-None-Match: " + tag + b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 304 ") and b"export" not in answer
+
+
 @async_test
 async def test_a_head_that_does_not_end_is_cut():
     """Slowloris: header_timeout_s from the accept, however the bytes drip."""
@@ -145,8 +160,9 @@ async def test_what_is_too_large_or_no_http_is_refused_and_closed(request_bytes,
 
 @pytest.mark.expects_log
 @async_test
-async def test_a_fault_in_a_handler_is_a_plain_500():
-    """No trace leaves the process."""
+async def test_a_fault_in_a_handler_is_a_plain_500(caplog):
+    """No trace leaves the process; it stands in the log, but for the query, which may carry a token."""
     async with serving() as port:
-        answer = await ask(port, b"GET /echo HTTP/1.1\r\nHost: h\r\n\r\n")
+        answer = await ask(port, b"GET /echo?token=secret HTTP/1.1\r\nHost: h\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 500 ") and b"fault" not in answer and b"Traceback" not in answer
+    assert "GET /echo failed" in caplog.text and "a fault of ours" in caplog.text and "secret" not in caplog.text

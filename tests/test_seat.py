@@ -15,13 +15,14 @@ from hub.config import Settings
 from hub.errors import BootError
 from hub.heartbeat import open_pipe
 from hub.listeners import Slot
+from hub.relay import Home
 from hub.seat import Seat, fork_worker
 
 logging.basicConfig()
 behaviour = sys.argv[1]
 settings = Settings(pin=True)
 pulse, heartbeat = open_pipe(0.0)
-seat = Seat(Slot(1, (), ()), 2, 7, False, "redis://x", heartbeat)
+seat = Seat(Slot(1, (), ()), 2, 7, False, "redis://x", heartbeat, Home("", ""))
 
 def work(settings, seat):
     if behaviour == "raise":
