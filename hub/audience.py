@@ -14,6 +14,7 @@ to be joined lies on one board, so that a group picks its part in one call, and 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Protocol
@@ -42,7 +43,8 @@ class Subscriber(Protocol):
     """Index in `group.fds`; ELSEWHERE while it stands in `group.others` or in no group. The group's own."""
 
     @property
-    def fd(self) -> int: ...
+    def fd(self) -> int:
+        """A descriptor; of one without a socket to itself, a `new_number`: the sweep tells subscribers apart by it."""
 
     @property
     def wire(self) -> WireForm: ...
@@ -77,6 +79,12 @@ ELSEWHERE = -1
 LOOK_UP = 4
 """To look one audience of a batch up costs about as much as to pick so many from the board."""
 Pick = Callable[[list[bytes]], Iterable[bytes]]
+_numbers = itertools.count(ELSEWHERE - 1, -1)
+
+
+def new_number() -> int:
+    """For a subscriber without a socket to itself: below 0, and no other's in this process."""
+    return next(_numbers)
 
 
 class Board:

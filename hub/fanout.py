@@ -58,6 +58,8 @@ class Fanout:
         self._batch: dict[Audience, list[bytes]] = {}
         self._late: dict[Subscriber, dict[Audience, int]] = {}
         """Who joins what behind so many of its frames in that batch, `_replaced` ones included."""
+        self._skipped: dict[Subscriber, dict[Audience, set[int]]] = {}
+        """Who is passed over by which frames of that batch, counted likewise."""
         self._replaced: dict[Audience, int] = {}
         """How many frames of an audience that batch has lost to newer ones."""
         self._dirty: list[Audience] = []
@@ -67,6 +69,8 @@ class Fanout:
         to be dissolved. Never waits; set by streams."""
         self._board = Board()
         self.sweep = Sweep(members, clock, self._board.ready)
+        self.turn = 0
+        """Batches begun, since the start: the number of the one that is being gathered."""
         self.subscriptions = 0
         """Of all subscribers to all channels, now."""
         self.deliveries = 0
@@ -92,6 +96,37 @@ class Fanout:
         if audience in self._paused:
             self._end_pause(audience)
         self._let_in(audience, subscriber)
+
+    def deliver_past(self, publication: Publication, subscriber: Subscriber) -> None:
+        """Deliver a publication to everybody but one of its channel's subscribers.
+
+        The batch goes through that one's outbox, in order, and it stands aside from its group for so long.
+        """
+        audience = self._audiences[publication.channel][subscriber.wire]
+        before = self._taken_up(audience)
+        Fanout.deliver(self, [publication])
+        if audience in self._paused:
+            self._end_pause(audience)
+        after = self._taken_up(audience)
+        if after > before:  # the worker is not so far behind that nobody gets it
+            self._skipped.setdefault(subscriber, {}).setdefault(audience, set()).add(after - 1)
+            self._late.setdefault(subscriber, {}).setdefault(audience, 0)
+            self._moves.setdefault(subscriber, {})[audience] = False
+
+    def holds(self, channel: str, subscriber: Subscriber) -> bool:
+        """Whether the subscriber receives what is delivered to the channel now."""
+        audience = self._audiences.get(channel, {}).get(subscriber.wire)
+        if audience is None:
+            return False
+        if audience in self._late.get(subscriber, {}):
+            return True
+        moves = self._moves.get(subscriber, {}).get(audience)
+        return moves if moves is not None else subscriber.group is not None and audience in subscriber.group.audiences
+
+    def _taken_up(self, audience: Audience) -> int:
+        """Frames of an audience in the batch that is being gathered, those included that newer ones replaced."""
+        waiting = self._paused[audience][0] if audience in self._paused else ()
+        return self._replaced.get(audience, 0) + len(self._batch.get(audience, ())) + len(waiting)
 
     def watch(self, channel: str, subscriber: Subscriber) -> None:
         """From the next `announce` on, `subscriber` is told who comes to the channel and goes."""
@@ -219,20 +254,33 @@ class Fanout:
         """Start the next batch, unless one is still being swept; let those who moved settle before it."""
         if self.sweep.running:
             return
+        self.turn += 1
         moves, self._moves = self._moves, {}
         batch, self._batch = self._batch, {}
         late, self._late = self._late, {}
         replaced, self._replaced = self._replaced, {}
+        skipped, self._skipped = self._skipped, {}
         self._settle(moves)
         self._start(batch)
         for subscriber, joins in late.items():
-            self._catch_up(subscriber, joins, replaced)
+            self._catch_up(subscriber, joins, replaced, skipped.get(subscriber, {}))
 
-    def _catch_up(self, subscriber: Subscriber, joins: dict[Audience, int], replaced: dict[Audience, int]) -> None:
-        """Somebody joined in the middle of this batch: it gets what came behind, and is inside from the next one on."""
+    def _catch_up(
+        self,
+        subscriber: Subscriber,
+        joins: dict[Audience, int],
+        replaced: dict[Audience, int],
+        skipped: dict[Audience, set[int]],
+    ) -> None:
+        """Somebody joined in the middle of this batch, or is passed over by a part of it.
+
+        It gets what came behind, or the rest, and is inside from the next one on.
+        """
         for audience, before in joins.items():
-            for frame in audience.frames[max(0, before - replaced.get(audience, 0)) :]:
-                subscriber.put(frame)
+            first, over = replaced.get(audience, 0), skipped.get(audience, ())
+            for at in range(max(0, before - first), len(audience.frames)):
+                if first + at not in over:
+                    subscriber.put(audience.frames[at])
             self._moves.setdefault(subscriber, {})[audience] = True
 
     def take_for(self, connection: Subscriber) -> bytes:

@@ -129,6 +129,11 @@ def encode_message(data: Any) -> bytes:
     return orjson.dumps({"push": {"message": {"data": data}}})
 
 
+def encode_disconnect(code: int, reason: str) -> bytes:
+    """b'{"push":{"disconnect":{"code":3001,"reason":"shutdown"}}}'; on wires that have no close frame."""
+    return orjson.dumps({"push": {"disconnect": {"code": code, "reason": reason}}})
+
+
 def encode_unsubscribe(channel: str, code: int, reason: str) -> bytes:
     """b'{"push":{"channel":"a","unsubscribe":{"code":2500,"reason":"…"}}}'; from 2500 on SDKs subscribe again."""
     return orjson.dumps({"push": {"channel": channel, "unsubscribe": {"code": code, "reason": reason}}})

@@ -137,9 +137,20 @@ class Reactor:
         self._epoll.close()
 
     def adopt(self, connection: Pollable) -> None:
-        """Take over a connection and its descriptor; from now on the plane closes it."""
+        """Take over a connection and its descriptor; from now on the plane closes it.
+
+        A negative number stands for a client without a socket of its own, such as one that polls: it has deadlines and
+        is drained like all others.
+        """
         self.connections[connection.fd] = connection
-        self._epoll.register(connection.fd, READ)
+        if connection.fd >= 0:
+            self._epoll.register(connection.fd, READ)
+
+    def move(self, connection: Pollable, number: int) -> None:
+        """A connection that stood under the negative `number` has a descriptor now."""
+        if self.connections.pop(number, None) is not connection:
+            raise RuntimeError(f"{number} is no connection's number")
+        self.adopt(connection)
 
     def arm(self, connection: Pollable) -> None:
         """Flush `connection` at the end of this loop turn; the connection asks once per turn."""
@@ -163,8 +174,9 @@ class Reactor:
 
     def bury(self, connection: Pollable) -> None:
         """Let go of a connection; its descriptor is closed at the end of the batch or turn."""
-        self._graves.append(connection.fd)
-        self.arm_turn()
+        if connection.fd >= 0:
+            self._graves.append(connection.fd)
+            self.arm_turn()
         self.release(connection)
 
     def release(self, connection: Pollable) -> None:
@@ -173,7 +185,8 @@ class Reactor:
             raise RuntimeError(f"descriptor {connection.fd} was released twice")
         self._wheel.cancel(connection)
         # Before close(): a copy of the descriptor elsewhere would keep it, and its events, in the epoll.
-        self._epoll.unregister(connection.fd)
+        if connection.fd >= 0:
+            self._epoll.unregister(connection.fd)
         if not self.connections and self._on_empty is not None:
             self._on_empty()
 

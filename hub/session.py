@@ -19,15 +19,15 @@ from functools import partial
 from math import inf
 from typing import Any, Protocol
 
-from . import __version__, asking, auth, errors, protocol, rpc
+from . import __version__, asking, auth, errors, protocol, rpc, wishes
+from .app_gate import Gate
 from .audience import WireForm
 from .broker import Receipt
-from .channels import Channels, Mode, Namespace, may_publish, may_subscribe, may_use
+from .channels import Channels, Namespace, may_publish, may_subscribe, may_use
 from .config import ClientSettings
 from .errors import Close, CommandError, HubError, ProtocolError
 from .message import ClientInfo
 from .outbox import Limits
-from .position import MAX_EPOCH_LENGTH, MAX_OFFSET, Position
 from .presence import Presence
 from .protocol import Command
 from .publish import Publisher
@@ -43,8 +43,9 @@ logger = logging.getLogger(__name__)
 class Transport(StreamSubscriber, Protocol):
     """The connection under a session; it hands `displaced` on to it."""
 
-    heard_at: float
-    """When the client's last byte came, in seconds of `Services.clock`."""
+    @property
+    def heard_at(self) -> float:
+        """When the client's last byte came, in seconds of `Services.clock`."""
 
     def reply(self, message: bytes) -> None:
         """Queue one message of the native protocol, in order with everything else."""
@@ -71,9 +72,11 @@ class Services:
     wall_clock: Callable[[], float] = time.time
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
     jitter: Callable[[], float] = random.random
+    gate: Gate | None = None
+    """Of the application; None: there is none."""
 
 
-class _Asked:
+class Attempt:
     """Stands for a subscription that Redis has yet to confirm.
 
     One object for each attempt, so that two can't be mixed up.
@@ -111,7 +114,7 @@ class Session:
         self.connected = False
         """The connect command has succeeded."""
         self._expires_at: float | None = None
-        self._channels: dict[str, Namespace | _Asked] = {}
+        self._channels: dict[str, Namespace | Attempt] = {}
         self._pinged_at: float | None = None
         self._ping_due = 0.0
         self._spread = False
@@ -158,7 +161,7 @@ class Session:
         """One message from the client: a command or several."""
         try:
             for command in protocol.decode(message, self._services.client.commands_per_message):
-                self._handle(command)
+                self.take(command)
         except ProtocolError as error:
             logger.debug("client %s: %s", self.client, error)
             self._transport.close(error.close)
@@ -172,13 +175,18 @@ class Session:
         if not self.connected:
             self._transport.close(errors.CLOSE_STALE)
             return now
-        left_s = inf if self._expires_at is None else self._expires_at - self._services.wall_clock()
+        left_s = self.left_s
         if left_s <= 0:
             self._transport.close(errors.CLOSE_EXPIRED)
             return now
         if now >= self._ping_due:
             self._ping_due = self._ping(now)
         return min(self._ping_due, now + left_s)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until its token ends."""
+        return inf if self._expires_at is None else self._expires_at - self._services.wall_clock()
 
     def _ping(self, now: float) -> float:
         """One step of pinging: spread the first one, ping, look for life since. Returns when the next step is due."""
@@ -206,13 +214,17 @@ class Session:
             # A channel that is still being subscribed to is left when its answer comes.
             if isinstance(namespace, Namespace):
                 self._leave(channel, namespace, hold=True)
+        if self._services.gate is not None:
+            self._services.gate.gone(self)
 
     def on_displaced(self, channel: str) -> None:
         """It gets no more of a channel: SDKs subscribe anew on this code, with the position that they have."""
         if isinstance(self._channels.pop(channel, None), Namespace):
             self._services.presence.exit(channel, self.client, hold=True)
-            text = errors.CLOSE_INSUFFICIENT_STATE.reason
-            self._transport.reply(protocol.encode_unsubscribe(channel, errors.UNSUBSCRIBE_CODE, text))
+            self.tell_displaced(channel, errors.UNSUBSCRIBE_CODE, errors.CLOSE_INSUFFICIENT_STATE.reason)
+
+    def tell_displaced(self, channel: str, code: int, reason: str) -> None:
+        self._transport.reply(protocol.encode_unsubscribe(channel, code, reason))
 
     def resubscribe(self, channel: str) -> None:
         """Take it out of a channel that it holds, and have its client subscribe anew."""
@@ -223,35 +235,71 @@ class Session:
 
     # Commands.
 
-    def _handle(self, command: Command) -> None:
+    def take(self, command: Command) -> None:
+        """One command, in its turn. Raises ProtocolError."""
         if not command.method:
             return  # a pong; that bytes came is what counts, and the transport has seen it
-        if not self.connected and command.method != "connect":
+        if not self.connected and command.method != "connect" and not self._is_connecting():
             raise ProtocolError(errors.CLOSE_BAD_REQUEST, f"{command.method} before connect")
         if not command.id and command.method != "send":
             raise ProtocolError(errors.CLOSE_BAD_REQUEST, f"{command.method} without an id")
+        self.perform(command)
+
+    def perform(self, command: Command) -> None:
+        """Carry out one command of a client that may give it; `reply` or `fail` once, perhaps later."""
+        gate = self._services.gate
         try:
-            COMMANDS[command.method](self, command)
+            if gate is None or not (gate.holds_back(self, command) or gate.asks(self, command)):
+                self.carry_out(command)
         except CommandError as error:
             self.fail(command.id, error)
+
+    def carry_out(self, command: Command) -> None:
+        """The same, once the application has been asked. Raises CommandError, ProtocolError."""
+        COMMANDS[command.method](self, command)
 
     def _connect(self, command: Command) -> None:
         if self.connected:
             raise ProtocolError(errors.CLOSE_BAD_REQUEST, "connect after connect")
-        services = self._services
-        token = command.params.get("token", "")
-        if token not in ("", None):
-            self.user, self._expires_at = auth.verify(token, services.hmac_secret, services.wall_clock())
-        self.connected = True
-        services.users.enter(self)
-        logger.debug("client %s: connected as user %r", self.client, self.user)
-        result = {
+        self.identify(command.params.get("token", ""))
+        gate = self._services.gate
+        if gate is None:
+            self.greet(command.id)
+        else:
+            greet = partial(self.greet, command.id)
+            gate.asks_to_connect(self, "", command.params.get("data"), greet, partial(self.fail, command.id))
+
+    def _is_connecting(self) -> bool:
+        gate = self._services.gate
+        return gate is not None and gate.connecting(self)
+
+    def greet(self, command_id: int) -> None:
+        """The client is in, and is told so."""
+        self.enter()
+        self._transport.reply(protocol.encode_reply(command_id, "connect", self.greeting()))
+
+    def greeting(self) -> dict[str, Any]:
+        """What the reply to connect says; a wire may have more to say."""
+        return {
             "client": self.client,
             "version": __version__,
-            "ping": _whole(services.client.ping_interval_s),
+            "ping": _whole(self._services.client.ping_interval_s),
             "pong": True,
         }
-        self._transport.reply(protocol.encode_reply(command.id, "connect", result))
+
+    def identify(self, token: object) -> None:
+        """The client is the user that its token names, nobody in particular without one.
+
+        Raises ProtocolError 3500 and CommandError 109, as auth has them.
+        """
+        if token not in ("", None):
+            self.user, self._expires_at = auth.verify(token, self._services.hmac_secret, self._services.wall_clock())
+
+    def enter(self) -> None:
+        """The client is in."""
+        self.connected = True
+        self._services.users.enter(self)
+        logger.debug("client %s: connected as user %r", self.client, self.user)
 
     def _subscribe(self, command: Command) -> None:
         channel, namespace = self.resolve(command)
@@ -263,38 +311,88 @@ class Session:
             )
         may_use(channel, self.user)
         may_subscribe(namespace.subscribe, self.user)
-        for wish in UNMET_WISHES[namespace.mode]:
-            if command.params.get(wish):
-                raise CommandError(errors.NOT_AVAILABLE, f"{wish} is not available")
+        wishes.check(namespace.mode, command.params)
         watch = bool(command.params.get("join_leave"))
         if watch and not namespace.join_leave:
             raise CommandError(errors.NOT_AVAILABLE, "join_leave is not available in this namespace")
-        since = _position(command.params) if command.params.get("recover") else None
+        since = wishes.position(command.params) if command.params.get("recover") else None
         self.begin()
-        asked = self._channels[channel] = _Asked(watch)
+        asked = self._channels[channel] = Attempt(watch)
         done = partial(self._subscribed, command.id, channel, namespace, asked)
         self._services.subscriptions.subscribe(channel, namespace, self._transport, done, since)
 
     def _subscribed(
-        self, command_id: int, channel: str, namespace: Namespace, asked: _Asked, outcome: Joined | HubError
+        self, command_id: int, channel: str, namespace: Namespace, asked: Attempt, outcome: Joined | HubError
     ) -> None:
         self.end()
+        error = self._settle(channel, namespace, asked, outcome)
+        if error is not None or isinstance(outcome, HubError):
+            self.fail(command_id, error or CommandError(errors.INTERNAL))
+            return
+        self.reply(command_id, "subscribe", wishes.subscribe_result(outcome))
+        if namespace.mailbox:
+            self._services.redelivery.opened(channel, namespace, self)
+
+    def _settle(
+        self, channel: str, namespace: Namespace, asked: Attempt, outcome: Joined | HubError
+    ) -> HubError | None:
+        """The answer to an attempt: the client is in now, or this is why not."""
         wanted = self._channels.get(channel) is asked
         if isinstance(outcome, HubError):
             if wanted:
                 del self._channels[channel]
-            self.fail(command_id, outcome)
-        elif not wanted:
+            return outcome
+        if not wanted:
             # Unsubscribed or gone while Redis was asked. Every command has its reply, so this one too.
             self._services.subscriptions.unsubscribe(channel, namespace, self._transport)
-            self.fail(command_id, CommandError(errors.BAD_REQUEST, "unsubscribed meanwhile"))
+            return CommandError(errors.BAD_REQUEST, "unsubscribed meanwhile")
+        self._channels[channel] = namespace
+        info = ClientInfo(self.user, self.client)
+        self._services.presence.enter(channel, namespace, info, self._transport, asked.watch)
+        return None
+
+    # What the application does with a client.
+
+    def join(self, channel: str, namespace: Namespace, done: Callable[[HubError | None], None]) -> None:
+        """Let it into a channel, whatever the rules say; `done` tells once whether it is in."""
+        if channel in self._channels:
+            done(None if self.holds(channel) else CommandError(errors.ALREADY_SUBSCRIBED))
+        elif len(self._channels) >= self._services.client.channels:
+            done(CommandError(errors.LIMIT_EXCEEDED, f"allowed: {self._services.client.channels} channels"))
         else:
-            self._channels[channel] = namespace
-            info = ClientInfo(self.user, self.client)
-            self._services.presence.enter(channel, namespace, info, self._transport, asked.watch)
-            self.reply(command_id, "subscribe", _subscribe_result(outcome))
-            if namespace.mailbox:
-                self._services.redelivery.opened(channel, namespace, self)
+            asked = self._channels[channel] = Attempt(watch=False)
+            self._services.subscriptions.subscribe(
+                channel,
+                namespace,
+                self._transport,
+                lambda outcome: done(self._settle(channel, namespace, asked, outcome)),
+            )
+
+    def leave(self, channel: str) -> None:
+        """Out of a channel, if it holds it or is about to."""
+        namespace = self._channels.pop(channel, None)
+        if isinstance(namespace, Namespace):
+            self._leave(channel, namespace, hold=False)
+
+    def emit_event(self, name: str, args: tuple[Any, ...], number: int | None = None) -> None:
+        """Send it an event of the application's. number: of the ack that is wanted, where the wire has acks.
+
+        Raises TypeError for what is no JSON.
+        """
+        if number is not None:
+            raise CommandError(errors.NOT_AVAILABLE, "acks are of Socket.IO clients")
+        data = args[0] if len(args) == 1 else list(args)
+        self.put(self.wire.encode_message(protocol.encode_message({"event": name, "data": data})))
+
+    def dismiss(self) -> None:
+        """End its connection."""
+        self._transport.close(errors.CLOSE_FORCE_DISCONNECT)
+
+    @property
+    def transport(self) -> Transport:
+        return self._transport
+
+    # More commands.
 
     def _unsubscribe(self, command: Command) -> None:
         channel, namespace = self.resolve(command)
@@ -371,38 +469,6 @@ class Session:
             # rest.
             logger.debug("client %s: %s", self.client, error)
             self._transport.reply(protocol.encode_error(command_id, errors.INTERNAL))
-
-
-UNMET_WISHES: dict[Mode, tuple[str, ...]] = {
-    "none": ("token", "recover", "recoverable", "positioned"),
-    "stream": ("token",),
-    "latest": ("token", "positioned"),
-}
-"""Options of a subscription that a namespace of this mode, or the hub, doesn't have."""
-
-
-def _position(params: dict[str, Any]) -> Position:
-    """Where a client was. Raises CommandError 107 for what is no position."""
-    epoch, offset = params.get("epoch") or "", params.get("offset") or 0
-    if not isinstance(epoch, str) or len(epoch) > MAX_EPOCH_LENGTH:
-        raise CommandError(errors.BAD_REQUEST, f"epoch: allowed is a text of at most {MAX_EPOCH_LENGTH} characters")
-    if type(offset) is not int or not 0 <= offset <= MAX_OFFSET:
-        raise CommandError(errors.BAD_REQUEST, f"offset: allowed are whole numbers from 0 to {MAX_OFFSET}")
-    return Position(epoch, offset)
-
-
-def _subscribe_result(joined: Joined) -> dict[str, Any]:
-    """As the protocol's SubscribeResult has it; what is false or empty is left out, as there."""
-    result: dict[str, Any] = {}
-    if joined.positioned:
-        result |= {"positioned": True, "epoch": joined.epoch, "offset": joined.offset}
-    if joined.recoverable:
-        result["recoverable"] = True
-    if joined.recovered is not None:
-        result |= {"was_recovering": True, "recovered": joined.recovered}
-        if joined.publications:
-            result["publications"] = protocol.fragments(joined.publications)
-    return result
 
 
 def _whole(seconds: float) -> float | int:
