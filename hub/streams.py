@@ -124,6 +124,10 @@ class Streams:
 
     # What subscribe calls.
 
+    def epoch(self, channel: str) -> str:
+        """Of the publications that a followed channel passes on now; for its audience it does not change."""
+        return self._streams[channel].epoch
+
     def subscribe(
         self, channel: str, namespace: Namespace, subscriber: StreamSubscriber, since: Position | None, done: Done
     ) -> None:

@@ -97,6 +97,10 @@ class Subscriptions:
         self._fanout.leave(channel, subscriber)
         self._gone(channel, namespace)
 
+    def epoch(self, channel: str) -> str:
+        """Of what a `stream` channel that somebody here holds passes on now."""
+        return self._streams.epoch(channel)
+
     def deliver(self, publications: list[Publication]) -> None:
         """What comes from Redis for channels without positions."""
         if self._snapshots.busy:

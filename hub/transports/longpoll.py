@@ -1,0 +1,351 @@
+"""Long polling: `GET /poll?channel=…&since=CURSOR&wait=25`, the hub for whoever has only requests.
+
+Does: subscribe for the time of one request, answer with what was missed or with what comes, several messages at once.
+Does not: keep anything between two requests: any worker answers the next one by its cursor (cursor). Nor check
+requests (plain) or read Redis (streams has the ring, catchup the history).
+Called by: worker (routes, close), Tornado.
+Never break: a cursor in an answer claims what is in this answer and those before, nothing else; however a request ends,
+its subscriptions end with it.
+
+    200 {"messages":[{"channel":"chat:a","pub":{"offset":17,"data":…}}],"cursor":"1~…"}       also as Hub-Cursor
+        with "lost":["chat:a"] where something is missing that can't be had: reload; the cursor goes on behind it
+    204 nothing within `wait` seconds; Hub-Cursor is the one to come back with
+    400, 401, 403, 404, 503 as plain has them
+
+What is between two requests: in `stream` channels nothing is lost, for as long as the history has it, and pages follow
+each other however much it is. Of `latest` channels the newest value comes, unless the client has it. Messages of `none`
+channels that nobody waits for are gone, as the mode says. Who begins without a cursor begins now: the first answer has
+one, with wait=0 at once. A poller is in no presence: it would come and go with each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from functools import partial
+from math import isfinite
+from typing import Any
+
+import orjson
+
+from .. import cursor, errors
+from ..audience import ELSEWHERE, Audience, Group, new_number
+from ..channels import Namespace
+from ..errors import BrokerUnavailable, CommandError, HubError
+from ..history import Asked, Page
+from ..position import Position, survives
+from ..recovery import Joined
+from ..session import Services
+from .plain import CURSOR_HEADER, PlainHandler, Wish
+from .websocket import Door
+
+PATH = "/poll"
+DEFAULT_WAIT_S = 25.0
+"""Below the 30 to 60 s at which proxies give up on a silent answer."""
+MAX_WAIT_S = 60.0
+JOIN_S = 5.0
+"""For Redis to let a poll in, besides its wait; then 503."""
+FROM_THE_START = Position("", 0)
+MESSAGE = re.compile(rb'\{"channel":"([^"]+)","pub":(?:\{"offset":([0-9]+))?')
+"""The beginning of a message; names need no escapes in JSON (channels.NAME)."""
+
+
+class PollForm:
+    """Wire form: a publication as it stands in an answer's `messages`."""
+
+    def encode_publication(self, channel: str, body: bytes) -> bytes:
+        r"""b'{"channel":"a","pub":{"data":1}}'"""
+        return b'{"channel":' + orjson.dumps(channel) + b',"pub":' + body + b"}"
+
+    def encode_arrival(self, channel: str, body: bytes) -> bytes:
+        """Nobody here watches; b'{"channel":"a","join":{…}}' all the same."""
+        return b'{"channel":' + orjson.dumps(channel) + b"," + body + b"}"
+
+    def encode_message(self, message: bytes) -> bytes:
+        """Nobody here is told notices."""
+        return message
+
+
+FORM = PollForm()
+
+
+class Poll:
+    """One request while it waits: a subscriber without a socket of its own, whose frames are gathered.
+
+    Never `direct`, so the fan-out offers it each frame; where it stands moves with those that it takes.
+    """
+
+    __slots__ = (
+        "_channels",
+        "_finished",
+        "_full",
+        "_max_bytes",
+        "_pending",
+        "_services",
+        "_size",
+        "_wish",
+        "error",
+        "fd",
+        "group",
+        "lost",
+        "marks",
+        "messages",
+        "place",
+        "positions",
+        "ready",
+        "settled",
+    )
+
+    wire = FORM
+    direct = False
+
+    def __init__(self, services: Services, wish: Wish) -> None:
+        self.fd = new_number()
+        self.group: Group | None = None
+        self.place = ELSEWHERE
+        self._services = services
+        self._wish = wish
+        self._max_bytes = services.outbox.max_bytes
+        self._size = 0
+        self._channels: dict[str, Namespace] = {}
+        """Those that it is in."""
+        self._pending = len(wish.channels)
+        self._full: set[str] = set()
+        """Channels of which nothing more is taken: the next poll goes on there."""
+        self._finished = False
+        self.settled = asyncio.Event()
+        """All channels have let it in, or one can't."""
+        self.ready = asyncio.Event()
+        """There is something to answer."""
+        self.error: HubError | None = None
+        self.messages: list[bytes] = []
+        self.lost: list[str] = []
+        known = ((name, wish.since.position(name)) for name in wish.channels)
+        self.positions: dict[str, Position] = {name: position for name, position in known if position is not None}
+        self.marks: dict[str, str] = {name: mark for name in wish.channels if (mark := wish.since.mark(name))}
+
+    def begin(self) -> None:
+        """Ask for all channels."""
+        for channel, namespace in self._wish.channels.items():
+            since = FROM_THE_START if namespace.mode == "latest" else self._wish.since.position(channel)
+            done = partial(self._joined, channel, namespace, since)
+            self._services.subscriptions.subscribe(channel, namespace, self, done, since)
+
+    def end(self) -> None:
+        """Leave all channels; once or more often. Whoever waits is woken."""
+        self._finished = True
+        channels, self._channels = self._channels, {}
+        for channel, namespace in channels.items():
+            self._services.subscriptions.unsubscribe(channel, namespace, self)
+        self.settled.set()
+        self.ready.set()
+
+    @property
+    def cursor(self) -> str:
+        """Where the client is, once it has the answer."""
+        return cursor.encode(self.positions, self.marks)
+
+    def _joined(self, channel: str, namespace: Namespace, since: Position | None, outcome: Joined | HubError) -> None:
+        if isinstance(outcome, HubError):
+            self.error = self.error or outcome
+            self._settle()
+        elif self._finished:
+            self._services.subscriptions.unsubscribe(channel, namespace, self)
+        else:
+            self._channels[channel] = namespace
+            self._caught_up(channel, namespace, since, outcome)
+
+    def _caught_up(self, channel: str, namespace: Namespace, since: Position | None, joined: Joined) -> None:
+        now = Position(joined.epoch, joined.offset)
+        if namespace.mode == "stream" and since is not None and not joined.recovered:
+            # More is missing than a recovery may bring, or it is lost. The history tells, from `since` on; what comes
+            # meanwhile is behind that.
+            self._full.add(channel)
+            histories = self._services.histories
+            # All channels together bring no more than one answer may have, however many of them are far behind.
+            most_bytes = max(1, histories.most_bytes // len(self._wish.channels))
+            asked = Asked(channel, namespace, since.offset, histories.most, most_bytes=most_bytes)
+            histories.read(asked, partial(self._page_came, channel, since, now))
+            return
+        if namespace.mode == "stream":
+            self.positions[channel] = Position(now.epoch, now.offset if since is None else since.offset)
+        for body in joined.publications:
+            if namespace.mode != "latest" or cursor.mark_of(body) != self.marks.get(channel):
+                self._take(FORM.encode_publication(channel, body))
+        self._settle()
+
+    def _page_came(self, channel: str, since: Position, now: Position, page: Page | HubError) -> None:
+        if isinstance(page, HubError):
+            self.error = self.error or page
+        elif not self._finished:
+            numbers = [offset for offset, _ in page.publications]
+            follows = numbers[0] == since.offset + 1 if numbers else page.offset == since.offset
+            if follows and survives(since, page.epoch, page.offset):
+                self.positions[channel] = Position(page.epoch, since.offset)
+                self._full.discard(channel)
+                for _, body in page.publications:
+                    self._take(FORM.encode_publication(channel, body))
+                self._full.add(channel)
+            else:
+                self.lost.append(channel)
+                self.positions[channel] = now
+        self._settle()
+
+    def _settle(self) -> None:
+        """One channel less is waited for."""
+        self._pending -= 1
+        if not self._pending or self.error is not None:
+            self.settled.set()
+        self._tell()
+
+    def _take(self, frame: bytes) -> None:
+        """Gather one message, up to the bytes that may wait for one client; what does not fit comes next time."""
+        found = MESSAGE.match(frame)
+        if self._finished or found is None:
+            return
+        channel = str(found[1], "ascii")
+        if self._size and self._size + len(frame) > self._max_bytes:
+            self._full.add(channel)
+        if channel in self._full:
+            return
+        self._size += len(frame)
+        self.messages.append(frame)
+        if found[2] is not None:
+            self.positions[channel] = Position(self.positions[channel].epoch, int(found[2]))
+        elif self._wish.channels[channel].mode == "latest":
+            self.marks[channel] = cursor.mark_of(frame[found.end() : -1])
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.messages or self.lost:
+            self.ready.set()
+
+    # What the fan-out calls.
+
+    @property
+    def open(self) -> bool:
+        return not self._finished
+
+    def put(self, frame: bytes) -> None:
+        self._take(frame)
+
+    def offer(self, audience: Audience, frame: bytes) -> None:
+        self._take(frame)
+
+    def left(self, audience: Audience) -> None:
+        """Nothing that waits here is ever replaced."""
+
+    def torn(self, rest: bytes) -> None:
+        raise NotImplementedError  # it is never direct, so nothing is written past it
+
+    def broken(self) -> None:
+        raise NotImplementedError  # as `torn`
+
+    def displaced(self, channel: str) -> None:
+        """What streams calls: answer with what there is; the next request is recovered, or told of the loss."""
+        self._channels.pop(channel, None)
+        self.ready.set()
+
+
+class Polls:
+    """The requests of one worker that wait, within their bound."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting: set[Poll] = set()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def enter(self, poll: Poll) -> None:
+        """One more. Raises CommandError 111 where there are too many."""
+        if len(self._waiting) >= self._most:
+            raise CommandError(errors.TOO_MANY_REQUESTS, "too many polls wait in this process")
+        self._waiting.add(poll)
+
+    def leave(self, poll: Poll) -> None:
+        """It waits no more; once or more often."""
+        self._waiting.discard(poll)
+
+    def close(self) -> None:
+        """The worker ends: all are answered now, and come back to another one."""
+        for poll in list(self._waiting):
+            poll.end()
+
+
+class PollHandler(PlainHandler):
+    """GET /poll."""
+
+    def initialize(self, door: Door, polls: Polls) -> None:  # type: ignore[override]
+        super().initialize(door)
+        self._polls = polls
+        self._poll: Poll | None = None
+        self._gone = False
+
+    async def get(self) -> None:
+        try:
+            wish, wait_s = self.wish(), self._wait_s()
+            if not self.admit():
+                return
+            poll = self._poll = Poll(self._door.services, wish)
+            self._polls.enter(poll)
+        except HubError as error:
+            self.fail(error)
+            return
+        try:
+            await self._wait(poll, wait_s)
+        except HubError as error:
+            poll.error = error
+        finally:
+            poll.end()
+            self._polls.leave(poll)
+        if not self._gone:
+            self._answer(poll)
+
+    async def _wait(self, poll: Poll, wait_s: float) -> None:
+        """Return when there is something to answer, or it is time. Raises BrokerUnavailable."""
+        poll.begin()
+        try:
+            async with asyncio.timeout(JOIN_S):
+                await poll.settled.wait()
+        except TimeoutError:
+            raise BrokerUnavailable("Redis has not let a poll in in time") from None
+        if poll.error is not None:
+            return
+        try:
+            async with asyncio.timeout(wait_s):
+                await poll.ready.wait()
+        except TimeoutError:
+            pass  # an answer as well: nothing has come
+
+    def _answer(self, poll: Poll) -> None:
+        if poll.error is not None:
+            self.fail(poll.error)
+            return
+        text = poll.cursor
+        if text:
+            self.set_header(CURSOR_HEADER, text)
+        if not poll.messages and not poll.lost:
+            self.set_header("Cache-Control", "no-store")
+            self.set_status(204)
+            self.finish()
+            return
+        body: dict[str, Any] = {"messages": orjson.Fragment(b"[%b]" % b",".join(poll.messages)), "cursor": text}
+        if poll.lost:
+            body["lost"] = poll.lost
+        self.answer(200, body)
+
+    def _wait_s(self) -> float:
+        text = self.parameter("wait", str(DEFAULT_WAIT_S))
+        try:
+            wait_s = float(text)
+        except ValueError:
+            wait_s = -1.0
+        if not isfinite(wait_s) or not 0 <= wait_s <= MAX_WAIT_S:
+            raise CommandError(errors.BAD_REQUEST, f"wait: allowed are seconds from 0 to {MAX_WAIT_S:g}")
+        return wait_s
+
+    def on_connection_close(self) -> None:
+        self._gone = True
+        if self._poll is not None:
+            self._poll.end()

@@ -1,0 +1,184 @@
+"""Plain HTTP: what SSE, long polling and publishing over HTTP have in common.
+
+Does: check origin, token, channels and rules of one request; answer errors as statuses with JSON; CORS.
+Does not: hold connections or sessions; nothing is known of a client between two requests.
+Called by: transports.sse, transports.longpoll.
+Never break: nothing is subscribed or published before origin, token and rules have been checked; no answer, header or
+log line repeats a token or what else the client sent.
+
+    400  101… {"error":{"code":107,"message":"…"}}   a bad parameter, body, cursor or name; too many channels (106)
+    401  an invalid or expired token                  403  the origin, or the namespace's rule, does not allow it
+    404  an unknown namespace (102)                   405, 406, 413  method, Accept, size of the body
+    429  too much waits (111)                         503  too many requests at a time, draining, Redis is away (100)
+
+A token is the `Authorization: Bearer` header's or, for EventSource, which can't send one, `?token=`: then it stands in
+the logs of proxies, so it should be short-lived. There are no cookies, so a page of another site has nobody's rights.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from .. import auth, cors, cursor, errors, httpd
+from ..auth import Claims
+from ..channels import Namespace, may_subscribe, may_use
+from ..cursor import Cursor
+from ..errors import CommandError, HubError, ProtocolError, Reply, error_body
+from .websocket import Door
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1
+MAX_PREFLIGHT_AGE_S = 600
+ANYBODY = Claims("", float("inf"))
+"""Who comes without a token."""
+CURSOR_HEADER = "Hub-Cursor"
+STATUS = {
+    errors.UNAUTHORIZED.code: 401,
+    errors.TOKEN_EXPIRED.code: 401,
+    errors.EXPIRED.code: 401,
+    errors.UNKNOWN_CHANNEL.code: 404,
+    errors.PERMISSION_DENIED.code: 403,
+    errors.TOO_MANY_REQUESTS.code: 429,
+    errors.INTERNAL.code: 503,
+}
+"""By the code of a CommandError; 400 for all others."""
+BUSY = Reply(errors.INTERNAL.code, "too many requests at a time, or shutting down", temporary=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request asks to be told, and who it is; checked."""
+
+    caller: Claims
+    channels: dict[str, Namespace]
+    since: Cursor
+    join_leave: bool
+
+
+class PlainHandler(httpd.Handler):
+    """One request of a client without a session."""
+
+    METHODS = "GET"
+
+    def initialize(self, door: Door) -> None:
+        self._door = door
+
+    def prepare(self) -> None:
+        """Origin first, as all else is only for pages that may read the answer."""
+        request = self.request.headers
+        page = cors.allowed_origin(request.get("Origin"), request.get("Host", ""), self._door.allowed_origins)
+        self.set_header("Vary", "Origin")
+        if page is None:
+            self.refuse(
+                403, errors.PERMISSION_DENIED, "this Origin is not allowed; see allowed_origins in the settings"
+            )
+        elif page:
+            self.set_header("Access-Control-Allow-Origin", page)
+            self.set_header("Access-Control-Expose-Headers", f"{CURSOR_HEADER}, Retry-After")
+        if self.request.method not in (*self.METHODS.split(", "), "OPTIONS") and not self._finished:
+            self.set_header("Allow", f"{self.METHODS}, OPTIONS")
+            self.refuse(405, errors.METHOD_NOT_FOUND, f"allowed here: {self.METHODS}")
+
+    def options(self) -> None:
+        """A preflight, or somebody who asks what there is."""
+        self.set_header("Allow", f"{self.METHODS}, OPTIONS")
+        self.set_header("Access-Control-Allow-Methods", self.METHODS)
+        self.set_header("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID")
+        self.set_header("Access-Control-Max-Age", str(MAX_PREFLIGHT_AGE_S))
+        self.set_status(204)
+        self.finish()
+
+    # What a request says.
+
+    def caller(self) -> Claims:
+        """Who asks. Raises ProtocolError or CommandError for a token that is not good."""
+        scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
+        token = token.strip() if scheme.lower() == "bearer" else self.parameter("token")
+        services = self._door.services
+        return auth.verify(token, services.hmac_secret, services.wall_clock()) if token else ANYBODY
+
+    def parameter(self, name: str, default: str = "") -> str:
+        """One parameter of the query. Raises CommandError 107 for one that is given twice."""
+        values = self.get_query_arguments(name, strip=False)
+        if len(values) > 1:
+            raise CommandError(errors.BAD_REQUEST, f"{name}: found several; allowed: one")
+        return values[0] if values else default
+
+    def wish(self) -> Wish:
+        """Read and check ?channel=…&channel=…&since=…&token=…&join_leave=true. Raises HubError."""
+        services = self._door.services
+        caller = self.caller()
+        names = dict.fromkeys(self.get_query_arguments("channel", strip=False))
+        most = min(services.client.channels, cursor.MAX_CHANNELS)
+        if not names:
+            raise CommandError(errors.BAD_REQUEST, "channel: missing; allowed: ?channel=NAME, once for each channel")
+        if len(names) > most:
+            raise CommandError(errors.LIMIT_EXCEEDED, f"{len(names)} channels; allowed: {most}")
+        join_leave = self.parameter("join_leave", "false")
+        if join_leave not in ("true", "false"):
+            raise CommandError(errors.BAD_REQUEST, "join_leave: allowed are true and false")
+        channels = {name: self._readable(name, caller.user, join_leave == "true") for name in names}
+        return Wish(caller, channels, self._since(), join_leave == "true")
+
+    def _readable(self, channel: str, user: str, join_leave: bool) -> Namespace:
+        namespace = self._door.services.channels.resolve(channel)
+        may_use(channel, user)
+        may_subscribe(namespace.subscribe, user)
+        if namespace.mailbox:
+            raise CommandError(errors.NOT_AVAILABLE, "a mailbox needs acknowledgements: connect by WebSocket")
+        if join_leave and not namespace.join_leave:
+            raise CommandError(errors.NOT_AVAILABLE, "join_leave is not available in this namespace")
+        return namespace
+
+    def _since(self) -> Cursor:
+        """The header before the query: an EventSource that comes back repeats the URL that it once began with."""
+        try:
+            return cursor.decode(self.request.headers.get("Last-Event-ID") or self.parameter("since"))
+        except ValueError as error:
+            raise CommandError(errors.BAD_REQUEST, str(error)) from None
+
+    # Answers.
+
+    def admit(self) -> bool:
+        """One more request; False: not now, and it has been answered."""
+        if self._door.admit():
+            return True
+        self.fail(CommandError(BUSY))
+        return False
+
+    def fail(self, error: HubError) -> None:
+        """Answer an error, by the table at the top."""
+        logger.debug("%s: %s", self.request.path, error)
+        if isinstance(error, ProtocolError):  # the one kind that comes here is a bad token
+            self.refuse(401, errors.UNAUTHORIZED, error.close.reason)
+        elif isinstance(error, CommandError):
+            self.refuse(STATUS.get(error.reply.code, 400), error.reply, str(error))
+        else:
+            self._answer_error(503, error_body(error))
+
+    def refuse(self, status: int, reply: Reply, text: str = "") -> None:
+        """Answer {"error":{"code":…,"message":…}}."""
+        self._answer_error(status, error_body(CommandError(reply, text)))
+
+    def _answer_error(self, status: int, body: dict[str, object]) -> None:
+        if status == 401:
+            self.set_header("WWW-Authenticate", "Bearer")
+        if status in (429, 503):
+            self.set_header("Retry-After", str(RETRY_AFTER_S))
+        self.answer(status, {"error": body})
+
+    def answer(self, status: int, body: dict[str, Any]) -> None:
+        """Finish with JSON that nobody keeps."""
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Cache-Control", "no-store")
+        self.finish(orjson.dumps(body))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        reply = errors.INTERNAL if status_code >= 500 else errors.BAD_REQUEST
+        self.answer(status_code, {"error": error_body(CommandError(reply))})

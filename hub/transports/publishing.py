@@ -1,0 +1,93 @@
+"""Publishing over HTTP: `POST /publish`, for clients that have only requests.
+
+Does: check the caller and the namespace's rule, hand the data to the one door in, answer with its receipt.
+Does not: check data (publish), nor take the server's key: that is the server API's `publish` (api), which may do all.
+Called by: worker (routes), Tornado.
+Never break: a browser's page of another origin has been refused by plain before a body is looked at.
+
+    POST /publish {"channel":"chat:a","data":{"text":"hi"},"idempotency_key":"…"?}
+    200 {} or, in mode `stream`, {"ack":"memory","offset":17,"epoch":"4.k3"}; besides plain's statuses
+    413 for a body beyond client.message_bytes, 503 where Redis has not confirmed: with an idempotency key it can be
+        sent again without being published twice
+
+Who publishes here holds no channel, so the rule "subscriber" lets nobody in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+
+from .. import errors
+from ..broker import Receipt
+from ..channels import may_publish, may_use
+from ..errors import CommandError, HubError
+from ..message import ClientInfo, PublishOptions
+from .plain import PlainHandler
+
+PATH = "/publish"
+
+
+class PublishHandler(PlainHandler):
+    """POST /publish."""
+
+    METHODS = "POST"
+
+    async def post(self) -> None:
+        most = self._door.services.client.message_bytes
+        if len(self.request.body) > most:
+            self.refuse(413, errors.LIMIT_EXCEEDED, f"body: found {len(self.request.body)} bytes; allowed: {most}")
+            return
+        try:
+            user = self.caller().user
+            params = self._params()
+            if not self.admit():
+                return
+            receipt = await self._publish(user, params)
+        except HubError as error:
+            self.fail(error)
+        else:
+            self.answer(200, _result(receipt))
+
+    def _params(self) -> dict[str, Any]:
+        try:
+            params = orjson.loads(self.request.body)
+        except orjson.JSONDecodeError as error:
+            raise CommandError(errors.BAD_REQUEST, f"body: not JSON: {error.msg}") from None
+        if not isinstance(params, dict) or "data" not in params:
+            raise CommandError(errors.BAD_REQUEST, "body: allowed is a JSON object with channel and data")
+        return params
+
+    async def _publish(self, user: str, params: dict[str, Any]) -> Receipt:
+        """Raises HubError."""
+        services = self._door.services
+        namespace = services.channels.resolve(params.get("channel"))
+        channel = str(params["channel"])
+        may_use(channel, user)
+        may_publish(namespace.publish, user, subscribed=False)
+        verdict: asyncio.Future[Receipt | HubError] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Receipt | HubError) -> None:
+            if not verdict.done():
+                verdict.set_result(outcome)
+
+        options = PublishOptions(idempotency_key=params.get("idempotency_key", ""))
+        info = ClientInfo(user, "")  # there is no connection that it could name
+        services.publisher.publish(channel, namespace, params["data"], done, info, options=options)
+        outcome = await verdict
+        if isinstance(outcome, HubError):
+            raise outcome
+        return outcome
+
+
+def _result(receipt: Receipt) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    if receipt.ack:
+        result["ack"] = receipt.ack
+    if receipt.offset:
+        result |= {"offset": receipt.offset, "epoch": receipt.epoch}
+    if receipt.duplicate:
+        result["duplicate"] = True
+    return result

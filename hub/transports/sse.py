@@ -1,0 +1,351 @@
+"""SSE: plain event streams, `GET /sse?channel=…&channel=…`, for any EventSource or curl.
+
+Does: answer the request, take its socket out of Tornado, subscribe it, write events and heartbeats on the plane until
+one of both ends it.
+Does not: word events (eventstream) or cursors (cursor), check requests (plain), poll sockets (reactor).
+Called by: worker (routes), reactor through Connection, streams (displaced).
+Never break: a cursor that is written never claims a publication which is not in front of it in the stream; so a client
+that comes back with it, on any worker, is sent everything behind it or is told what is lost.
+
+    GET /sse?channel=chat:a&channel=ticker:ACME[&since=CURSOR][&token=…][&join_leave=true]      Last-Event-ID: CURSOR
+
+On connect `latest` channels send their newest value, `stream` channels what was missed since the cursor or a `lost`
+event. The body ends with the connection (RFC 9112 §6.3): chunks would cost bytes, and all who read event streams take
+an end as a reason to come back. Before the end there is a `retry:`, jittered, so that they don't all come at once.
+
+An EventSource gives up for good on any status but 200. So to one who can't be let in now, as too many come at a time or
+this worker drains, the stream says so: 200, `retry:`, `closed`. Others are answered 503.
+
+How positions are kept: see the head of eventstream. A connection that keeps its own (`_positions`) is never `direct`,
+so that each frame passes by; one with a single `stream` channel is, and knows nothing of where it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from functools import partial
+from math import inf
+
+from tornado import httputil
+
+from .. import cursor, errors, eventstream, httpd
+from ..audience import Audience
+from ..auth import Claims
+from ..channels import Namespace
+from ..connection import OPEN, Connection
+from ..errors import Close, CommandError, HubError, Reply
+from ..eventstream import PLAIN, PlainForm, PositionedForm
+from ..message import ClientInfo
+from ..position import Position
+from ..reactor import Reactor
+from ..recovery import Joined
+from ..session import Services
+from .plain import BUSY, PlainHandler, Wish
+from .websocket import Door, leave_tornado
+
+logger = logging.getLogger(__name__)
+
+PATH = "/sse"
+RETRY_MS = (1000, 3000)
+"""A client waits so long before it comes back: a time between the two, another for each."""
+FROM_THE_START = Position("", 0)
+"""Where somebody stands who wants the newest value of a `latest` channel."""
+NOT_ACCEPTABLE = Reply(errors.BAD_REQUEST.code, "Accept: allowed is text/event-stream")
+TRY_AGAIN = Close(errors.CLOSE_SERVER_ERROR.code, "temporarily unavailable")
+HEADERS = {
+    "Content-Type": "text/event-stream",
+    # no-transform keeps proxies from compressing, which holds events back; X-Accel-Buffering is nginx's own switch.
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+    "Connection": "close",
+}
+
+
+class EventStreamConnection(Connection):
+    """A client that listens to an event stream."""
+
+    __slots__ = (
+        "_channels",
+        "_expires_at",
+        "_opened_at",
+        "_positions",
+        "_services",
+        "_unstamped",
+        "_watch",
+        "client",
+        "connected",
+        "user",
+        "wire",
+    )
+
+    wire: PlainForm
+
+    def __init__(self, fd: int, reactor: Reactor, services: Services, caller: Claims, watch: bool) -> None:
+        """watch: it is told who comes to its channels and goes."""
+        super().__init__(fd, reactor, services.outbox)
+        self._services = services
+        self._watch = watch
+        self._expires_at = caller.expires_at
+        self._channels: dict[str, Namespace] = {}
+        """Those that it is in."""
+        self._positions: dict[str, Position] | None = None
+        """Of its `stream` channels, where it has several: behind what has been queued."""
+        self._unstamped = False
+        """They have moved since the last cursor."""
+        self._opened_at = self.heard_at
+        self.wire = PLAIN
+        self.client = services.new_id()
+        self.connected = True
+        self.user = caller.user
+
+    def begin(self, head: bytes, wish: Wish, positioned: PositionedForm) -> None:
+        """Join the plane: send the answer's head, then ask for all channels."""
+        streams = [channel for channel, namespace in wish.channels.items() if namespace.mode == "stream"]
+        if len(streams) == 1:
+            self.wire = positioned
+        elif streams:
+            # What it came with stays true of a channel until that one has been joined.
+            known = ((channel, wish.since.position(channel)) for channel in streams)
+            self._positions = {channel: position for channel, position in known if position is not None}
+        self.reactor.adopt(self)
+        self._services.users.enter(self)
+        # The first heartbeat at another time for each, so that clients that came together don't stay in step.
+        self._schedule(self._services.jitter() * self._services.client.ping_interval_s)
+        opening = eventstream.encode_open(self.client, self._services.client.ping_interval_s)
+        self.put(head + eventstream.encode_retry(self._retry_ms()) + opening)
+        # Now: what it has missed, which may come at once, finds an empty outbox, where it may be as large as it is.
+        Connection.flush(self)
+        for name, namespace in wish.channels.items():
+            if self.state != OPEN:
+                return
+            # One text for all who name the channel; each request brings a copy.
+            self._ask(sys.intern(name), namespace, wish.since.position(name))
+
+    def _ask(self, channel: str, namespace: Namespace, since: Position | None) -> None:
+        if namespace.mode == "latest":
+            since = FROM_THE_START
+        done = partial(self._joined, channel, namespace)
+        self._services.subscriptions.subscribe(channel, namespace, self, done, since)
+
+    def _joined(self, channel: str, namespace: Namespace, outcome: Joined | HubError) -> None:
+        if isinstance(outcome, HubError):
+            # Not a status any more: the stream has begun, so that one that comes back needs but one round trip.
+            logger.debug("client %s: %s", self.client, outcome)
+            self.close(TRY_AGAIN)
+            return
+        if self.state != OPEN:
+            self._services.subscriptions.unsubscribe(channel, namespace, self)
+            return
+        self._channels[channel] = namespace
+        info = ClientInfo(self.user, self.client)
+        self._services.presence.enter(channel, namespace, info, self, self._watch)
+        self._catch_up(channel, namespace, outcome)
+
+    def _catch_up(self, channel: str, namespace: Namespace, joined: Joined) -> None:
+        """Queue what it has missed as one frame, so that its size alone does not make the client a slow one."""
+        frames = [eventstream.encode_lost(channel)] if joined.recovered is False else []
+        frames += [self.wire.encode_publication(channel, body) for body in joined.publications]
+        if namespace.mode == "stream":
+            position = Position(joined.epoch, joined.offset)
+            if self._positions is None:
+                # Now, before any publication: later it could claim less than those have.
+                frames.append(eventstream.encode_cursor(cursor.encode({channel: position})))
+        if frames:
+            Connection.put(self, b"".join(frames))
+        if namespace.mode == "stream" and self._positions is not None and self.state == OPEN:
+            self._moved(channel, position)
+
+    # The cursor of a client with several `stream` channels.
+
+    @property
+    def direct(self) -> bool:
+        return self._positions is None and self.state == OPEN and not self._blocked
+
+    def put(self, frame: bytes) -> None:
+        Connection.put(self, frame)
+        if self._positions is not None:
+            self._note(frame)
+
+    def offer(self, audience: Audience, frame: bytes) -> None:
+        Connection.offer(self, audience, frame)
+        if self._positions is not None:
+            self._note(frame)
+
+    def _note(self, frame: bytes) -> None:
+        """A frame was queued, unless it was too much: then the connection is not OPEN any more."""
+        found = eventstream.numbered(frame) if self.state == OPEN else None
+        if found is not None and self._positions is not None:
+            channel, offset = found
+            if channel in self._channels:
+                # In an audience all publications are of one epoch; streams takes everybody out before the next one.
+                self._moved(channel, Position(self._positions[channel].epoch, offset))
+
+    def _moved(self, channel: str, position: Position) -> None:
+        assert self._positions is not None
+        self._positions[channel] = position
+        if not self._unstamped:
+            self._unstamped = True
+            self._arm()
+
+    def _take_stamp(self) -> bytes:
+        """The cursor to be queued behind what is queued now; b'' if the last one still holds."""
+        if not self._unstamped or self._positions is None:
+            return b""
+        self._unstamped = False
+        return eventstream.encode_stamp(tuple(self._positions.items()))
+
+    def _stamp(self) -> None:
+        if stamp := self._take_stamp():
+            Connection.put(self, stamp)
+
+    def flush(self) -> None:
+        if not self._blocked:
+            self._stamp()
+        Connection.flush(self)
+
+    def on_writable(self) -> None:
+        # Once for each time that the socket takes something: one that is always behind gets its cursors all the same.
+        self._stamp()
+        Connection.on_writable(self)
+
+    # What the plane calls.
+
+    def on_bytes(self, data: bytes) -> None:
+        """A second request behind the first can't be answered, as this answer ends with the connection."""
+        self.close(errors.CLOSE_BAD_REQUEST)
+
+    def on_deadline(self, now: float) -> None:
+        left_s = self._left_s()
+        if left_s <= 0:
+            self.close(errors.CLOSE_EXPIRED)
+            return
+        self.put(eventstream.HEARTBEAT)
+        self._schedule(self._services.client.ping_interval_s)
+
+    def _schedule(self, in_s: float) -> None:
+        self.reactor.schedule(self, self.reactor.clock() + min(in_s, self._left_s()))
+
+    def _left_s(self) -> float:
+        return inf if self._expires_at == inf else self._expires_at - self._services.wall_clock()
+
+    def close(self, close: Close) -> None:
+        super().close(close)
+        # The client says nothing to that: our side ends behind the last words, and it ends its own.
+        self._deaf = True
+
+    def last_words(self, close: Close) -> bytes:
+        return self._take_stamp() + eventstream.encode_closed(close, self._retry_ms())
+
+    def on_caught_up(self, dropped: int) -> None:
+        self.put(eventstream.encode_dropped(dropped))
+
+    def on_gone(self) -> None:
+        self.connected = False
+        self._services.users.leave(self)
+        channels, self._channels = self._channels, {}
+        for channel, namespace in channels.items():
+            self._services.subscriptions.unsubscribe(channel, namespace, self)
+            self._services.presence.exit(channel, self.client, hold=True)
+        logger.info(
+            "closed client=%s user=%r code=%d reason=%r seconds=%.1f",
+            self.client,
+            self.user,
+            self.closed_with.code,
+            self.closed_with.reason,
+            self.reactor.clock() - self._opened_at,
+        )
+
+    # What streams and users call.
+
+    def displaced(self, channel: str) -> None:
+        """It comes back by itself, with its cursor, which recovers it or tells of the loss."""
+        if self._channels.pop(channel, None) is not None:
+            self._services.presence.exit(channel, self.client, hold=True)
+            self.close(errors.CLOSE_INSUFFICIENT_STATE)
+
+    def holds(self, channel: str) -> bool:
+        """The client is subscribed to it."""
+        return channel in self._channels
+
+    def _retry_ms(self) -> int:
+        return retry_ms(self._services)
+
+
+def retry_ms(services: Services) -> int:
+    """When a client is to come back, jittered."""
+    least, most = RETRY_MS
+    return round(least + services.jitter() * (most - least))
+
+
+class EventStreamHandler(PlainHandler):
+    """GET /sse."""
+
+    METHODS = "GET, HEAD"
+
+    def initialize(self, door: Door, positioned: PositionedForm) -> None:  # type: ignore[override]
+        super().initialize(door)
+        self._positioned = positioned
+
+    def get(self) -> None:
+        wish = self._checked()
+        if wish is None:
+            return
+        fd, early = leave_tornado(self.detach())
+        logger.debug("GET %s 200", PATH)
+        door = self._door
+        connection = EventStreamConnection(fd, door.reactor, door.services, wish.caller, wish.join_leave)
+        connection.begin(self._head(), wish, self._positioned)
+        if early:
+            connection.receive(early)
+
+    def head(self) -> None:
+        """The same checks, and the headers alone."""
+        if self._checked() is not None:
+            self._set_headers()
+            self.finish()
+
+    def _checked(self) -> Wish | None:
+        """What is asked for; None: it has been answered, or its client has gone."""
+        if not self.request.connection or self.request.connection.stream.closed():  # type: ignore[attr-defined]
+            return None
+        if not _accepts(self.request.headers.get("Accept", "")):
+            self.refuse(406, NOT_ACCEPTABLE)
+            return None
+        try:
+            wish = self.wish()
+        except HubError as error:
+            self.fail(error)
+            return None
+        if self._door.admit():
+            return wish
+        if "text/event-stream" in self.request.headers.get("Accept", ""):
+            self._set_headers()
+            self.finish(eventstream.encode_closed(errors.CLOSE_SHUTDOWN, retry_ms(self._door.services)))
+        else:
+            self.fail(CommandError(BUSY))
+        return None
+
+    def _set_headers(self) -> None:
+        for name, value in HEADERS.items():
+            self.set_header(name, value)
+
+    def _head(self) -> bytes:
+        """The head that Tornado would write, but for a length or chunks."""
+        self._set_headers()
+        headers = httputil.HTTPHeaders(self._headers)
+        headers.pop("Content-Length", None)
+        lines = [f"{name}: {value}" for name, value in headers.get_all()]
+        return "\r\n".join(["HTTP/1.1 200 OK", *lines, "", ""]).encode("latin-1")
+
+
+def _accepts(accept: str) -> bool:
+    """Whether an Accept header (RFC 9110 §12.5.1) takes event streams; without one all is taken."""
+    ranges = [one.partition(";")[0].strip().lower() for one in accept.split(",")]
+    return not accept or any(one in ("text/event-stream", "text/*", "*/*") for one in ranges)
+
+
+def routes(door: Door) -> httpd.Routes:
+    """The route, with the one positioned form of this worker."""
+    positioned = PositionedForm(door.services.subscriptions.epoch)
+    return [(PATH, EventStreamHandler, {"door": door, "positioned": positioned})]
