@@ -1,0 +1,384 @@
+"""Engine.IO: sessions that live on a WebSocket, or on polls until a WebSocket takes over.
+
+Does: keep the sessions of this worker by their id, ping them, hold what they are sent, move one from polling to its
+WebSocket.
+Does not: know what messages say (socketio derives from EngineConnection) or HTTP (polling asks here).
+Called by: transports.polling, transports.socketio, reactor through Connection.
+Never break: a session has one place to be sent to, its socket or the poll that waits; what it is sent leaves in order,
+also across the move. An invalid packet, a second poll beside the first, and a poll that is given up end the session.
+
+A session that polls is a connection of the plane like any other, with a negative number for a descriptor and a socket
+that takes nothing (`_blocked`): so the rules for slow readers bound what waits between two polls. Frames lie in its
+outbox as they would go on a WebSocket, where everybody shares them, and a poll takes them out of their frames again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import inf
+
+from .. import engineio_protocol as engineio
+from .. import errors, frames, handshake
+from ..audience import new_number
+from ..config import ClientSettings, SocketIOSettings
+from ..connection import GONE, OPEN
+from ..errors import Close, ProtocolError
+from ..frames import Event
+from ..outbox import Limits
+from ..reactor import Reactor
+from ..relay import Owner, new_session_id
+from .websocket import FramedConnection
+
+logger = logging.getLogger(__name__)
+
+POLL_BYTES = 1_048_576
+"""About as much goes into one answer; the rest waits for the next poll."""
+CLOSE_ABORTED = Close(errors.CLOSE_PROTOCOL_ERROR.code, "poll aborted")
+CLOSE_SECOND_POLL = Close(errors.CLOSE_PROTOCOL_ERROR.code, "a second poll beside the first")
+TO_MS = 1000.0
+
+
+@dataclass(slots=True)
+class Engine:
+    """The sessions of one worker, and what they share."""
+
+    reactor: Reactor
+    client: ClientSettings
+    """With `message_bytes` as `max_payload_bytes` has it."""
+    outbox: Limits
+    settings: SocketIOSettings
+    make: Callable[[int, Engine, str], EngineConnection]
+    """A new session: its descriptor or number, where it belongs, the token of its handshake."""
+    owner: Owner
+    """This worker."""
+    new_id: Callable[[Owner], str] = new_session_id
+    sessions: dict[str, EngineConnection] = field(default_factory=dict)
+
+    def open_polling(self, token: str) -> EngineConnection:
+        """A session without a socket."""
+        session = self.make(new_number(), self, token)
+        session.begin_polling()
+        return session
+
+    def open_websocket(self, fd: int, headers: handshake.Headers, early: bytes, token: str) -> None:
+        """A session on a WebSocket of which the handshake is good."""
+        session = self.make(fd, self, token)
+        answer, _ = handshake.accept(headers)
+        session.begin(answer + encode_frame(session.opening([])), early)
+
+    def probe(self, session: EngineConnection, fd: int, headers: handshake.Headers, early: bytes) -> None:
+        """A WebSocket that is to take over a session that polls."""
+        answer, _ = handshake.accept(headers)
+        session.probing = True
+        Probe(fd, session).begin(answer, early)
+
+
+def encode_frame(packet: bytes, opcode: int = frames.TEXT) -> bytes:
+    r"""One packet as it goes on a WebSocket: b'2' -> b'\x81\x012'."""
+    return frames.encode_frame(opcode, packet)
+
+
+PING_FRAME = encode_frame(engineio.ENCODED_PING)
+CLOSE_FRAME = encode_frame(engineio.ENCODED_CLOSE)
+
+
+def unframe(data: bytes) -> Iterator[bytes]:
+    r"""Our own frames as packets of a polling body: b'\x81\x012\x82\x01\xff' -> b'2', b'b/w=='."""
+    at = 0
+    while at < len(data):
+        length, start = data[at + 1], at + 2
+        if length > frames.MAX_CONTROL_BYTES:
+            start += 2 if length == 126 else 8
+            length = int.from_bytes(data[at + 2 : start], "big")
+        payload = data[start : start + length]
+        yield payload if data[at] & 0x0F == frames.TEXT else engineio.encode_bytes(payload)
+        at = start + length
+
+
+class EngineConnection(FramedConnection):
+    """One session."""
+
+    __slots__ = ("_ping_due", "_poll", "_pong_due", "engine", "probed", "probing", "sid", "token", "user")
+
+    def __init__(self, fd: int, engine: Engine, token: str) -> None:
+        """fd: negative for a session that polls. token: of the handshake, '' for none."""
+        super().__init__(fd, engine.reactor, engine.client, engine.outbox)
+        self.engine = engine
+        self.sid = engine.new_id(engine.owner)
+        self.token = token
+        self.user = ""
+        """Whose that was; requests of the session must be the same user's."""
+        self.probing = False
+        """A WebSocket is trying to take over."""
+        self.probed = False
+        """It has been answered: the client waits for its poll to end."""
+        self._blocked = self.polls
+        self._poll: asyncio.Future[bytes] | None = None
+        """The one that waits."""
+        self._ping_due = self.heard_at + engine.settings.ping_interval_ms / TO_MS
+        self._pong_due = inf
+        engine.sessions[self.sid] = self
+
+    @property
+    def polls(self) -> bool:
+        """It has no socket of its own."""
+        return self.fd < 0
+
+    @property
+    def name(self) -> str:
+        # Not the whole id: whoever reads the log could take the session over.
+        return self.sid.rpartition(".")[2][:8]
+
+    def opening(self, upgrades: list[str]) -> bytes:
+        """The handshake's packet."""
+        settings = self.engine.settings
+        return engineio.encode_open(
+            self.sid, upgrades, settings.ping_interval_ms, settings.ping_timeout_ms, settings.max_payload_bytes
+        )
+
+    # What a protocol fills in.
+
+    def on_packet(self, data: bytes, binary: bool) -> None:
+        """A message came, while OPEN. Raises ProtocolError."""
+        raise NotImplementedError
+
+    def on_app_due(self, now: float) -> None:
+        """The protocol's own deadline has come, while OPEN."""
+        raise NotImplementedError
+
+    def app_due(self) -> float:
+        """When that is; inf for never."""
+        raise NotImplementedError
+
+    def on_ping(self) -> None:
+        """A ping is about to be queued."""
+
+    def on_pong(self) -> None:
+        """The ping was answered: whatever was sent before it has come."""
+
+    def farewell(self, close: Close) -> bytes:
+        """Frames that go before the end, where the protocol has them."""
+        raise NotImplementedError
+
+    # What polling calls.
+
+    def begin_polling(self) -> None:
+        """Join the plane without a socket."""
+        self.reactor.adopt(self)
+        self._schedule()
+
+    def begin_poll(self) -> bytes | asyncio.Future[bytes]:
+        """What waits, as a body, or a promise of it where nothing does. Only while `polls` and no poll waits."""
+        if self._outbox.size:
+            return self._take_body()
+        if self.probed:
+            return engineio.ENCODED_NOOP
+        self._poll = asyncio.get_running_loop().create_future()
+        return self._poll
+
+    @property
+    def held(self) -> bool:
+        """A poll waits."""
+        return self._poll is not None
+
+    def post(self, body: bytes) -> bool:
+        """What a client has posted. False: it was no good, and the session is over."""
+        self.heard_at = self.reactor.clock()
+        try:
+            for packet in engineio.decode_payload(body):
+                if self.state != OPEN:
+                    break
+                self._handle(packet)
+        except ProtocolError as error:
+            logger.debug("session %s: %s", self.name, error)
+            self.close(error.close)
+            return False
+        except Exception:
+            # The border of one connection, as in Connection.receive.
+            self._fail()
+            return False
+        return True
+
+    def end(self, close: Close) -> None:
+        """Go now, without a word."""
+        if self.state == OPEN:
+            self.closed_with = close
+        self.abort()
+
+    # What the plane calls.
+
+    def on_message(self, opcode: int, message: bytes) -> None:
+        try:
+            if opcode == frames.BINARY:
+                self.on_packet(message, True)
+            else:
+                self._handle(engineio.decode_text(message))
+        except ProtocolError as error:
+            logger.debug("session %s: %s", self.name, error)
+            self.close(error.close)
+
+    def _handle(self, packet: engineio.Packet) -> None:
+        if packet.kind == engineio.MESSAGE:
+            self.on_packet(packet.data, packet.binary)
+        elif packet.kind == engineio.PONG:
+            if self._pong_due != inf:
+                self._pong_due = inf
+                self.on_pong()
+                self._ping_due = self.reactor.clock() + self.engine.settings.ping_interval_ms / TO_MS
+                self._schedule()
+        elif packet.kind == engineio.CLOSE:
+            self._peer_ends()
+        elif packet.kind != engineio.NOOP:
+            raise ProtocolError(errors.CLOSE_PROTOCOL_ERROR, "a packet that only the server sends, or out of place")
+
+    def _peer_ends(self) -> None:
+        if not self.polls:
+            self.close(errors.CLOSE_BY_PEER)
+            return
+        self._answer_poll(engineio.ENCODED_NOOP)
+        self.end(errors.CLOSE_BY_PEER)
+
+    def on_due(self, now: float) -> None:
+        if now >= self._pong_due:
+            self.close(errors.CLOSE_NO_PONG)
+        elif now >= self._ping_due:
+            self._ping_due, self._pong_due = inf, now + self.engine.settings.ping_timeout_ms / TO_MS
+            self.on_ping()
+            self.put(PING_FRAME)
+        if self.state == OPEN and now >= self.app_due():
+            self.on_app_due(now)
+
+    def next_due(self) -> float:
+        return min(self._ping_due, self._pong_due, self.app_due())
+
+    def last_words(self, close: Close) -> bytes:
+        return self.farewell(close) + super().last_words(close)
+
+    def close(self, close: Close) -> None:
+        if not self.polls:
+            super().close(close)
+            return
+        self.reactor.batches.serve_now(self)
+        if self.state == OPEN:
+            self._outbox.put_last(self.farewell(close) + CLOSE_FRAME)
+            self._answer_poll(self._take_body(self._outbox.size))
+            self.end(close)
+
+    def flush(self) -> None:
+        if not self.polls:
+            super().flush()
+            return
+        self._armed = False
+        if self._poll is not None and self._outbox.size:
+            self._answer_poll(self._take_body())
+
+    def _arm(self) -> None:
+        # What a session that polls is sent can only leave where a poll waits.
+        if not self.polls or self._poll is not None:
+            super()._arm()
+
+    def _account(self) -> None:
+        super()._account()
+        if self.polls and self.state == OPEN:
+            self._arm()
+
+    def on_gone(self) -> None:
+        self.engine.sessions.pop(self.sid, None)
+        self._answer_poll(engineio.ENCODED_CLOSE)
+
+    # Polls.
+
+    def _take_body(self, most: int = POLL_BYTES) -> bytes:
+        body = engineio.encode_payload(unframe(self._outbox.take(most)))
+        self.reactor.backlog.holds(self, self._outbox.size)
+        return body
+
+    def _answer_poll(self, body: bytes) -> None:
+        poll, self._poll = self._poll, None
+        if poll is not None and not poll.done():
+            poll.set_result(body)
+
+    # The move to a WebSocket.
+
+    def release_poll(self) -> None:
+        """End the poll that waits, so that the client can move to the WebSocket that has answered its probe."""
+        self.probed = True
+        self._answer_poll(engineio.ENCODED_NOOP)
+
+    def take_over(self, probe: Probe, fd: int, reader: frames.FrameReader, rest: list[Event]) -> None:
+        """Live on a WebSocket from now on. rest: what came on it behind the upgrade packet."""
+        self._answer_poll(engineio.ENCODED_NOOP)
+        number, self.fd = self.fd, fd
+        self.reactor.move(self, number)
+        self._reader = reader
+        self._blocked = self.probing = self.probed = False
+        self._account()
+        self.reactor.batches.replace(self)
+        self._arm()
+        for opcode, payload in rest:
+            if opcode == frames.CLOSE:
+                self._peer_closes(payload)
+                return
+            if self.state == OPEN:
+                if opcode < frames.CLOSE:
+                    self.on_message(opcode, payload)
+                elif opcode == frames.PING:
+                    self._pong(payload)
+        if self.state == OPEN:
+            self.on_bytes(b"")  # for what is unfinished, or was found broken, behind those
+
+
+class Probe(FramedConnection):
+    """A WebSocket that is to take over a session: `2probe`, `3probe`, `5`."""
+
+    __slots__ = ("_answered", "_due", "_session")
+
+    def __init__(self, fd: int, session: EngineConnection) -> None:
+        engine = session.engine
+        super().__init__(fd, engine.reactor, engine.client, engine.outbox)
+        self._session = session
+        self._answered = False
+        self._due = self.heard_at + engine.settings.upgrade_timeout_ms / TO_MS
+
+    @property
+    def name(self) -> str:
+        return self._session.name
+
+    def on_bytes(self, data: bytes) -> None:
+        events = self._reader.feed(data)
+        for at, (opcode, payload) in enumerate(events):
+            packet = payload if opcode == frames.TEXT else b""
+            if packet == b"2probe" and not self._answered:
+                self._answered = True
+                self.put(encode_frame(engineio.ENCODED_PROBE_ANSWER))
+                self._session.release_poll()
+            elif packet == b"5" and self._answered:
+                self._hand_over(events[at + 1 :])
+                return
+            elif opcode != frames.PONG:
+                self.abort()
+                return
+        if self._reader.failed is not None:
+            self.abort()
+
+    def _hand_over(self, rest: list[Event]) -> None:
+        self.flush()
+        session = self._session
+        if self.state != OPEN or self._outbox.size or session.state != OPEN or not session.polls:
+            self.abort()  # it reads nothing, or comes too late
+            return
+        self.state = GONE
+        self.reactor.release(self)
+        session.take_over(self, self.fd, self._reader, rest)
+
+    def on_due(self, now: float) -> None:
+        self.abort()
+
+    def next_due(self) -> float:
+        return self._due
+
+    def on_gone(self) -> None:
+        self._session.probing = self._session.probed = False

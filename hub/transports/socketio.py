@@ -1,0 +1,382 @@
+"""Socket.IO: connections: which namespaces a client is in, and the answer to one that was away.
+
+Does: take packets to the session of their namespace, let clients into namespaces with their token, have lost ones back
+where nothing was lost.
+Does not: know polls and upgrades (engineio), parse packets (socketio_protocol) or what events say (socketio_session).
+Called by: worker (builds `Door`), transports.engineio.
+Never break: a client that breaks the protocol is ended, and no other; a namespace is answered once for each connect.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import Any
+
+import orjson
+
+from .. import errors
+from .. import socketio_protocol as socketio
+from ..app_runner import Rejected
+from ..audience import ELSEWHERE, Audience, Group, new_number
+from ..errors import Close, CommandError, HubError, ProtocolError
+from ..history import Asked, Page
+from ..position import Position, survives
+from ..protocol import encode_message
+from ..recall import Recall
+from ..resume import SETTLING, Record, judge
+from ..session import Services
+from ..socketio_protocol import CONNECT, CONNECT_ERROR, DISCONNECT, EVENT
+from .engineio import TO_MS, Engine, EngineConnection
+from .socketio_session import SocketIOForm, SocketSession, encode_packet
+
+logger = logging.getLogger(__name__)
+
+PID = re.compile(r"[A-Za-z0-9_-]{22}")
+
+
+class Branch:
+    """The second and later namespaces of one connection, as the fan-out sees them: never written to past the outbox."""
+
+    __slots__ = ("_connection", "fd", "group", "place", "session", "wire")
+
+    direct = False
+
+    def __init__(self, connection: SocketIOConnection, form: SocketIOForm) -> None:
+        self._connection = connection
+        # Not the connection's: what the sweep passes over by that is the connection, which may have had its own part.
+        self.fd = new_number()
+        self.wire = form
+        self.group: Group | None = None
+        self.place = ELSEWHERE
+        self.session: SocketSession | None = None
+
+    @property
+    def open(self) -> bool:
+        return self._connection.open
+
+    @property
+    def heard_at(self) -> float:
+        return self._connection.heard_at
+
+    def put(self, frame: bytes) -> None:
+        self._connection.put(frame)
+
+    def offer(self, audience: Audience, frame: bytes) -> None:
+        self._connection.offer(audience, frame)
+
+    def left(self, audience: Audience) -> None:
+        self._connection.left(audience)
+
+    def reply(self, message: bytes) -> None:
+        self._connection.reply(message)
+
+    def close(self, close: Close) -> None:
+        self._connection.close(close)
+
+    def displaced(self, channel: str) -> None:
+        if self.session is not None:
+            self.session.on_displaced(channel)
+
+    def torn(self, rest: bytes) -> None:
+        raise NotImplementedError  # of direct writes only
+
+    def broken(self) -> None:
+        raise NotImplementedError
+
+
+class SocketIOConnection(EngineConnection):
+    """A client of any number of namespaces. The first is this very object to the fan-out, the others are branches."""
+
+    __slots__ = (
+        "_connect_by",
+        "_decoder",
+        "_door",
+        "_joining",
+        "_main",
+        "_opened_at",
+        "_pinged",
+        "_sessions",
+        "_unfinished_since",
+        "wire",
+    )
+
+    wire: SocketIOForm  # type: ignore[assignment]  # the base's own, of native messages, is never asked here
+
+    def __init__(self, fd: int, engine: Engine, token: str, door: Door) -> None:
+        super().__init__(fd, engine, token)
+        self._door = door
+        self._decoder = socketio.Decoder(engine.settings.max_payload_bytes)
+        self._sessions: dict[str, SocketSession] = {}
+        self._joining: dict[str, SocketSession] = {}
+        """Those about which the application is being asked."""
+        self._main: SocketSession | None = None
+        self._pinged = -1
+        self._opened_at = self.heard_at
+        self._connect_by = self._opened_at + engine.settings.connect_timeout_ms / TO_MS
+        self._unfinished_since = inf
+
+    # What engineio calls.
+
+    def on_packet(self, data: bytes, binary: bool) -> None:
+        if binary:
+            packet = self._decoder.feed_bytes(data)
+        else:
+            packet = self._decoder.feed_text(data)
+            if self._decoder.pending:
+                self._await_attachments()
+        if packet is not None:
+            if self._unfinished_since != inf:
+                self._unfinished_since = inf
+            self._handle_packet(packet)
+
+    def _await_attachments(self) -> None:
+        if not self._sessions:
+            raise ProtocolError(errors.CLOSE_PROTOCOL_ERROR, "attachments before a namespace is joined")
+        self._unfinished_since = self.heard_at
+        self._schedule()
+
+    def app_due(self) -> float:
+        at = self._connect_by
+        if self._unfinished_since != inf:
+            at = min(at, self._unfinished_since + self.engine.settings.attachment_timeout_ms / TO_MS)
+        left_s = min((session.left_s for session in self._sessions.values()), default=inf)
+        return at if left_s == inf else min(at, self.reactor.clock() + left_s)
+
+    def on_app_due(self, now: float) -> None:
+        if now >= self._connect_by:
+            self.close(errors.CLOSE_STALE)
+        elif any(session.left_s <= 0 for session in self._sessions.values()):
+            self.close(errors.CLOSE_EXPIRED)
+        else:
+            self.close(Close(errors.CLOSE_POLICY.code, "attachments not finished in time"))
+
+    def farewell(self, close: Close) -> bytes:
+        # Upon a disconnect from the server, stock clients don't come back by themselves; without it they do.
+        if close.reconnect:
+            return b""
+        return b"".join([encode_packet(DISCONNECT, name) for name in self._sessions])
+
+    def on_gone(self) -> None:
+        super().on_gone()
+        self._decoder.forget()
+        joining, self._joining = self._joining, {}
+        for session in joining.values():
+            session.on_gone()
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            record = session.record()
+            if record is not None:
+                self._door.recall.save(session.pid, record.pack())
+            session.on_gone()
+        logger.info(
+            "closed session=%s code=%d reason=%r seconds=%.1f",
+            self.name,
+            self.closed_with.code,
+            self.closed_with.reason,
+            self.reactor.clock() - self._opened_at,
+        )
+
+    def on_caught_up(self, dropped: int) -> None:
+        for namespace in self._sessions:
+            self.put(self._door.forms[namespace].encode_message(encode_message({"hub": {"dropped": dropped}})))
+
+    # What the main session calls.
+
+    def reply(self, message: bytes) -> None:
+        """The native protocol's own messages; a SocketSession has none."""
+        raise NotImplementedError
+
+    def displaced(self, channel: str) -> None:
+        """What streams calls."""
+        if self._main is not None:
+            self._main.on_displaced(channel)
+
+    # Packets.
+
+    def _handle_packet(self, packet: socketio.Packet) -> None:
+        session = self._sessions.get(packet.namespace)
+        if packet.kind == CONNECT and session is None and packet.namespace not in self._joining:
+            self._connect(packet.namespace, packet.data or {})
+        elif packet.kind == DISCONNECT and packet.namespace in self._joining:
+            self._joining.pop(packet.namespace).on_gone()
+        elif session is None or packet.kind == CONNECT:
+            raise ProtocolError(
+                errors.CLOSE_PROTOCOL_ERROR, "a packet of a namespace that is not joined, or is already"
+            )
+        elif packet.kind == EVENT:
+            session.handle_event(packet)
+        elif packet.kind == DISCONNECT:
+            del self._sessions[packet.namespace]
+            session.on_gone()
+            if session is self._main:
+                self._main = None
+        else:
+            session.handle_ack(packet)
+
+    def _connect(self, namespace: str, claims: Mapping[str, Any]) -> None:
+        form = self._door.forms.get(namespace)
+        if form is None:
+            self._refuse(namespace, {"message": "Invalid namespace"})
+            return
+        session = self._new_session(form)
+        gate = self._door.services.gate
+        try:
+            session.identify(claims.get("token", self.token))
+            if gate is not None:
+                enter, refuse = partial(self._enter, session, claims), partial(self._reject, session)
+                gate.asks_to_connect(session, namespace, dict(claims), enter, refuse)
+                self._joining[namespace] = session
+                return
+        except (ProtocolError, CommandError) as error:
+            self._reject(session, error)
+            return
+        self._enter(session, claims)
+
+    def _reject(self, session: SocketSession, error: HubError) -> None:
+        self._joining.pop(session.form.namespace, None)
+        if session is self._main:
+            self._main = None
+        if isinstance(error, ProtocolError):
+            words: dict[str, Any] = {"message": error.close.reason, "data": {"code": error.close.code}}
+        else:
+            body = errors.error_body(error)
+            data = error.data if isinstance(error, Rejected) and error.data is not None else {"code": body["code"]}
+            words = {"message": body["message"], "data": data}
+        self._refuse(session.form.namespace, words)
+
+    def _enter(self, session: SocketSession, claims: Mapping[str, Any]) -> None:
+        form = session.form
+        session.enter()
+        self._joining.pop(form.namespace, None)
+        self._sessions[form.namespace] = session
+        self._connect_by = inf
+        pid, came = claims.get("pid"), claims.get("offset", "")
+        if form.deliveries is not None and isinstance(pid, str) and PID.fullmatch(pid) and isinstance(came, str):
+            self._door.recall.take(pid, Return(self._door, self, session, pid, came).recalled)
+        else:
+            self.welcome(session)
+        if session.left_s != inf:
+            self._schedule()
+
+    def welcome(self, session: SocketSession, pid: str = "") -> None:
+        """Tell it that it is in. pid: its own, where it has lost nothing."""
+        words = {"sid": session.client}
+        form = session.form
+        if form.deliveries is not None:
+            words["pid"] = session.pid = pid or secrets.token_urlsafe(16)
+        self.put(encode_packet(CONNECT, form.namespace, data=orjson.dumps(words)))
+
+    def in_namespace(self, session: SocketSession) -> bool:
+        """It has not left or gone."""
+        return session in self._sessions.values()
+
+    def on_ping(self) -> None:
+        self._pinged = self._door.turn() - SETTLING
+
+    def on_pong(self) -> None:
+        for session in self._sessions.values():
+            session.confirmed = max(session.confirmed, self._pinged)
+
+    def _new_session(self, form: SocketIOForm) -> SocketSession:
+        if self._main is None and self.group is None:
+            self.wire = form
+            self._main = SocketSession(self._door.services, self, form)
+            return self._main
+        branch = Branch(self, form)
+        branch.session = SocketSession(self._door.services, branch, form)
+        return branch.session
+
+    def _refuse(self, namespace: str, reason: dict[str, Any]) -> None:
+        # An application's words may be anything; what is no JSON is told as text.
+        self.put(encode_packet(CONNECT_ERROR, namespace, data=orjson.dumps(reason, default=str)))
+
+
+class Return:
+    """A client that brings the name of a record: the record, then a look at each channel, then the answer."""
+
+    __slots__ = ("_came", "_connection", "_door", "_pid", "_positions", "_record", "_session", "_verdicts")
+
+    def __init__(self, door: Door, connection: SocketIOConnection, session: SocketSession, pid: str, came: str) -> None:
+        """came: the mark that it brings, '' for none."""
+        self._door = door
+        self._connection = connection
+        self._session = session
+        self._pid = pid
+        self._came = came
+        self._record: Record | None = None
+        self._positions: dict[str, int] = {}
+        self._verdicts: dict[str, bool] = {}
+
+    def recalled(self, text: bytes | None) -> None:
+        """What the recall calls."""
+        record = None if text is None else Record.unpack(text)
+        positions = None if record is None or record.user != self._session.user else judge(record, self._came)
+        if positions is None:
+            self._answer(None)
+            return
+        self._record, self._positions = record, positions
+        if not positions:
+            self._answer(record)
+        for channel, offset in positions.items():
+            self._ask(channel, offset)
+
+    def _ask(self, channel: str, offset: int) -> None:
+        try:
+            namespace = self._door.services.channels.resolve(channel)
+        except CommandError as error:  # of a namespace that is no more
+            self._looked(channel, error)
+            return
+        asked = Asked(channel, namespace, offset, 1)
+        self._door.services.histories.read(asked, partial(self._looked, channel))
+
+    def _looked(self, channel: str, page: Page | HubError) -> None:
+        """One channel has been looked at; the last look decides."""
+        self._verdicts[channel] = not isinstance(page, HubError) and self._is_whole(channel, page)
+        if len(self._verdicts) == len(self._positions):
+            self._answer(self._record if all(self._verdicts.values()) else None)
+
+    def _is_whole(self, channel: str, page: Page) -> bool:
+        """All that was missed of a channel is still there, and not too much."""
+        record = self._record
+        if record is None:
+            return False
+        since = Position(record.streams[channel][0], self._positions[channel])
+        next_kept = page.publications[0][0] if page.publications else page.offset + 1
+        most = self._door.services.client.recovery_publications
+        whole = next_kept == since.offset + 1 and page.offset - since.offset <= most
+        return whole and survives(since, page.epoch, page.offset)
+
+    def _answer(self, record: Record | None) -> None:
+        """record: None for a client that starts anew."""
+        if not self._connection.in_namespace(self._session):
+            return  # gone meanwhile
+        if record is None:
+            self._connection.welcome(self._session)
+            return
+        self._connection.welcome(self._session, self._pid)
+        self._session.resume(record, self._positions, self._came)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What Socket.IO needs of its worker."""
+
+    services: Services
+    forms: Mapping[str, SocketIOForm]
+    """By namespace."""
+    allowed_origins: Collection[str]
+    admit: Callable[[], bool]
+    """As the WebSocket door has it."""
+    recall: Recall
+    turn: Callable[[], int]
+    """The fan-out's batches, counted."""
+
+    def new_connection(self, fd: int, engine: Engine, token: str) -> SocketIOConnection:
+        """A session, for `Engine.make`."""
+        return SocketIOConnection(fd, engine, token, self)

@@ -1,0 +1,292 @@
+"""Socket.IO: one client in one namespace: events become a session's commands, replies acks, publications events.
+
+Does: write everything as packets in frames; know how far its client is, and bring back one that was away.
+Does not: know connections and namespaces' comings and goings (socketio), packets' insides (socketio_protocol), or check
+rules (session).
+Called by: transports.socketio, fanout through the wire form.
+Never break: what many receive is encoded once for each Socket.IO namespace, in the frame that goes on a WebSocket; who
+is told that it has lost nothing gets all it missed, or hears `unsubscribed` of the channel of which it does not.
+
+    → 40{"token":"…"}                                               ← 40{"sid":"…"}
+    → 420["subscribe",{"channel":"chat:room"}]                      ← 430[{"epoch":"4.k3","offset":17,…}]
+    → 421["publish",{"channel":"chat:room","data":{"text":"hi"}}]   ← 431[{}]
+                                                                    ← 42["publication",{"channel":"chat:room","data":…}]
+    → 422["publish",{"channel":"closed:x","data":1}]                ← 432[{"error":{"code":103,"message":"…"}}]
+
+The events' parameters and results are those of the native protocol's commands of the same name. Beside `publication`
+the hub emits `join`, `leave`, `unsubscribed` (subscribe anew), `message` (to one user or all) and, for a failed event
+that asked for no ack, `error`. Other events are the application's (app_gate); its own go before the hub's.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+from .. import emission, errors, frames
+from .. import socketio_protocol as socketio
+from ..app_gate import Gate
+from ..channels import Namespace
+from ..config import SocketIOSettings
+from ..errors import CommandError, HubError
+from ..protocol import Command
+from ..recovery import Joined
+from ..resume import KEPT, Deliveries, Mark, Record, Stay
+from ..session import Attempt, Services, Session, Transport
+from ..socketio_protocol import ACK, EVENT, MAIN
+from .engineio import encode_frame
+
+MESSAGE = b"4"
+"""Engine.IO's mark of a message, before every Socket.IO packet."""
+OFFSET = b'{"offset":'
+"""How the body of a `stream` channel's publication begins, and no other."""
+EVENTS = frozenset({"subscribe", "unsubscribe", "publish", "presence", "presence_stats", "history", "rpc"})
+"""What clients may emit: the session's commands of the same names."""
+
+
+def encode_packet(kind: int, namespace: str, number: int | None = None, data: bytes = b"") -> bytes:
+    r"""A packet in its frame: (EVENT, '/', None, b'["a"]') -> b'\x81\x0742["a"]'."""
+    return encode_frame(MESSAGE + socketio.encode(kind, namespace, number, data))
+
+
+class SocketIOForm:
+    """Wire form of one Socket.IO namespace: everything is an event."""
+
+    def __init__(self, namespace: str, deliveries: Deliveries | None = None) -> None:
+        """deliveries: where lost clients can come back; publications of `stream` channels are marked then."""
+        self.namespace = namespace
+        self.deliveries = deliveries
+        self._head = MESSAGE + socketio.encode(EVENT, namespace)
+
+    def encode_event(self, name: str, data: bytes) -> bytes:
+        r"""('message', b'1') -> b'\x81\x0f42["message",1]'; data: JSON, ready made."""
+        return encode_frame(b'%b["%b",%b]' % (self._head, name.encode(), data))
+
+    def encode_publication(self, channel: str, body: bytes) -> bytes:
+        """42["publication",{"channel":"a","data":1}]; a body is an object with one key at least."""
+        if self.deliveries is None or not body.startswith(OFFSET):
+            return self._encode(channel, body)
+        return self._encode(channel, body, self.deliveries.note(channel, _offset(body)))
+
+    def encode_missed(self, channel: str, body: bytes) -> bytes:
+        """The same for one client alone, that comes back."""
+        if self.deliveries is None or not body.startswith(OFFSET):
+            return self._encode(channel, body)
+        return self._encode(channel, body, self.deliveries.alone(channel, _offset(body)))
+
+    def _encode(self, channel: str, body: bytes, mark: Mark | None = None) -> bytes:
+        data = b'{"channel":' + orjson.dumps(channel) + b"," + body[1:]
+        # A channel's name holds nothing that JSON would escape.
+        return self.encode_event("publication", data if mark is None else data + b',"%b"' % str(mark).encode())
+
+    def encode_arrival(self, channel: str, body: bytes) -> bytes:
+        """42["join",{"channel":"a","info":{"user":"42","client":"…"}}]"""
+        ((name, arrival),) = orjson.loads(b"{" + body + b"}").items()
+        return self.encode_event(name, orjson.dumps({"channel": channel, **arrival}))
+
+    def encode_message(self, message: bytes) -> bytes:
+        """The native protocol's {"push":{"message":{"data":…}}} -> 42["message",…]"""
+        return self.encode_event("message", orjson.dumps(orjson.loads(message)["push"]["message"]["data"]))
+
+
+class ApplicationForm(SocketIOForm):
+    """The wire form of a namespace where an application is: its emissions are events of their own names."""
+
+    def encode_publication(self, channel: str, body: bytes) -> bytes:
+        """{"data":"hi","tags":{"event":"said"}} -> 42["said","hi"]"""
+        event = emission.parse(body)
+        if event is None or event.name in socketio.RESERVED:
+            return super().encode_publication(channel, body)
+        return encode_packet(EVENT, self.namespace, data=orjson.dumps([event.name, *event.args]))
+
+
+def _offset(body: bytes) -> int:
+    return int(body[len(OFFSET) : body.index(b",")])
+
+
+class SocketSession(Session):
+    """A client in one namespace: a session of which commands come as events and replies go as acks."""
+
+    __slots__ = ("_came", "_events", "_put", "_resuming", "_stays", "_watches", "confirmed", "form", "pid")
+
+    def __init__(self, services: Services, transport: Transport, form: SocketIOForm) -> None:
+        super().__init__(services, transport)
+        self.form = form
+        self._put = transport.put
+        self._events: dict[int, str] = {}
+        """Names of events that asked for no ack and are not done, by command id; below 0, so that no ack has one."""
+        self.pid = ""
+        """The name under which it may come back; '' where it may not."""
+        self.confirmed = -1
+        """It has everything up to this batch."""
+        self._came = ""
+        self._stays: dict[str, Stay] = {}
+        self._watches = False
+        self._resuming: dict[int, str] = {}
+        """Channels that it is being let into again, by command id."""
+
+    def handle_event(self, packet: socketio.Packet) -> None:
+        """One event of the client; `packet.data` is its name and arguments."""
+        name, *arguments = packet.data
+        number = packet.id
+        gate = self.services.gate
+        if gate is not None and gate.takes(self, name):
+            gate.event(self, name, tuple(arguments), number)
+            return
+        if number is None:
+            number = self._new_id()
+            self._events[number] = name
+        if name not in EVENTS:
+            self.fail(number, CommandError(errors.METHOD_NOT_FOUND, "no such event"))
+        elif len(arguments) != 1 or not isinstance(arguments[0], dict):
+            self.fail(number, CommandError(errors.BAD_REQUEST, f"{name}: allowed is one argument, an object"))
+        else:
+            self.perform(Command(number, name, arguments[0]))
+
+    def _new_id(self) -> int:
+        return min(min(self._events, default=0), min(self._resuming, default=0)) - 1
+
+    def reply(self, command_id: int, method: str, result: dict[str, Any] | None = None) -> None:
+        if command_id not in self._resuming and self._events.pop(command_id, None) is None:
+            self._ack(command_id, result or {})
+
+    def fail(self, command_id: int, error: HubError) -> None:
+        if command_id in self._resuming:
+            self._not_resumed(self._resuming.pop(command_id))
+            return
+        body = errors.error_body(error)
+        name = self._events.pop(command_id, None)
+        if name is None:
+            self._ack(command_id, {"error": body})
+        elif name in EVENTS:
+            self._put(self.form.encode_event("error", orjson.dumps({"event": name, **body})))
+
+    def _ack(self, number: int, result: dict[str, Any]) -> None:
+        self._put(encode_packet(ACK, self.form.namespace, number, orjson.dumps([result])))
+
+    # What the application says, and hears.
+
+    def handle_ack(self, packet: socketio.Packet) -> None:
+        """An ack. The hub's own events ask for none, so without an application it is one too many."""
+        gate = self.services.gate
+        if gate is not None and packet.id is not None:
+            gate.acked(self, packet.id, packet.data)
+
+    def emit_event(self, name: str, args: tuple[Any, ...], number: int | None = None) -> None:
+        self._put_values(EVENT, number, (name, *args))
+
+    def acknowledge(self, number: int, args: tuple[Any, ...]) -> None:
+        """The ack of an event. Raises TypeError and ValueError as `emit_event`: for what can't be sent."""
+        self._put_values(ACK, number, args)
+
+    def fail_event(self, name: str, number: int | None, error: HubError) -> None:
+        """The same of one that failed."""
+        body = errors.error_body(error)
+        if number is None:
+            self._put(self.form.encode_event("error", orjson.dumps({"event": name, **body})))
+        else:
+            self._ack(number, {"error": body})
+
+    def _put_values(self, kind: int, number: int | None, values: tuple[Any, ...]) -> None:
+        packet, *attachments = socketio.encode_values(kind, self.form.namespace, number, values)
+        # In one piece, so that nothing comes between.
+        self._put(b"".join([encode_frame(MESSAGE + packet), *(encode_frame(a, frames.BINARY) for a in attachments)]))
+
+    # Coming back.
+
+    def _subscribed(
+        self, command_id: int, channel: str, namespace: Namespace, asked: Attempt, outcome: Joined | HubError
+    ) -> None:
+        super()._subscribed(command_id, channel, namespace, asked, outcome)
+        deliveries = self.form.deliveries
+        if deliveries is None or isinstance(outcome, HubError) or not self.holds(channel):
+            self._resuming.pop(command_id, None)
+            return
+        self._watches |= asked.watch
+        resumed = self._resuming.pop(command_id, None) is not None
+        if resumed and not outcome.recovered:
+            number = self._resume_id(channel)
+            self.perform(Command(number, "unsubscribe", {"channel": channel}))
+            del self._resuming[number]
+            self._not_resumed(channel)
+            return
+        missed = outcome.publications if resumed else ()
+        for body in missed:
+            self._put(self.form.encode_missed(channel, body))
+        if outcome.positioned:
+            batches = [deliveries.turn() - 1] * len(missed)
+            base = outcome.offset - len(missed)
+            self._stays[channel] = Stay(outcome.epoch, base, deliveries.count, batches)
+
+    def _leave(self, channel: str, namespace: Namespace, hold: bool) -> None:
+        self._stays.pop(channel, None)
+        super()._leave(channel, namespace, hold)
+
+    def _resume_id(self, channel: str) -> int:
+        number = self._new_id()
+        self._resuming[number] = channel
+        return number
+
+    def _not_resumed(self, channel: str) -> None:
+        """It was told that it is in; now it learns that it has to start anew in this channel."""
+        self.tell_displaced(channel, errors.UNSUBSCRIBE_CODE, errors.CLOSE_INSUFFICIENT_STATE.reason)
+
+    def resume(self, record: Record, positions: dict[str, int], came: str) -> None:
+        """Let a client that was told so into its channels again, behind its positions."""
+        self._came, self.confirmed = came, -1
+        for channel in record.others:
+            self._resume(channel, "", 0)
+        for channel, offset in positions.items():
+            self._resume(channel, record.streams[channel][0], offset)
+
+    def _resume(self, channel: str, epoch: str, offset: int) -> None:
+        params = {"channel": channel, "recover": True, "epoch": epoch, "offset": offset}
+        self.perform(Command(self._resume_id(channel), "subscribe", params))
+
+    def record(self) -> Record | None:
+        """What to keep of a client that has gone; None where it can't come back to all that it had."""
+        deliveries = self.form.deliveries
+        if deliveries is None or not self.pid or self._watches or self._resuming:
+            return None
+        streams, others, left = {}, [], KEPT
+        for channel, namespace in self._channels.items():
+            stay = self._stays.get(channel)
+            if isinstance(namespace, Namespace) and namespace.mode == "latest":
+                others.append(channel)
+                continue
+            if stay is None or not isinstance(namespace, Namespace) or namespace.flush_ms:
+                return None  # nobody can say what was missed of it
+            offset = stay.base + len(stay.batches)
+            found = deliveries.behind(channel, offset, stay.sent, left)
+            if found is None:
+                return None
+            top, batches = found
+            # What it was sent by itself counts only where nothing behind it is left out.
+            early = stay.batches if len(batches) == top - offset else ()
+            streams[channel] = (stay.epoch, stay.base, top, [*early, *batches])
+            left -= len(batches)
+        return Record(self.user, deliveries.form, self._came, self.confirmed, streams, others)
+
+    def tell_displaced(self, channel: str, code: int, reason: str) -> None:
+        self._stays.pop(channel, None)
+        gate = self.services.gate
+        if gate is not None and gate.displaced(self, channel):
+            return
+        body = {"channel": channel, "code": code, "reason": reason}
+        self._put(self.form.encode_event("unsubscribed", orjson.dumps(body)))
+
+
+def new_forms(
+    settings: SocketIOSettings, turn: Callable[[], int], gate: Gate | None = None
+) -> Mapping[str, SocketIOForm]:
+    """A worker's wire forms, by namespace. turn: as `Door` has it."""
+    names = (MAIN, *settings.namespaces)
+    if gate is not None:
+        # Nobody comes back without loss: what an application emits to a whole namespace is not kept.
+        return {name: ApplicationForm(name) for name in {*names, *gate.runner.app.namespaces()}}
+    if not settings.recovery_ms:
+        return {name: SocketIOForm(name) for name in names}
+    return {name: SocketIOForm(name, Deliveries(secrets.token_hex(8), turn)) for name in names}
