@@ -1,0 +1,293 @@
+"""Apps: what the author of an application writes with, in a Python file that `[app] module` names.
+
+Does: gather handlers and middleware, hand out what they may do: publish, emit, join, leave, call; load such a file.
+Does not: run handlers (app_runner), know sessions or Redis (app_gate). Importing it starts nothing.
+Called by: applications; app_gate and app_testing, which run them.
+Never break: what stands here is what applications are written against; a name that goes breaks them.
+
+    from hub.app import App, Client, Reject
+
+    app = App()
+
+    @app.on_connect()
+    async def connect(client: Client, data):          # None: accepted; a dict: its claims, "user" may be among them
+        if not client.user:
+            raise Reject("who are you?")
+
+    @app.on("say", namespace="/")                     # a Socket.IO event; what is returned is its ack
+    async def say(client: Client, text):
+        await app.emit("said", text, to="room:lobby", skip=client)
+        return "ok"
+
+Handlers are coroutine functions, or plain ones, which run in a thread so that they may wait. What an app does returns
+something to await in the former, and is done when it returns in the latter. The file is loaded by each worker, after
+the fork: what its handlers keep in variables is of one worker, and only what they publish reaches the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import re
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from inspect import iscoroutinefunction
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from . import errors
+from .errors import BootError
+
+Handler = Callable[..., Any]
+Proceed = Callable[[], Awaitable[Any]]
+Middleware = Callable[["Client", "Call", Proceed], Awaitable[Any]]
+Given = TypeVar("Given", bound=Callable[..., Any])
+MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+CONNECT, CONNECTED, DISCONNECT, SUBSCRIBE, PUBLISH, RPC, EVENT = (
+    "connect",
+    "connected",
+    "disconnect",
+    "subscribe",
+    "publish",
+    "rpc",
+    "event",
+)
+
+
+class Reject(Exception):
+    """Raised by a handler: the client's command, event or connect fails with these words.
+
+    code: as in the native protocol; the default is permission denied. data: of a Socket.IO connect_error, JSON.
+    """
+
+    def __init__(self, message: str, code: int = errors.PERMISSION_DENIED.code, data: Any = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.data = data
+
+
+class Call(NamedTuple):
+    """What a handler is called for. kind: as the constants above; name: of the event, method or channel, or ''."""
+
+    kind: str
+    name: str
+    args: tuple[Any, ...]
+
+
+class Peer(Protocol):
+    """A client's connection, as seen from here."""
+
+    def emit(self, name: str, args: tuple[Any, ...]) -> None: ...
+    async def ask(self, name: str, args: tuple[Any, ...], timeout_s: float) -> Any: ...
+    async def enter(self, channel: str) -> None: ...
+    async def exit(self, channel: str) -> None: ...
+    def end(self) -> None: ...
+
+
+class Hub(Protocol):
+    """The hub, as seen from here."""
+
+    async def publish(self, channel: str, data: Any, tags: dict[str, str] | None) -> None: ...
+    async def emit(self, name: str, args: tuple[Any, ...], to: str, namespace: str, skip: str) -> None: ...
+
+
+class Client:
+    """One connected client: of a Socket.IO namespace, or of the native protocol.
+
+    id: the hub's name for this connection. user: '' is nobody in particular. namespace: '' on the native protocol.
+    claims: what the connect handler returned. state: the application's own, as long as the client is connected.
+    """
+
+    __slots__ = ("_app", "_peer", "claims", "id", "namespace", "state", "user")
+
+    def __init__(self, app: App, peer: Peer, client_id: str, user: str, namespace: str) -> None:
+        self._app = app
+        self._peer = peer
+        self.id = client_id
+        self.user = user
+        self.namespace = namespace
+        self.claims: Mapping[str, Any] = {}
+        self.state: dict[str, Any] = {}
+
+    def emit(self, name: str, *args: Any) -> Any:
+        """Send it an event; bytes go as attachments. To a native client it is a message {"event":…,"data":…}.
+
+        Not before it is connected: until then, a RuntimeError.
+        """
+        return self._app.act(self._emit(name, args))
+
+    async def _emit(self, name: str, args: tuple[Any, ...]) -> None:
+        self._peer.emit(name, args)
+
+    def call(self, name: str, *args: Any, timeout_s: float = 5.0) -> Any:
+        """Send it an event and wait for its ack: the one value in it, None for none, or a list of several.
+
+        Raises TimeoutError, or ConnectionError once it is gone.
+        """
+        return self._app.act(self._peer.ask(name, args, timeout_s))
+
+    def join(self, channel: str) -> Any:
+        """Put a Socket.IO client into a room, whatever the rules say. Rooms are channels, of a namespace that exists.
+
+        It is kept in, and gets what is published from now on; where the hub falls behind something may be missed, also
+        in mode stream, for it can't be told to subscribe anew. Raises HubError where that can't be.
+        """
+        return self._app.act(self._peer.enter(channel))
+
+    def leave(self, channel: str) -> Any:
+        """Take it out of a room; without effect where it is in none of that name."""
+        return self._app.act(self._peer.exit(channel))
+
+    def disconnect(self) -> Any:
+        """End its connection; it does not come back by itself."""
+        return self._app.act(self._end())
+
+    async def _end(self) -> None:
+        self._peer.end()
+
+
+class App:
+    """An application: its handlers, and what they can do to all clients."""
+
+    def __init__(self) -> None:
+        self.middlewares: list[Middleware] = []
+        self.tasks: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self._handlers: dict[tuple[str, str, str | None], Handler] = {}
+        self._hub: Hub | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+
+    # Registering. `namespace` is of Socket.IO, '' the native protocol; None is wherever there is no nearer handler.
+
+    def on_connect(self, namespace: str | None = None) -> Callable[[Given], Given]:
+        """handler(client, data): may it come in? data: what it sent along. Raise Reject, or return None or claims."""
+        return self._register(CONNECT, "", namespace)
+
+    def on_connected(self, namespace: str | None = None) -> Callable[[Given], Given]:
+        """handler(client, data): it has been let in and told so; from now on it can be sent events."""
+        return self._register(CONNECTED, "", namespace)
+
+    def on_disconnect(self, namespace: str | None = None) -> Callable[[Given], Given]:
+        """handler(client): it is gone. Not called for clients of a worker that was killed."""
+        return self._register(DISCONNECT, "", namespace)
+
+    def on_subscribe(self, namespace: str | None = None) -> Callable[[Given], Given]:
+        """handler(client, channel): raise Reject to refuse. The rules of the channel's namespace hold besides."""
+        return self._register(SUBSCRIBE, "", namespace)
+
+    def on_publish(self, namespace: str | None = None) -> Callable[[Given], Given]:
+        """handler(client, channel, data): raise Reject to refuse, return None or other data. The rules hold besides."""
+        return self._register(PUBLISH, "", namespace)
+
+    def on_rpc(self, method: str, namespace: str | None = None) -> Callable[[Given], Given]:
+        """handler(client, data): the answer of an rpc command. Methods that begin with `hub.` are the hub's own."""
+        if method.startswith("hub."):
+            raise ValueError("methods that begin with hub. are the hub's own")
+        return self._register(RPC, method, namespace)
+
+    def on(self, event: str, namespace: str = "/") -> Callable[[Given], Given]:
+        """handler(client, *args): a Socket.IO event. Returned is the ack's value; a tuple is several."""
+        return self._register(EVENT, event, namespace)
+
+    def middleware(self, one: Middleware) -> Middleware:
+        """async one(client, call, proceed): around every handler, the first registered outermost.
+
+        `await proceed()` goes on and gives what the handler returned; raise Reject to refuse.
+        """
+        if not iscoroutinefunction(one):
+            raise TypeError("a middleware is a coroutine function")
+        self.middlewares.append(one)
+        return one
+
+    def task(self, one: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], Coroutine[Any, Any, None]]:
+        """async one(): runs in each worker from its start, and is cancelled at its end."""
+        if not iscoroutinefunction(one):
+            raise TypeError("a background task is a coroutine function")
+        self.tasks.append(one)
+        return one
+
+    def _register(self, kind: str, name: str, namespace: str | None) -> Callable[[Given], Given]:
+        key = (kind, name, namespace)
+
+        def register(handler: Given) -> Given:
+            if key in self._handlers:
+                raise ValueError(f"a second handler for {kind} {name!r} of namespace {namespace!r}")
+            self._handlers[key] = handler
+            return handler
+
+        return register
+
+    def handler(self, kind: str, namespace: str, name: str = "") -> Handler | None:
+        """Who handles it; None: nobody."""
+        found = self._handlers.get((kind, name, namespace))
+        return found if found is not None else self._handlers.get((kind, name, None))
+
+    def namespaces(self) -> set[str]:
+        """Of Socket.IO, that handlers name."""
+        return {namespace for _, _, namespace in self._handlers if namespace}
+
+    # Acting.
+
+    def publish(self, channel: str, data: Any, tags: dict[str, str] | None = None) -> Any:
+        """Publish to a channel, by the one door that all use. Raises HubError."""
+        return self.act(self._bound().publish(channel, data, tags))
+
+    def emit(self, name: str, *args: Any, to: str = "", namespace: str = "/", skip: Client | None = None) -> Any:
+        """Send an event to everybody in a room, on all workers; without `to`, to all of a Socket.IO namespace.
+
+        args: JSON. skip: a client that is passed over. Raises HubError.
+        """
+        return self.act(self._bound().emit(name, args, to, namespace, "" if skip is None else skip.id))
+
+    def bind(self, hub: Hub) -> None:
+        """Act in this hub from now on; called in its loop."""
+        self._hub = hub
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+
+    def act(self, action: Coroutine[Any, Any, Any]) -> Any:
+        """What is to be awaited in the loop; in a handler's thread, the outcome itself."""
+        if self._loop is None or threading.get_ident() == self._thread:
+            return action
+        return asyncio.run_coroutine_threadsafe(action, self._loop).result()
+
+    def _bound(self) -> Hub:
+        if self._hub is None:
+            raise RuntimeError("the application is not running yet")
+        return self._hub
+
+
+def load(module: str, directory: str) -> App:
+    """Import 'chat:app' from `directory`, DIRECTORY/chat.py or DIRECTORY/chat/, and return the App.
+
+    Raises BootError: one line that says what is wrong and where.
+    """
+    name, _, attribute = module.partition(":")
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    try:
+        found = importlib.import_module(name)
+        app = getattr(found, attribute, None)
+    except (Exception, SystemExit) as error:
+        # Whatever the file does at its import: the operator gets one line and the place.
+        raise BootError(f"app.module: found {module!r} in {directory}: {describe(error)}") from None
+    if not Path(getattr(found, "__file__", None) or "/").resolve().is_relative_to(Path(directory).resolve()):
+        raise BootError(f"app.module: found {module!r}, a module of another place; allowed: one in {directory}")
+    if not isinstance(app, App):
+        raise BootError(f"app.module: found no App named {attribute!r} in {name}; allowed: {attribute} = App()")
+    return app
+
+
+MAX_ERROR_LENGTH = 200
+
+
+def describe(error: BaseException) -> str:
+    """One line with the place where it was raised: "KeyError: 'x' (chat.py, line 12)"."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_ERROR_LENGTH]
+    if trace is None or isinstance(error, SyntaxError):
+        return text
+    return f"{text} ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
