@@ -1,10 +1,12 @@
-/* The demo page: live prices and a chat, over the hub's native protocol.
+/* The demo page: live prices and a chat, over whichever of the hub's wires gets through.
 
-   Does: connect and stay connected (Client), show the newest price of each symbol (Board), send and show messages (Chat).
-   Does not: need a build step or a library, or ask any server but the one that the page came from.
+   Does: show the newest price of each symbol (Board), send and show messages (Chat).
+   Does not: connect (hub.js does), need a build step or a library, or ask any server but the one that the page came from.
    Served by: hub/httpd.py, where `demo = true`; its channels are those of config/demo.toml.
    Never break: what others wrote reaches the page as text (textContent, Text.data), never as HTML.
 */
+
+import { Hub } from "/hub.js";
 
 /** The symbols of config/demo.toml, [ticker]; a test holds the two lists together. */
 const SYMBOLS = [
@@ -16,185 +18,6 @@ const CHAT_LINES = 20;
 const CHAT_LETTERS = 200;
 
 const byId = (id) => document.getElementById(id);
-
-// The connection.
-
-const BACKOFF_BASE_MS = 500;
-const BACKOFF_CAP_MS = 20_000;
-/** A connection that lived this long was a good one: the next loss begins the backoff anew. */
-const STABLE_MS = 30_000;
-/** From opening the socket to the answer to `connect`. */
-const CONNECT_MS = 10_000;
-/** How much later than announced the hub's ping may come. */
-const PING_GRACE_MS = 10_000;
-/** Below the hub's own limit (client.commands_per_message, 256). */
-const COMMANDS_PER_MESSAGE = 100;
-/** Close codes from here on mean: don't come back. */
-const FINAL_CODE = 3500;
-
-/** Full jitter: anything up to the doubled wait, so that clients lost together don't come back together. */
-const backoffMs = (attempt) => Math.random() * Math.min(BACKOFF_CAP_MS, BACKOFF_BASE_MS * 2 ** attempt);
-
-/** The hub's answer to a command that failed, or our own where the connection went before the answer (code 0). */
-class CommandError extends Error {
-  constructor({ code = 0, message, temporary = false }) {
-    super(message);
-    this.code = code;
-    this.temporary = temporary;
-  }
-}
-
-/** One client of the native protocol (https://centrifugal.dev/docs/transports/client_protocol), JSON over WebSocket.
-
-    onState is told {name: "connecting"}, {name: "connected", client, version}, {name: "waiting", code, reason, retryAt}
-    (retryAt in ms of performance.now()) or {name: "closed", code, reason}, after which nothing happens any more.
-    onRefused(channel, error) is told of a subscription that the hub does not grant. */
-class Client {
-  #url;
-  #onState;
-  #onRefused;
-  #socket = null;
-  #channels = new Map(); // channel → what takes its publications
-  #asked = new Map(); // id of a command → its promise's ends
-  #lines = []; // commands of this turn
-  #lastId = 0;
-  #attempt = 0; // how often in a row the connection was lost
-  #connectedAt = null; // performance.now() of the hub's answer to connect; null: not connected
-  #silenceMs = 0; // how long the hub may be silent; 0: for ever
-  #watchdog = 0; // timers
-  #retry = 0;
-
-  constructor(url, onState, onRefused) {
-    this.#url = url;
-    this.#onState = onState;
-    this.#onRefused = onRefused;
-  }
-
-  /** Pass a channel's publications, {data, info}, to `take`: now, and after each reconnect. */
-  subscribe(channel, take) {
-    this.#channels.set(channel, take);
-    if (this.#connectedAt !== null) this.#join(channel);
-  }
-
-  /** Resolves when the hub has taken `data`; rejects with a CommandError. */
-  publish(channel, data) {
-    if (this.#connectedAt === null) return Promise.reject(new CommandError({ message: "not connected", temporary: true }));
-    return this.#ask("publish", { channel, data });
-  }
-
-  open() {
-    const socket = new WebSocket(this.#url);
-    this.#socket = socket;
-    this.#retry = 0;
-    this.#expectWithin(CONNECT_MS);
-    socket.onopen = () => this.#greet(socket);
-    socket.onmessage = (event) => this.#receive(event.data);
-    socket.onclose = (event) => this.#lose(event.code, event.reason, event.code >= FINAL_CODE);
-    this.#onState({ name: "connecting" });
-  }
-
-  /** End a wait between two attempts now. */
-  hurry() {
-    clearTimeout(this.#retry);
-    if (this.#retry) this.open();
-  }
-
-  // From the socket.
-
-  #receive(text) {
-    for (const line of text.split("\n")) {
-      const message = JSON.parse(line);
-      if (message.push) this.#push(message.push);
-      else if (message.id) this.#answer(message);
-      else this.#pong();
-    }
-  }
-
-  #push({ channel, pub, unsubscribe }) {
-    if (pub) this.#channels.get(channel)?.(pub);
-    else if (unsubscribe?.code >= 2500) this.#join(channel);
-    else if (unsubscribe) this.#onRefused(channel, new CommandError({ code: unsubscribe.code, message: unsubscribe.reason }));
-  }
-
-  #answer(reply) {
-    const asked = this.#asked.get(reply.id);
-    this.#asked.delete(reply.id);
-    if (reply.error) asked.reject(new CommandError(reply.error));
-    else asked.resolve(reply[asked.method] ?? {});
-  }
-
-  #pong() {
-    this.#write("{}");
-    this.#expectWithin(this.#silenceMs);
-  }
-
-  /** The socket is gone, or as good as gone: try again later, or never. */
-  #lose(code, reason, final = false) {
-    const socket = this.#socket;
-    this.#socket = socket.onopen = socket.onmessage = socket.onclose = null;
-    socket.close(); // where it is half dead the browser may take long over it; nobody listens any more
-    clearTimeout(this.#watchdog);
-    if (this.#connectedAt !== null && performance.now() - this.#connectedAt >= STABLE_MS) this.#attempt = 0;
-    this.#connectedAt = null;
-    const error = new CommandError({ message: "the connection was lost", temporary: true });
-    for (const { reject } of this.#asked.values()) reject(error);
-    this.#asked.clear();
-    if (final) return this.#onState({ name: "closed", code, reason });
-    const delayMs = backoffMs(this.#attempt++);
-    this.#retry = setTimeout(() => this.open(), delayMs);
-    this.#onState({ name: "waiting", code, reason, retryAt: performance.now() + delayMs });
-  }
-
-  #expectWithin(ms) {
-    clearTimeout(this.#watchdog);
-    if (ms) this.#watchdog = setTimeout(() => this.#lose(0, "the hub fell silent"), ms);
-  }
-
-  // Commands.
-
-  async #greet(socket) {
-    try {
-      const { client, version, ping } = await this.#ask("connect", { name: "demo" });
-      this.#connectedAt = performance.now();
-      this.#silenceMs = ping ? ping * 1000 + PING_GRACE_MS : 0;
-      this.#expectWithin(this.#silenceMs);
-      this.#onState({ name: "connected", client, version });
-      for (const channel of this.#channels.keys()) this.#join(channel);
-    } catch (error) {
-      if (socket === this.#socket) this.#lose(error.code, error.message, !error.temporary);
-    }
-  }
-
-  async #join(channel, attempt = 0) {
-    const socket = this.#socket;
-    try {
-      await this.#ask("subscribe", { channel });
-    } catch (error) {
-      if (socket !== this.#socket) return; // the next connection subscribes to everything anew
-      if (!error.temporary) return this.#onRefused(channel, error);
-      setTimeout(() => socket === this.#socket && this.#join(channel, attempt + 1), backoffMs(attempt));
-    }
-  }
-
-  /** Resolves with a command's result. There is no time limit of its own: a hub that lives answers, and one that doesn't is
-      found out by its missing pings. */
-  #ask(method, params) {
-    return new Promise((resolve, reject) => {
-      const id = ++this.#lastId;
-      this.#asked.set(id, { method, resolve, reject });
-      this.#write(JSON.stringify({ id, [method]: params }));
-    });
-  }
-
-  /** What one turn writes leaves as one message: twenty subscriptions are one frame. */
-  #write(line) {
-    if (this.#lines.push(line) > 1) return;
-    const socket = this.#socket;
-    queueMicrotask(() => {
-      while (this.#lines.length) socket.send(this.#lines.splice(0, COMMANDS_PER_MESSAGE).join("\n"));
-    });
-  }
-}
 
 // The prices.
 
@@ -337,9 +160,11 @@ class Chat {
 
 const WORDS = { connecting: "Connecting", connected: "Connected", waiting: "Reconnecting", closed: "Closed" };
 
+const WIRES = { websocket: "", sse: "event stream", poll: "polling" };
+
 /** What the small print says of a state at the time `now`. */
-function detail({ name, client, version, code, reason, retryAt }, now) {
-  if (name === "connected") return `client ${client.slice(0, 8)}${version ? ` · hub ${version}` : ""}`;
+function detail({ name, wire, client, version, code, reason, retryAt }, now) {
+  if (name === "connected") return [client ? `client ${client.slice(0, 8)}` : "", WIRES[wire], version ? `hub ${version}` : ""].filter(Boolean).join(" · ");
   const why = [code, reason].filter(Boolean).join(" ");
   if (name === "waiting") return `in ${Math.max(0, Math.ceil((retryAt - now) / 1000))} s${why ? ` (${why})` : ""}`;
   return name === "closed" ? `${why}; reload the page to try again` : "";
@@ -380,19 +205,25 @@ class Head {
 
 const head = new Head();
 const board = new Board(byId("rows"), byId("row"), SYMBOLS);
-const chat = new Chat(byId("messages"), byId("write"), byId("problem"), (data) => client.publish(CHAT_CHANNEL, data));
-const onRefused = (channel, error) => (byId("problem").textContent = `${channel}: ${error.message} (${error.code})`);
-const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/connection/websocket`;
-const onState = (state) => {
+const chat = new Chat(byId("messages"), byId("write"), byId("problem"), (data) => hub.publish(CHAT_CHANNEL, data));
+/** /?wire=sse and /?wire=poll show what a network sees that lets no WebSockets through. */
+const wire = new URLSearchParams(location.search).get("wire");
+const hub = new Hub(wire in WIRES ? { wires: [wire] } : {});
+hub.on("state", (state) => {
   chat.own = state.client ?? chat.own;
   head.show(state);
-};
-const client = new Client(url, onState, onRefused);
-const counted = (take) => (publication) => {
-  head.count += 1;
-  take(publication);
-};
-for (const symbol of SYMBOLS) client.subscribe(`ticker:${symbol}`, counted(({ data }) => board.take(symbol, data)));
-client.subscribe(CHAT_CHANNEL, counted((publication) => chat.take(publication)));
-addEventListener("online", () => client.hurry());
-client.open();
+});
+
+/** Be in a channel, and count what comes of it. */
+function follow(channel, take) {
+  const subscription = hub.subscribe(channel);
+  subscription.on("publication", (publication) => {
+    head.count += 1;
+    take(publication);
+  });
+  subscription.on("error", ({ message, code }) => (byId("problem").textContent = `${channel}: ${message} (${code})`));
+}
+
+for (const symbol of SYMBOLS) follow(`ticker:${symbol}`, ({ data }) => board.take(symbol, data));
+follow(CHAT_CHANNEL, (publication) => chat.take(publication));
+hub.open();
