@@ -44,6 +44,7 @@ WORKS = [
     Work("idle", "idle.py --connections 5000 --watch 1"),
     Work("idle-heartbeats", "idle.py --connections 15000 --watch 50 --servers hub"),
     Work("slow", "slow.py"),
+    Work("wires", "wires.py"),
     Work("ingest", "ingest.py"),
     Work("history", "history.py"),
     Work("workers-1000", "workers.py --subscribers 1000 --messages 60"),

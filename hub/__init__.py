@@ -2,11 +2,12 @@
 
 The rooms, and what each is for; the head of each says more:
 
-    errors message channels position config            nouns: what things are called, how far somebody has read
+    errors message channels position cursor config     nouns: what things are called, how far somebody has read
     mistakes control                                   what the operator may choose, what workers tell each other
-    frames deflate protocol handshake                  words on the wire: bytes ⇄ objects, no I/O
+    frames deflate protocol handshake eventstream      words on the wire: bytes ⇄ objects, no I/O
+    engineio_protocol socketio_protocol                the same for Socket.IO clients: packets, payloads, attachments
     auth origin limits                                 gates: who is it, from which page, how often
-    session subscribe publish asking                   one client; the way into a channel; the one door in; questions
+    session subscribe publish asking wishes            one client; the way into a channel; the one door in; questions
     streams stream ring recovery catchup               nothing is lost silently: contiguity, gaps, who comes back
     snapshots pages loopback                           newest values, histories; whether what is published arrives
     presence attendance roll                           who is there: lease and sender, our own clients, all in Redis
@@ -15,10 +16,20 @@ The rooms, and what each is for; the head of each says more:
     store scripts ingest registry                      Redis: the way to it, what runs in it, what comes out, who lives
     broker lane history                                publications into it, and what it keeps of them
     mailbox redelivery notice users rpc api_mailbox    one user: what is kept for it, its devices, what clients may call
+    app app_runner app_gate                            server code: what it is written with, its handlers, its clients
+    emission app_testing                               its events on channels; its handlers without a network
     tick sources replay lease ticker                   the stock ticker: one leader in the cluster runs the source
     acceptor connection reactor wheel drain            the plane: the way in, one socket, epoll and deadlines, the end
-    httpd api transports transports.websocket          doors: HTTP pages, the server API, one room for each wire
+    httpd cors api transports                          doors: HTTP pages, the server API, one room for each wire
+    transports.websocket transports.http_stream        the native protocol: over frames, over an answer that never ends
+    transports.emulation                               and its commands, in requests of their own
+    transports.plain transports.sse                    plain HTTP: who asks for what; event streams
+    transports.longpoll transports.publishing          one request at a time: what is new, and publishing
+    transports.engineio transports.polling             Socket.IO: sessions by polls or WebSocket, and their address
+    transports.socketio transports.socketio_session    its connections, and clients in namespaces: events and acks
+    resume recall                                      its clients that come back: how far they were, their records
     worker seat supervisor processes heartbeat         processes: who builds all rooms, and who watches over them
+    relay neighbours handover                          what a worker asks of, or gives to, the one with the session
     listeners embedded state systemd prctl log tasks   what a process stands on
     cli serve options remote client urls tune          the command line
     saving backup restore archive                      mailboxes and history into a file, and back

@@ -19,11 +19,9 @@ import os
 import resource
 import socket
 
-from tornado.iostream import IOStream
-
 from . import handshake
 from .errors import Close
-from .httpd import Server
+from .httpd import Server, Stream
 from .log import Brake
 from .reactor import Reactor
 from .transports.websocket import Door, open_connection
@@ -185,7 +183,7 @@ class Acceptor:
 
     def _to_tornado(self, sock: socket.socket, address: object, since: float) -> None:
         server = self._server
-        stream = IOStream(sock, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size)
+        stream = Stream(sock, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size)
         server.take(stream, address, self._deadline_s - (self.reactor.clock() - since))
 
     def _not_accepted(self, listener: socket.socket, error: OSError) -> None:

@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from .app import MODULE
 from .channels import NAMESPACE_NAME, Namespace
 from .errors import ConfigError
 from .mistakes import Number, Whole, as_table, bare, meant, sentences, short
@@ -134,6 +135,16 @@ def _sentinel(text: str) -> str:
     return text
 
 
+def _http_url(text: str) -> str:
+    try:
+        good = not text or (re.fullmatch(r"https?://[^/\s?#@]+/?", text) is not None and urlsplit(text).port != 0)
+    except ValueError:  # a port beyond 65535, a broken IPv6 address
+        good = False
+    if not good:
+        raise ValueError("http://HOST:PORT or https://HOST:PORT, or empty")
+    return text
+
+
 def _secret(text: str) -> str:
     # RFC 7518 §3.2: a key of the hash's size or more.
     if text and len(text.encode()) < 32:
@@ -206,6 +217,7 @@ class HttpSettings(Section):
 
 class WorkerSettings(Section):
     handshakes_per_s: Whole = Field(10_000, ge=0, le=1_000_000, description="in one worker; more: 503. 0 = no limit")
+    polls: Whole = Field(10_000, ge=1, le=1_000_000, description="long polls that wait in one worker; more: 429")
     batch_bytes: Whole = Field(67_108_864, ge=65_536, le=1_099_511_627_776, description="waiting for the fan-out")
     ring_bytes: Whole = Field(67_108_864, ge=0, le=1_099_511_627_776, description="recent messages kept in a worker")
     linger_s: Number = Field(5.0, ge=0, le=3600, description="a stream channel is followed on without subscribers")
@@ -214,6 +226,21 @@ class WorkerSettings(Section):
         5.0, ge=0, le=30, description="a lost connection's leave push waits for its return"
     )
     backlog_bytes: Whole = Field(268_435_456, ge=1024, le=1_099_511_627_776, description="unsent, all of a worker")
+
+
+class RelaySettings(Section):
+    timeout_s: Number = Field(5.0, gt=0, le=60, description="for the answer of the worker where a session lives")
+    pending: Whole = Field(10_000, ge=1, le=1_000_000, description="asked at a time, by one worker of another")
+    message_bytes: Whole = Field(8_388_608, ge=65_536, le=1_073_741_824, description="one request or answer")
+    buffer_bytes: Whole = Field(67_108_864, ge=65_536, le=1_099_511_627_776, description="unsent, to one worker")
+    url: Annotated[str, AfterValidator(_http_url)] = Field("", description="how other machines reach internal")
+    secret: Annotated[str, AfterValidator(_secret)] = Field("", description="the same on all machines", repr=False)
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> RelaySettings:
+        if bool(self.url) != bool(self.secret):
+            raise ValueError("relay.secret: found one of relay.url and relay.secret; allowed: both or neither")
+        return self
 
 
 class ClientSettings(Section):
@@ -249,11 +276,45 @@ class ClientSettings(Section):
         return self
 
 
+def _socketio_namespace(text: str) -> str:
+    if not re.fullmatch(r"/[A-Za-z0-9_.\-/]{1,63}", text):
+        raise ValueError("/ and 1 to 63 of A-Z a-z 0-9 _ . - /")
+    return text
+
+
+class SocketIOSettings(Section):
+    enabled: bool = Field(True, description="Socket.IO clients at /socket.io/")
+    namespaces: list[Annotated[str, AfterValidator(_socketio_namespace)]] = Field(
+        [], max_length=100, description="Socket.IO namespaces besides /"
+    )
+    ping_interval_ms: Whole = Field(25_000, ge=200, le=3_600_000, description="pingInterval: between two pings")
+    ping_timeout_ms: Whole = Field(20_000, ge=200, le=3_600_000, description="pingTimeout: for the pong")
+    connect_timeout_ms: Whole = Field(45_000, ge=200, le=3_600_000, description="connectTimeout: to join a namespace")
+    upgrade_timeout_ms: Whole = Field(10_000, ge=200, le=3_600_000, description="upgradeTimeout: of a WebSocket probe")
+    recovery_ms: Whole = Field(0, ge=0, le=86_400_000, description="a lost client's state is kept so long; 0 = off")
+    attachment_timeout_ms: Whole = Field(10_000, ge=200, le=600_000, description="for all attachments of a packet")
+    max_payload_bytes: Whole = Field(1_000_000, ge=1024, le=16_777_216, description="maxHttpBufferSize: one message")
+
+
 class MailboxSettings(Section):
     namespace: str = Field("inbox", description="where /api/notify leaves its messages; mailbox = true there")
     total_bytes: Whole = Field(67_108_864, ge=1024, le=1_099_511_627_776, description="in all mailboxes")
     dead_letters: Whole = Field(10_000, ge=1, le=1_000_000, description="kept; beyond, the oldest is forgotten")
     dead_bytes: Whole = Field(16_777_216, ge=1024, le=1_099_511_627_776, description="of dead letters")
+
+
+def _module(text: str) -> str:
+    if text and not MODULE.fullmatch(text):
+        raise ValueError('"FILE:NAME" or "PACKAGE.FILE:NAME", as in Python, without .py')
+    return text
+
+
+class AppSettings(Section):
+    module: Annotated[str, AfterValidator(_module)] = Field("", description="the application, such as chat:app")
+    directory: str = Field("", description="where it is found; relative to the settings file")
+    timeout_s: Number = Field(5.0, gt=0, le=600, description="for one call of a handler")
+    threads: Whole = Field(8, ge=1, le=1000, description="of handlers that are plain functions, per worker")
+    pending: Whole = Field(10_000, ge=1, le=1_000_000, description="calls of handlers at a time, per worker")
 
 
 class TickerSettings(Section):
@@ -294,9 +355,12 @@ class Settings(BaseSettings):
     tcp: TcpSettings = TcpSettings.model_validate({})
     http: HttpSettings = HttpSettings.model_validate({})
     worker: WorkerSettings = WorkerSettings.model_validate({})
+    relay: RelaySettings = RelaySettings.model_validate({})
     client: ClientSettings = ClientSettings.model_validate({})
+    socketio: SocketIOSettings = SocketIOSettings.model_validate({})
     mailbox: MailboxSettings = MailboxSettings.model_validate({})
     ticker: TickerSettings = TickerSettings.model_validate({})
+    app: AppSettings = AppSettings.model_validate({})
     namespaces: dict[str, Namespace] = Field({}, description="by the text before a channel's first ':'")
 
     @model_validator(mode="after")
@@ -401,7 +465,9 @@ def load(path: Path | None) -> Settings:
     if lines:
         # A union reports each of its branches; for a person that is one mistake.
         raise ConfigError("\n".join(dict.fromkeys(lines)))
-    return settings
+    base = Path() if path is None else path.parent
+    app = settings.app.model_copy(update={"directory": str((base / settings.app.directory).resolve())})
+    return settings.model_copy(update={"app": app}) if app.module else settings
 
 
 def _read_file(path: Path) -> dict[str, Any]:

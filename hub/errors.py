@@ -5,7 +5,11 @@
     ├── BootError                   a process cannot start: port in use, Redis away; one line, exit status 3
     ├── ProtocolError               the client broke its wire; carries the Close to end the connection with
     ├── CommandError                one command fails, the connection lives; carries the Reply code
-    └── BrokerUnavailable           Redis is away; our fault and temporary (client code 100, HTTP 503)
+    ├── BrokerUnavailable           Redis is away; our fault and temporary (client code 100, HTTP 503)
+    └── RelayError                  the worker in which a session lives gave no answer
+        ├── OwnerGone               it has ended, and the session with it (HTTP 404)
+        ├── OwnerSlow               not in time (HTTP 504)
+        └── OwnerFailed             it could not (HTTP 500)
 
 Does: name each code once, with its text and whether the client should come back; word an error for the server API.
 Does not: decide when a code applies; the room that finds the fault raises it.
@@ -129,6 +133,22 @@ class CommandError(HubError):
 
 class BrokerUnavailable(HubError):
     """Redis did not take the command, or did not answer in time. Trying again later may help."""
+
+
+class RelayError(HubError):
+    """The worker in which a session lives was asked and gave no answer."""
+
+
+class OwnerGone(RelayError):
+    """It has ended, and the session with it. What was asked just then may have been done."""
+
+
+class OwnerSlow(RelayError):
+    """No answer in time, or too much waits for it; it may still be done."""
+
+
+class OwnerFailed(RelayError):
+    """What was asked is too large, or its handler raised."""
 
 
 def is_temporary(error: HubError) -> bool:

@@ -125,9 +125,17 @@ class Keys:
         """How far the ticker's source has been read, and the last fencing token; outlives the lease."""
         return f"{self.prefix}:source:{{{namespace}}}"
 
+    def socket(self, pid: str) -> str:
+        """What is kept of a Socket.IO client that has gone; expires."""
+        return f"{self.prefix}:socket:{{{pid}}}"
+
     def loop(self, uid: str) -> str:
         """The Redis channel on which one worker hears itself."""
         return f"{self.prefix}:loop:{uid}"
+
+    def neighbour(self, hub: str) -> str:
+        """The URL at which other machines reach the workers of one hub; expires with it."""
+        return f"{self.prefix}:neighbour:{hub}"
 
     def answers(self, survey: str) -> str:
         """The list in which the asker of one survey finds the answers."""

@@ -26,6 +26,9 @@ import uvloop
 
 from . import api, handshake, httpd
 from .acceptor import DESCRIPTOR_MARGIN, INTERNAL_MARGIN, Acceptor
+from .app import load
+from .app_gate import Gate
+from .app_runner import Runner
 from .asking import ANSWER_SHARE, Histories
 from .audience import Subscriber
 from .broker import Broker
@@ -33,20 +36,26 @@ from .catchup import Catchup
 from .channels import Channels
 from .config import ClientSettings, Settings
 from .drain import drain
+from .emission import EmittingFanout
 from .errors import EXIT_OK, BootError, BrokerUnavailable
 from .fanout import Fanout
+from .handover import Handover
 from .history import History
 from .ingest import Ingest
 from .limits import TokenBucket
 from .loopback import Loopback
 from .mailbox import Mailboxes
+from .neighbours import Neighbours
 from .notice import Notices
 from .outbox import Limits
 from .presence import Presence
 from .publish import Publisher
 from .reactor import Reactor
+from .recall import Recall
 from .redelivery import Redelivery
 from .registry import Registry
+from .relay import Limits as RelayLimits
+from .relay import Relay
 from .seat import Seat
 from .session import Services
 from .snapshots import Snapshots
@@ -54,7 +63,18 @@ from .store import Store
 from .streams import TICK_S, Streams
 from .subscribe import Subscriptions
 from .ticker import Ticker
-from .transports import websocket
+from .transports import (
+    emulation,
+    engineio,
+    http_stream,
+    longpoll,
+    polling,
+    publishing,
+    socketio,
+    socketio_session,
+    sse,
+    websocket,
+)
 from .users import Users
 
 logger = logging.getLogger(__name__)
@@ -116,7 +136,8 @@ class Worker:
         self._reactor = Reactor(loop, client.close_timeout_s, settings.worker.backlog_bytes)
         # Not all on the plane are subscribers, but all who stand in a group are.
         members = cast("Mapping[int, Subscriber]", self._reactor.connections)
-        self._fanout = Fanout(
+        kind = EmittingFanout if settings.app.module else Fanout
+        self._fanout = kind(
             members, self._reactor.arm_turn, self._reactor.clock, loop.call_later, settings.worker.batch_bytes
         )
         self._reactor.batches = self._fanout
@@ -136,6 +157,7 @@ class Worker:
         self._mailboxes = Mailboxes(self._broker, self._store.keys, settings.mailbox, client.outbox_bytes)
         self._build_subscriptions()
         self._publisher = Publisher(self._broker, client.json_depth, self._mailboxes)
+        self._gate = self._load_application() if settings.app.module else None
         self._services = Services(
             client=client,
             outbox=outbox_limits(client),
@@ -147,9 +169,30 @@ class Worker:
             histories=Histories(self._askings.read, client.history_publications, client.outbox_bytes // ANSWER_SHARE),
             redelivery=self._redelivery,
             users=self._users,
+            gate=self._gate,
         )
         self._handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)
+        self._polls = longpoll.Polls(settings.worker.polls)
         self._ticker = Ticker(settings.ticker, self._store, self._broker)
+        asked = settings.relay
+        limits = RelayLimits(asked.timeout_s, asked.pending, asked.message_bytes, asked.buffer_bytes)
+        self._relay = Relay(self._seat.home, self._seat.slot.index, self._seat.generation, limits)
+        self._neighbours: Neighbours | None = None
+        if asked.url:
+            self._neighbours = Neighbours(self._store, self._relay, asked.url, asked.secret)
+        self._handover = Handover(self._seat.home, self._relay.owner)
+        self._recall = Recall(self._store, settings.socketio.recovery_ms)
+
+    def _load_application(self) -> Gate:
+        """Raises BootError for a file that can't be loaded."""
+        settings = self._settings.app
+        runner = Runner(
+            load(settings.module, settings.directory), settings.timeout_s, settings.threads, settings.pending
+        )
+        gate = Gate(runner, self._channels, self._publisher, self._settings.client.pending_commands)
+        if isinstance(self._fanout, EmittingFanout):
+            self._fanout.find = gate.find
+        return gate
 
     def _build_subscriptions(self) -> None:
         """The way from Redis to the fan-out: these rooms call each other in a ring, so each is given what it calls."""
@@ -234,6 +277,15 @@ class Worker:
             self._presence.start()
         self._ticker.start()
         self._redelivery.start()
+        self._recall.start()
+        if self._gate is not None:
+            self._gate.runner.start()
+        try:
+            await self._relay.start()
+        except OSError as error:
+            raise BootError(f"no private socket in {self._seat.home.directory}: {error.strerror}") from None
+        if self._neighbours is not None:
+            self._neighbours.start()
 
     async def _wait_for_subscriber(self) -> None:
         """Clients subscribe as soon as we listen; those who came before this connection would be refused."""
@@ -249,7 +301,13 @@ class Worker:
             admit=self._admit,
             forms=websocket.deflated_forms(self._settings.client),
         )
-        clients: httpd.Routes = [(handshake.PATH, websocket.WebSocketHandler, {"door": self._door})]
+        clients: httpd.Routes = [
+            (handshake.PATH, websocket.WebSocketHandler, {"door": self._door}),
+            *sse.routes(self._door),
+            (longpoll.PATH, longpoll.PollHandler, {"door": self._door, "polls": self._polls}),
+            (publishing.PATH, publishing.PublishHandler, {"door": self._door}),
+        ]
+        clients += self._emulation() + self._socketio()
         public = httpd.pages(self._settings.demo) + clients
         internal = api.routes(
             api.Api(
@@ -264,11 +322,46 @@ class Worker:
                 self._settings.mailbox.namespace,
             )
         )
+        if self._neighbours is not None:
+            internal += self._neighbours.routes()
         slot = self._seat.slot
         fast = self._settings.fast_upgrade
         self._serve(public, [s for s in slot.public if s not in slot.combined], fast, DESCRIPTOR_MARGIN)
         self._serve(internal, list(slot.internal), False, INTERNAL_MARGIN)
         self._serve(public + internal, list(slot.combined), fast, DESCRIPTOR_MARGIN)
+
+    def _emulation(self) -> httpd.Routes:
+        """The doors of clients that no WebSocket reaches."""
+        origins, sessions = self._door.allowed_origins, emulation.Sessions(self._relay.owner)
+        self._relay.serve(emulation.KIND, sessions.answer)
+        return http_stream.routes(
+            emulation.Emulation(self._reactor, self._services, origins, self._admit, sessions, self._relay)
+        )
+
+    def _socketio(self) -> httpd.Routes:
+        settings = self._settings.socketio
+        if not settings.enabled:
+            return []
+        door = socketio.Door(
+            services=self._services,
+            forms=socketio_session.new_forms(settings, self._turn, self._gate),
+            allowed_origins=self._door.allowed_origins,
+            admit=self._admit,
+            recall=self._recall,
+            turn=self._turn,
+        )
+        client = self._settings.client.model_copy(update={"message_bytes": settings.max_payload_bytes})
+        engine = engineio.Engine(
+            reactor=self._reactor,
+            client=client,
+            outbox=outbox_limits(client),
+            settings=settings,
+            make=door.new_connection,
+            owner=self._relay.owner,
+        )
+        address = polling.Address(engine, door, self._relay, self._handover)
+        self._handover.start(address.take)
+        return polling.routes(address)
 
     def _serve(self, routes: httpd.Routes, listeners: list[socket.socket], fast: bool, margin: int) -> None:
         http = self._settings.http
@@ -277,6 +370,9 @@ class Worker:
         acceptor = Acceptor(self._reactor, server, self._door, http.header_timeout_s, fast=fast, margin=margin)
         acceptor.listen(listeners)
         self._acceptors.append(acceptor)
+
+    def _turn(self) -> int:
+        return self._fanout.turn
 
     def _admit(self) -> bool:
         return not self._stopping.is_set() and self._handshakes.take()
@@ -324,15 +420,23 @@ class Worker:
             server.stop()
         await self._ticker.close()
         await self._redelivery.close()
+        self._polls.close()
         connections = list(self._reactor.connections.values())
         logger.debug("worker %d drains %d connections", self._seat.slot.index, len(connections))
         await drain(connections, self._settings.drain_window_s, self._hurried, time.monotonic)
         await self._last_goodbyes()
+        if self._gate is not None:
+            await self._gate.runner.close()  # what its handlers still publish goes out
         # Before the HTTP connections: who waits there for Redis' verdict on a publish still gets it.
         await self._broker.close()
         await self._presence.close()
         for server in self._servers:
             await server.close_all_connections()
+        if self._neighbours is not None:
+            await self._neighbours.close()
+        await self._relay.close()
+        self._handover.close()
+        await self._recall.close()
         await self._loopback.close()
         await self._registry.close()
         await self._ingest.close()

@@ -14,12 +14,17 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from hub import httpd
 from hub.acceptor import Acceptor
+from hub.app import App
+from hub.app_gate import Gate
+from hub.app_runner import Runner
 from hub.asking import ANSWER_SHARE, Histories
 from hub.broker import Broker
 from hub.catchup import Catchup
 from hub.channels import Channels, Namespace
-from hub.config import ClientSettings, HttpSettings, MailboxSettings, RedisSettings
+from hub.config import ClientSettings, HttpSettings, MailboxSettings, RedisSettings, SocketIOSettings
+from hub.emission import EmittingFanout
 from hub.fanout import Fanout
+from hub.handover import Handover
 from hub.history import History
 from hub.ingest import Ingest
 from hub.limits import TokenBucket
@@ -27,13 +32,27 @@ from hub.mailbox import Mailboxes
 from hub.presence import Presence
 from hub.publish import Publisher
 from hub.reactor import Reactor
+from hub.recall import Recall
 from hub.redelivery import Redelivery
+from hub.relay import Home, Relay
+from hub.relay import Limits as RelayLimits
 from hub.session import Services
 from hub.snapshots import Snapshots
 from hub.store import Store
 from hub.streams import TICK_S, Streams
 from hub.subscribe import Subscriptions
-from hub.transports import websocket
+from hub.transports import (
+    emulation,
+    engineio,
+    http_stream,
+    longpoll,
+    polling,
+    publishing,
+    socketio_session,
+    sse,
+    websocket,
+)
+from hub.transports import socketio as wire_socketio
 from hub.worker import outbox_limits
 
 SECRET = "a secret for tests, of more than 32 bytes"
@@ -44,6 +63,7 @@ NAMESPACES = {
     "closed": Namespace(subscribe="nobody", publish="nobody"),
     "tokens": Namespace(subscribe="token", publish="token"),
     "chat": Namespace(mode="stream", subscribe="anyone", publish="anyone", history="anyone"),
+    "paced": Namespace(mode="stream", subscribe="anyone", flush_ms=1),
     "log": Namespace(mode="stream", subscribe="anyone", publish="anyone"),
     "room": Namespace(subscribe="anyone", publish="anyone", presence="anyone", join_leave=True),
     "quiet": Namespace(subscribe="anyone", presence="subscriber"),
@@ -69,11 +89,18 @@ class Plane:
     acceptor: Acceptor
     mailboxes: Mailboxes
     redelivery: Redelivery
+    sessions: emulation.Sessions
+    polls: longpoll.Polls
+    engine: engineio.Engine
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/connection/websocket"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
 
 async def tick(streams: Streams) -> None:
@@ -97,13 +124,17 @@ async def plane(
     batch_bytes: int = 67_108_864,
     grace_s: float = 0.0,
     mailbox: dict | None = None,
+    most_polls: int = 100,
+    socketio: dict | None = None,
+    app: App | None = None,
+    app_timeout_s: float = 5.0,
     **services: object,
 ) -> AsyncIterator[Plane]:
     """Build everything, wait for Redis, serve; take it down again."""
     store = Store(RedisSettings(prefix=prefix), url)
     settings = ClientSettings(**(client or {}))
     reactor = Reactor(asyncio.get_running_loop(), settings.close_timeout_s, 10**9)
-    fanout = reactor.batches = Fanout(
+    fanout = reactor.batches = (EmittingFanout if app else Fanout)(
         reactor.connections, reactor.arm_turn, reactor.clock, asyncio.get_running_loop().call_later, batch_bytes
     )
     broker = Broker(store, 1000)
@@ -135,6 +166,10 @@ async def plane(
     presence = Presence(store, fanout, channels, grace_s, settings.presence_clients)
     redelivery = Redelivery(mailboxes, channels, subscriptions.deliver, fanout.audience_size)
     fanout.on_full = on_full
+    gate = None
+    if app is not None:
+        gate = Gate(Runner(app, app_timeout_s), channels, publisher, settings.pending_commands)
+        fanout.find = gate.find
     shared = Services(
         settings,
         outbox_limits(settings),
@@ -145,6 +180,7 @@ async def plane(
         presence,
         Histories(catchup.read, settings.history_publications, settings.outbox_bytes // ANSWER_SHARE),
         redelivery,
+        gate=gate,
         **services,
     )
     draining = asyncio.Event()
@@ -156,7 +192,37 @@ async def plane(
         lambda: not draining.is_set() and handshakes.take(),
         websocket.deflated_forms(settings),
     )
-    routes = [*httpd.pages(demo=False), (r"/connection/websocket", websocket.WebSocketHandler, {"door": door})]
+    relay = Relay(Home("0123456789abcdef", ""), 0, 1, RelayLimits())
+    handover = Handover(Home("0123456789abcdef", ""), relay.owner)
+    sessions = emulation.Sessions(relay.owner)
+    relay.serve(emulation.KIND, sessions.answer)
+    polls = longpoll.Polls(most_polls)
+    routes = [
+        *httpd.pages(demo=False),
+        (r"/connection/websocket", websocket.WebSocketHandler, {"door": door}),
+        *http_stream.routes(emulation.Emulation(reactor, shared, door.allowed_origins, door.admit, sessions, relay)),
+        *sse.routes(door),
+        (longpoll.PATH, longpoll.PollHandler, {"door": door, "polls": polls}),
+        (publishing.PATH, publishing.PublishHandler, {"door": door}),
+    ]
+    recall = Recall(store, (socketio or {}).get("recovery_ms", 0))
+
+    def turn() -> int:
+        return fanout.turn
+
+    settings_of_engine = SocketIOSettings(**(socketio or {}))
+    socketio_door = wire_socketio.Door(
+        shared, socketio_session.new_forms(settings_of_engine, turn, gate), frozenset(origins), door.admit, recall, turn
+    )
+    engine = engineio.Engine(
+        reactor,
+        settings.model_copy(update={"message_bytes": settings_of_engine.max_payload_bytes}),
+        outbox_limits(settings),
+        settings_of_engine,
+        socketio_door.new_connection,
+        relay.owner,
+    )
+    routes += polling.routes(polling.Address(engine, socketio_door, relay, handover))
     server = httpd.Server(httpd.application(routes), HttpSettings(**(http or {})))
     sockets = bind_sockets(0, "127.0.0.1")
     for listener in sockets:  # inherited by accepted sockets; small, so that a slow reader shows soon
@@ -164,6 +230,7 @@ async def plane(
     reactor.start()
     ingest.start()
     redelivery.start()
+    recall.start()
     ticking = asyncio.create_task(tick(streams))
     presence.start()
     for listener in sockets:
@@ -189,16 +256,23 @@ async def plane(
             acceptor,
             mailboxes,
             redelivery,
+            sessions,
+            polls,
+            engine,
             draining,
         )
     finally:
+        handover.close()
         acceptor.stop()
         server.stop()
         reactor.stop()
         await server.close_all_connections()
+        if gate is not None:
+            await gate.runner.close()
         ticking.cancel()
         await presence.close()
         await redelivery.close()
+        await recall.close()
         await ingest.close()
         await catchup.close()
         await snapshots.close()

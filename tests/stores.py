@@ -60,7 +60,7 @@ class Server:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             # Somebody else may take the port between our look and its bind; then it ends, and the next one is tried.
-            port = self.port or _free_port()
+            port = self.port or free_port()
             self._process = subprocess.Popen([*self._command, "--port", str(port)], stdout=subprocess.DEVNULL)
             while self._process.poll() is None:
                 with contextlib.suppress(blocking.RedisError), self.commands(port) as commands:
@@ -178,7 +178,8 @@ async def link(url: str, prefix: str, **settings: object) -> AsyncIterator[Link]
         await one.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody has at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -400,6 +400,7 @@ def test_the_stalled_are_not_waited_for(server: Server):
         "history.py --messages 100 --channels 7 --turns 2",
         "workers.py --workers 1 2 --subscribers 20 --messages 5",
         "recovery.py --connections 30 --workers 2 --channels 3 --missed 2",
+        "wires.py --subscribers 20 --messages 5",
     ],
 )
 def test_every_work_runs_from_start_to_end(words: str):

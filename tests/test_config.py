@@ -210,6 +210,8 @@ REDIS = "url, sentinels, master, prefix, start_timeout_s, command_timeout_s, pen
 SENTINEL = "HOST:PORT with a port from 1 to 65535"
 BOTH = "found one of redis.sentinels and redis.master; allowed: both or neither"
 ONE = "found together with redis.sentinels; allowed: one of the two"
+EITHER = "found one of relay.url and relay.secret; allowed: both or neither"
+HTTP_URL = "http://HOST:PORT or https://HOST:PORT, or empty"
 LONG = "at least 32 bytes (RFC 7518 §3.2), or empty"
 FILE = 'the path of a CSV or JSONL file, which source = "replay" reads'
 LATEST = '[namespaces.t]\nmode = "latest"\n[ticker]\nnamespace = "t"\n'
@@ -266,6 +268,13 @@ BAD_VALUES = [
     ('[auth]\nhmac_secret = "hidden"', f"auth.hmac_secret: found {HIDDEN}; allowed: {LONG}"),
     ('[auth]\nhmac_secret = ["hidden"]', f"auth.hmac_secret: found {HIDDEN}; allowed: text"),
     ("[api]\nkey = 12345", f"api.key: found {HIDDEN}; allowed: text"),
+    ('[relay]\nurl = "h:1"', f"relay.url: found 'h:1'; allowed: {HTTP_URL}"),
+    ('[relay]\nurl = "http://h:99999"', f"relay.url: found 'http://h:99999'; allowed: {HTTP_URL}"),
+    ('[relay]\nurl = "http://u:p@h:1"', f"relay.url: found 'http://u:p@h:1'; allowed: {HTTP_URL}"),
+    ('[relay]\nsecret = "hidden"', f"relay.secret: found {HIDDEN}; allowed: {LONG}"),
+    ('[relay]\nurl = "http://h:1"', f"relay.secret: {EITHER}"),
+    ("[relay]\ntimeout_s = 0", "relay.timeout_s: found 0; allowed: a number above 0 to 60"),
+    ("[relay]\npending = 0", "relay.pending: found 0; allowed: a whole number from 1 to 1000000"),
     ("namespaces = 3", "namespaces: found 3; allowed: a table"),
     ("namespaces.a = 3", "namespaces.a: found 3; allowed: a table"),
     ('[namespaces.a]\nmode = "log"', "namespaces.a.mode: found 'log'; allowed: one of 'none', 'stream', 'latest'"),
@@ -296,7 +305,9 @@ def test_an_unknown_key_lists_what_is_known(toml: str, file: Any) -> None:
 
 def test_secrets_stay_out_of_the_settings_text() -> None:
     """A logged Settings object shows no secret."""
-    text = repr(Settings(auth={"hmac_secret": SECRET}, api={"key": "hidden"}, redis={"url": "redis://:hidden@h"}))
+    relay = {"url": "http://h:1", "secret": SECRET}
+    redis = {"url": "redis://:hidden@h"}
+    text = repr(Settings(auth={"hmac_secret": SECRET}, api={"key": "hidden"}, redis=redis, relay=relay))
     assert SECRET not in text and "hidden" not in text
 
 
@@ -346,7 +357,7 @@ def keys(table: Any, prefix: str = "") -> Iterator[str]:
 
 def fields(model: Any = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, field in model.model_fields.items():
-        if name == "namespaces":
+        if name == "namespaces" and not prefix:
             yield from fields(Namespace, "namespaces.default.")
         elif inner := as_table(field.annotation):
             yield from fields(inner, f"{prefix}{name}.")
@@ -412,3 +423,16 @@ def test_the_demo_state_is_ignored_by_git() -> None:
     """What the demo writes into the working directory can't be committed by accident."""
     ignored = (CONFIG.parent / ".gitignore").read_text().splitlines()
     assert load(CONFIG / "demo.toml").state_dir + "/" in ignored
+
+
+def test_the_application_is_found_from_the_settings_file(file: Any) -> None:
+    """Wherever the hub is started; without one nothing is looked for."""
+    path = file('[app]\nmodule = "chat:app"')
+    assert load(path).app.directory == str(path.parent.resolve())
+    assert load(file('[app]\nmodule = "chat:app"\ndirectory = "code"')).app.directory.endswith("/code")
+    assert load(file('[app]\nmodule = "chat:app"\ndirectory = "/srv"')).app.directory == "/srv"
+    assert load(file("")).app.directory == ""
+    for module in ("chat", "../chat:app", ":app"):
+        allowed = 'allowed: "FILE:NAME" or "PACKAGE.FILE:NAME", as in Python, without .py'
+        [line] = mistakes(file(f'[app]\nmodule = "{module}"'))
+        assert line == f"app.module: found {module!r}; {allowed}"

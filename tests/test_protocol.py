@@ -79,6 +79,7 @@ def test_replies_and_pushes_are_the_schema_s():
     assert protocol.encode_arrival("a:b", b'"join":{"info":{"client":"1"}}') == (
         b'{"push":{"channel":"a:b","join":{"info":{"client":"1"}}}}'
     )
+    assert protocol.encode_disconnect(3001, "x") == b'{"push":{"disconnect":{"code":3001,"reason":"x"}}}'
     assert protocol.encode_unsubscribe("a", 2500, "x") == (
         b'{"push":{"channel":"a","unsubscribe":{"code":2500,"reason":"x"}}}'
     )

@@ -59,7 +59,7 @@ class Rig:
     def call(self, method: object, data: object = None) -> dict:
         """What was answered at once; {} where nothing was."""
         before = len(self.transport.said)
-        self.session._handle(command(method, data))
+        self.session.take(command(method, data))
         return self.transport.said[before] if len(self.transport.said) > before else {}
 
     def ack(self, **data: object) -> dict:

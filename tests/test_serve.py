@@ -202,5 +202,22 @@ def test_the_summary_shows_no_secret() -> None:
         "server_api": "off: internal = []",
         "redis": "embedded, in /var/lib/hub",
         "namespaces": "",
+        "app": "none",
         "ticker": "off",
     }
+
+
+# The application
+
+
+def test_a_check_loads_the_application_and_names_what_is_wrong(tmp_path) -> None:
+    """As a mistake in the settings, in one line; a start leaves it to the workers."""
+    (tmp_path / "checked_app.py").write_text("from hub.app import App\napp = App()\n")
+    settings = Settings(demo=True, app={"module": "checked_app:app", "directory": str(tmp_path)})
+    serve.check_application(settings)
+    assert serve.summary(settings, {"STATE_DIRECTORY": "/var/lib/hub"})["app"] == "checked_app:app"
+    wrong = Settings(demo=True, app={"module": "checked_app:nothing", "directory": str(tmp_path)})
+    serve.check(wrong)
+    with pytest.raises(ConfigError, match=r"^app\.module: found no App named 'nothing' in checked_app; allowed: .*$"):
+        serve.check_application(wrong)
+    serve.check_application(Settings(demo=True))

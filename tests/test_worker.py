@@ -28,12 +28,13 @@ from tests.plane import client
 from tests.support import async_test
 
 PROGRAM = """
-import json, logging, sys
+import json, logging, os, sys
 from hub import worker
 from hub.config import Settings
 from hub.errors import BootError
 from hub.heartbeat import Heartbeat
 from hub.listeners import Listeners
+from hub.relay import Home
 from hub.seat import Seat
 
 settings = Settings(**json.loads(sys.argv[1]))
@@ -43,13 +44,15 @@ print(json.dumps(ports), flush=True)
 heartbeat = Heartbeat(sys.stdout.fileno())
 seat = Seat(
     slot=listeners.slots[0], workers=1, generation=1, respawned=sys.argv[2] == "respawned",
-    redis_url=settings.redis.url, heartbeat=heartbeat,
+    redis_url=settings.redis.url, heartbeat=heartbeat, home=Home.make(os.environ),
 )
 try:
     sys.exit(worker.main(settings, seat))
 except BootError as error:
     heartbeat.boot_failed(str(error))
     sys.exit(3)
+finally:
+    seat.home.remove()
 """
 BASE: dict[str, Any] = {
     "listen": ["127.0.0.1:0"],

@@ -173,9 +173,13 @@ async function obeys() {
 }
 
 async function missesPings() {
-  const page = await open((page) => page.clock.install());
+  const page = await open(async (page) => {
+    await page.clock.install();
+    await page.addInitScript(keepSockets);
+  });
   await noteStates(page);
-  await page.clock.fastForward(120_000); // in which no ping came
+  await page.evaluate(() => (sockets[0].onmessage = null)); // as if nothing came any more
+  await page.clock.fastForward(120_000);
   await page.waitForFunction(hasComeBack);
 }
 

@@ -24,6 +24,6 @@ CHROMIUM = pytest.mark.needs("/usr/bin/chromium", "apt-get install chromium")
 
 def run(script: str, *arguments: object) -> None:
     """Run a script; it fails the test unless its exit status is 0."""
-    command = ["node", str(HERE / script), *map(str, arguments)]
+    command = ["node", "--expose-gc", str(HERE / script), *map(str, arguments)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"

@@ -1,0 +1,218 @@
+"""Wires: what a delivery and an idle connection cost a worker on each wire of the hub, one channel → N subscribers.
+
+    python bench/wires.py [--subscribers 1000] [--bytes 128] [--messages 100] [--rounds 5] [--json] [--save [NAME]]
+
+Does: start a hub for each wire, connect N raw sockets, publish in a closed loop, go round; print CPU per delivery and
+proportional memory (PSS) per idle connection, and ratios to WebSocket formed inside a round.
+Does not: measure latency or peers (fanout does), nor parse what comes: it counts how often MARK does.
+Never break: a message is published when everybody has the one before; who has more than was sent fails the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import os
+import re
+import select
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from rig import report
+from rig.hub import LAST_ID, greet, hub
+from rig.processes import BenchError, memory_bytes, pick_cpus
+from rig.server import CHANNEL, Server, data
+from rig.slots import rotated
+
+WARM_UP_CONNECTIONS = 100
+"""Before memory is read: what a worker sets up once is not any connection's."""
+WARM_UP_MESSAGES = 20
+PATIENCE_S = 30.0
+MARK = b'"pub":'
+"""Once in each message, which comes in one read, as it was written at once and nothing else is on its way."""
+PING, PONG = b"\x81\x02{}", b"\x81\x82\0\0\0\0{}"
+SETTLE_S = 1.0
+"""Of idle clients, in which the worker ends what it began for their connecting."""
+READ_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One wire in one round."""
+
+    server_us: float
+    bytes: float
+
+
+def websocket() -> tuple[bytes, bytes]:
+    """What a client sends, and how the last bytes of what it is answered begin."""
+    key = base64.b64encode(bytes(16)).decode()
+    upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key
+    head = f"GET /connection/websocket HTTP/1.1\r\nHost: bench\r\n{upgrade}\r\n\r\n".encode()
+    text = greet([CHANNEL]).encode()
+    assert len(text) < 126  # a frame with the shortest head; its mask of zeros leaves the text as it is
+    return head + bytes([0x81, 0x80 | len(text)]) + bytes(4) + text, b'"id":%d,' % LAST_ID
+
+
+def sse() -> tuple[bytes, bytes]:
+    """The same of an event stream."""
+    return f"GET /sse?channel={CHANNEL} HTTP/1.1\r\nHost: bench\r\n\r\n".encode(), b"event: open"
+
+
+WIRES: dict[str, Callable[[], tuple[bytes, bytes]]] = {"websocket": websocket, "sse": sse}
+
+
+class Listeners:
+    """Raw sockets of one wire, and how many messages each has received."""
+
+    def __init__(self, server: Server, wire: str) -> None:
+        host, _, port = server.load.server.partition(":")
+        self._address = (host, int(port))
+        self._sends, self._answer = WIRES[wire]()
+        self._epoll = select.epoll()
+        self._sockets: dict[int, socket.socket] = {}
+        self._received: dict[int, int] = {}
+        self.size = 0
+        """Of the last read with a message, in bytes."""
+
+    def __len__(self) -> int:
+        return len(self._sockets)
+
+    def connect(self, count: int) -> None:
+        """So many more, each answered before the next."""
+        for _ in range(count):
+            sock = socket.create_connection(self._address, PATIENCE_S)
+            sock.sendall(self._sends)
+            answer = b""
+            while self._answer not in answer:
+                if not (some := sock.recv(READ_BYTES)):
+                    raise BenchError(f"a client was turned away: {answer!r}")
+                answer += some
+            sock.setblocking(False)
+            self._sockets[sock.fileno()] = sock
+            self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def drain(self, seconds: float) -> None:
+        """Read for so long whatever comes, and count anew from then on."""
+        stop_at = time.monotonic() + seconds
+        while (left := stop_at - time.monotonic()) > 0:
+            self._read(left)
+        self._received = dict.fromkeys(self._sockets, 0)
+
+    def wait(self, total: int) -> None:
+        """Return when everybody has received `total` messages. Raises BenchError for too many, or after PATIENCE_S."""
+        stop_at = time.monotonic() + PATIENCE_S
+        while (least := min(self._received.values())) < total:
+            if time.monotonic() > stop_at:
+                raise BenchError(f"found a client with {least} messages of {total}")
+            self._read(1.0)
+        if max(self._received.values()) > total:
+            raise BenchError(f"found a client with more than the {total} messages that were sent")
+
+    def _read(self, timeout_s: float) -> None:
+        for fd, _ in self._epoll.poll(timeout_s):
+            if not (some := os.read(fd, READ_BYTES)):
+                raise BenchError("the hub closed a client")
+            if PING in some:
+                os.write(fd, PONG)
+            if MARK in some:
+                self._received[fd] = self._received.get(fd, 0) + some.count(MARK)
+                self.size = len(some)
+
+    def close(self) -> None:
+        for sock in self._sockets.values():
+            sock.close()
+        self._epoll.close()
+
+
+class Work:
+    """A hub, its listeners on one wire, and the way in for messages."""
+
+    def __init__(self, server: Server, wire: str, arguments: argparse.Namespace) -> None:
+        self._server = server
+        self.listeners = Listeners(server, wire)
+        self._redis = socket.socket(socket.AF_UNIX)
+        self._redis.connect(server.load.publish.removeprefix("unix:"))
+        self._message = server.write(data(arguments.bytes))
+        self.listeners.connect(WARM_UP_CONNECTIONS)
+        self.listeners.drain(SETTLE_S)
+        before = memory_bytes(server.pids[0])["pss"]
+        self.listeners.connect(arguments.subscribers)
+        self.listeners.drain(SETTLE_S)
+        self.idle_bytes = (memory_bytes(server.pids[0])["pss"] - before) / arguments.subscribers
+        self.turn(WARM_UP_MESSAGES)
+
+    def _publish(self) -> None:
+        self._redis.sendall(self._message)
+        if not re.match(rb":\d+\r\n", reply := self._redis.recv(4096)):
+            raise BenchError(f"Valkey answered {reply!r}")
+
+    def turn(self, messages: int) -> Turn:
+        """Publish so many, one at a time."""
+        self.listeners.drain(0)
+        before = self._server.cpu_s()
+        for number in range(messages):
+            self._publish()
+            self.listeners.wait(number + 1)
+        used_s = self._server.cpu_s() - before
+        return Turn(used_s / messages / len(self.listeners) * 1e6, self.listeners.size)
+
+    def close(self) -> None:
+        self.listeners.close()
+        self._redis.close()
+
+
+def run(arguments: argparse.Namespace) -> tuple[dict[str, list[Turn]], dict[str, float]]:
+    """Turns by wire, and bytes of memory for each idle connection."""
+    server_cpu, load_cpu = pick_cpus()
+    os.sched_setaffinity(0, {load_cpu})
+    results: dict[str, list[Turn]] = {wire: [] for wire in WIRES}
+    with contextlib.ExitStack() as stack:
+        # All hubs before any client: the rig waits for a hub by select(2), which knows no descriptor beyond 1023.
+        servers = {wire: stack.enter_context(hub(server_cpu)) for wire in WIRES}
+        works = {}
+        for wire, server in servers.items():
+            works[wire] = stack.enter_context(contextlib.closing(Work(server, wire, arguments)))
+        for number in range(arguments.rounds):
+            for wire in rotated(list(WIRES), number):
+                results[wire].append(works[wire].turn(arguments.messages))
+        return results, {wire: one.idle_bytes for wire, one in works.items()}
+
+
+def text(arguments: argparse.Namespace, found: dict, results: dict[str, list[Turn]], idle: dict[str, float]) -> str:
+    """The outcome as Markdown."""
+    base = [turn.server_us for turn in results["websocket"]]
+    rows = []
+    for wire, turns in results.items():
+        own = [turn.server_us for turn in turns]
+        cells = [report.spread(own).text(), report.paired(own, base).text(), f"{turns[0].bytes:.0f}"]
+        rows.append([wire, *cells, f"{idle[wire]:,.0f}"])
+    head = ["wire", "CPU µs per delivery", "× websocket", "bytes", "PSS per idle connection, bytes"]
+    title = f"Wires: 1 channel → {arguments.subscribers} subscribers, {arguments.bytes} bytes of data, closed loop"
+    return "\n".join([title, "", report.machine_text(found), "", report.table(head, rows)])
+
+
+def main() -> None:
+    """Measure, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subscribers", type=int, default=1000)
+    parser.add_argument("--bytes", type=int, default=128)
+    parser.add_argument("--messages", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    report.add_options(parser, "wires")
+    arguments = parser.parse_args()
+    found = report.machine()
+    try:
+        results, idle = run(arguments)
+    except BenchError as error:
+        raise SystemExit(f"bench: {error}") from None
+    wires = {wire: [asdict(turn) for turn in turns] for wire, turns in results.items()}
+    record = {"bench": "wires", "arguments": vars(arguments), "machine": found, "wires": wires, "idle_bytes": idle}
+    report.finish(record, text(arguments, found, results, idle), arguments)
+
+
+if __name__ == "__main__":
+    main()

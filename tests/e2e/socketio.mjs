@@ -1,0 +1,186 @@
+/* The stock Socket.IO client (npm `socket.io-client`) against a hub: one scenario for each test of test_socketio.py.
+
+   Run: node socketio.mjs SCENARIO URL TRANSPORTS [ARGUMENT…]; exit status 0, or 1 with what was not so on standard error.
+   TRANSPORTS: joined by commas, in the client's order. Every polling request has a TCP connection of its own.
+   Never break: nothing here knows more of the hub than its URL, channels and tokens, and each wait is bounded.
+*/
+
+import assert from "node:assert/strict";
+import http from "node:http";
+import { io } from "socket.io-client";
+
+const DEADLINE_MS = 20_000;
+const agent = new http.Agent({ keepAlive: false, maxSockets: Infinity });
+
+const make = (namespace = "", options = {}) =>
+  io(url + namespace, { transports, agent, forceNew: true, reconnectionDelay: 50, reconnectionDelayMax: 500, ...options });
+
+/** The arguments of the next event called `name`, for which `accept` holds. */
+function next(emitter, name, accept = () => true) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error(`no '${name}' within ${DEADLINE_MS} ms`)), DEADLINE_MS);
+    emitter.on(name, function listen(...args) {
+      if (!accept(...args)) return;
+      clearTimeout(timer);
+      emitter.off(name, listen);
+      resolve(args);
+    });
+  });
+}
+
+async function connect(namespace, options) {
+  const socket = make(namespace, options);
+  await next(socket, "connect");
+  return socket;
+}
+
+/** The ack of an event; rejected where it is an error, or late. */
+async function call(socket, name, params) {
+  const answer = await socket.timeout(DEADLINE_MS).emitWithAck(name, params);
+  if (answer.error) throw Object.assign(new Error(answer.error.message), { code: answer.error.code });
+  return answer;
+}
+
+const codeOf = (promise) => promise.then(() => 0, (error) => error.code);
+
+/** Resolves once `condition` holds: other workers learn of some things a moment later. */
+async function until(condition) {
+  for (const end = Date.now() + DEADLINE_MS; !(await condition()); ) assert.ok(Date.now() < end, String(condition));
+}
+
+/** Resolves once the connection has settled on the last of `transports`. */
+async function settled(socket) {
+  const wanted = transports.at(-1);
+  const engine = socket.io.engine;
+  if (engine.transport.name !== wanted) await next(engine, "upgrade");
+  assert.equal(engine.transport.name, wanted);
+}
+
+// The scenarios.
+
+/** Events, acks, publications in order, while the connection moves from one transport to the next. */
+async function talks(token) {
+  const [ann, reader] = [await connect("", { auth: { token } }), await connect()];
+  await call(reader, "subscribe", { channel: "room:a" });
+  const heard = [];
+  reader.on("publication", (publication) => heard.push(publication));
+  const count = 30;
+  for (let i = 0; i < count / 2; i++) await call(ann, "publish", { channel: "room:a", data: { i } });
+  await Promise.all([settled(ann), settled(reader)]);
+  for (let i = count / 2; i < count; i++) await call(ann, "publish", { channel: "room:a", data: { i } });
+  if (heard.length < count) await next(reader, "publication", () => heard.length === count);
+  assert.deepEqual(heard.map((one) => one.data.i), [...Array(count).keys()]);
+  assert.equal(heard[0].channel, "room:a");
+  assert.equal(heard[0].info.user, "ann");
+
+  assert.equal((await call(ann, "history", { channel: "room:a", limit: 5 })).publications.length, 5);
+  assert.equal((await call(ann, "presence_stats", { channel: "room:a" })).num_clients, 1);
+  assert.equal(await codeOf(call(reader, "publish", { channel: "members:a", data: 1 })), 103);
+  assert.equal(await codeOf(call(reader, "nonsense", {})), 104);
+  await call(reader, "unsubscribe", { channel: "room:a" });
+  await until(async () => (await call(ann, "presence_stats", { channel: "room:a" })).num_clients === 0);
+  for (const socket of [ann, reader]) assert.ok(socket.connected);
+}
+
+/** Bytes are put together on the way and refused with an ack; the connection lives. */
+async function sendsBytes() {
+  const socket = await connect();
+  assert.equal(await codeOf(call(socket, "publish", { channel: "chat:a", data: Buffer.from([1, 2, 3]) })), 107);
+  await settled(socket);
+  assert.equal(await codeOf(call(socket, "publish", { channel: "chat:a", data: [Buffer.from([1]), Buffer.alloc(9)] })), 107);
+  await call(socket, "publish", { channel: "chat:a", data: "text" });
+}
+
+/** Namespaces: one that is configured, one that is not, a token that is no good; leaving one of two. */
+async function joinsNamespaces(token) {
+  const main = await connect("", { auth: { token } });
+  const admin = main.io.socket("/admin", { auth: { token } });
+  await next(admin, "connect");
+  assert.notEqual(admin.id, main.id);
+  await call(admin, "subscribe", { channel: "chat:b" });
+  const heard = next(admin, "publication");
+  await call(main, "publish", { channel: "chat:b", data: 1 });
+  assert.equal((await heard)[0].data, 1);
+  admin.disconnect();
+  await call(main, "publish", { channel: "chat:b", data: 2 });
+  assert.ok(main.connected);
+
+  const [unknown] = await next(make("/random"), "connect_error");
+  assert.equal(unknown.message, "Invalid namespace");
+  const [refused] = await next(make("", { auth: { token: "nonsense" } }), "connect_error");
+  assert.equal(refused.data.code, 3500);
+}
+
+/** Pings and pongs keep an idle connection for several intervals. */
+async function staysIdle() {
+  const socket = await connect();
+  let pings = 0;
+  socket.io.on("ping", () => pings++);
+  socket.on("disconnect", (reason) => assert.fail(reason));
+  await next(socket.io, "ping", () => pings >= 4);
+  await call(socket, "publish", { channel: "chat:a", data: 1 });
+}
+
+/** Many clients at once: acks for all, and nothing lost or out of order. */
+async function isMany(clients, events) {
+  const sockets = await Promise.all(Array.from({ length: Number(clients) }, () => connect()));
+  const disconnects = [];
+  const heard = sockets.map(() => []);
+  await Promise.all(
+    sockets.map(async (socket, at) => {
+      socket.on("disconnect", (reason) => disconnects.push(reason));
+      socket.on("publication", (publication) => heard[at].push(publication.data));
+      await call(socket, "subscribe", { channel: `chat:${at}` });
+    }),
+  );
+  await Promise.all(
+    sockets.map(async (socket, at) => {
+      for (let i = 0; i < events; i++) await call(socket, "publish", { channel: `chat:${at}`, data: i });
+      if (heard[at].length < events) await next(socket, "publication", () => heard[at].length >= events);
+    }),
+  );
+  assert.deepEqual(disconnects, []);
+  for (const one of heard) assert.deepEqual(one, [...Array(Number(events)).keys()]);
+  await Promise.all(sockets.map(settled));
+}
+
+/** A connection that is cut, again and again: `recovered` is true, and nothing is missing, twice or out of order. */
+async function comesBack(rounds) {
+  const [reader, writer] = [await connect(), await connect()];
+  await settled(reader);
+  const heard = [];
+  reader.on("publication", (publication) => heard.push([publication.channel, publication.data]));
+  const channels = ["chat:x", "chat:y"];
+  for (const channel of channels) await call(reader, "subscribe", { channel });
+  const expected = { "chat:x": [], "chat:y": [] };
+  const publish = async (channel, data) => {
+    await call(writer, "publish", { channel, data });
+    expected[channel].push(data);
+  };
+  const complete = () => heard.length === expected["chat:x"].length + expected["chat:y"].length;
+  for (let round = 0; round < rounds; round++) {
+    await publish(channels[round % 2], `${round} live`);
+    if (!complete()) await next(reader, "publication", complete);
+    const [lost, back] = [next(reader, "disconnect"), next(reader, "connect")];
+    reader.io.engine.close();
+    await lost;
+    for (const channel of channels) await publish(channel, `${round} missed`);
+    await back;
+    assert.ok(reader.recovered, `round ${round}`);
+    if (!complete()) await next(reader, "publication", complete);
+  }
+  for (const channel of channels) {
+    assert.deepEqual(heard.filter(([name]) => name === channel).map(([, data]) => data), expected[channel]);
+  }
+}
+
+const scenarios = { comesBack,  talks, sendsBytes, joinsNamespaces, staysIdle, isMany };
+const [scenario, url, names, ...rest] = process.argv.slice(2);
+const transports = names.split(",");
+scenarios[scenario](...rest).then(
+  () => process.exit(0),
+  (error) => {
+    console.error(error);
+    process.exit(1);
+  },
+);

@@ -1,0 +1,175 @@
+"""An application in a real hub of four workers, with the stock Python Socket.IO client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import socketio
+
+from hub.errors import EXIT_BOOT, EXIT_USAGE
+from tests.hubs import HubFailed, HubProcess, run_hub
+from tests.support import async_test
+
+APP = """
+import os
+from hub.app import App, Reject
+from words import GREETING
+
+app = App()
+
+
+@app.on_connect("/custom")
+async def connect(client, data):
+    if not data:
+        raise Reject("who are you?")
+    return {"user": data["name"]}
+
+
+@app.on_connected()
+async def connected(client, data):
+    await client.emit("auth", {"greeting": GREETING, "pid": os.getpid()})
+
+
+@app.on("message", namespace="/custom")
+async def message(client, *args):
+    await client.emit("message-back", *args)
+
+
+@app.on("message-with-ack", namespace="/custom")
+def message_with_ack(client, *args):
+    return args
+
+
+@app.on("enter", namespace="/custom")
+def enter(client, room):
+    client.join(room)
+
+
+@app.on("say", namespace="/custom")
+async def say(client, room, text):
+    await app.emit("said", client.user, text, to=room, skip=client)
+    await client.emit("sent", text)
+
+
+@app.on("all", namespace="/custom")
+async def everyone(client, text):
+    await app.emit("heard", text, namespace="/custom")
+
+
+@app.on_disconnect("/custom")
+async def gone(client):
+    await app.emit("gone", client.user, namespace="/custom")
+"""
+SETTINGS = {
+    "workers": 4,
+    "app": {"module": "chat:app"},
+    "namespaces": {"room": {"mode": "stream", "subscribe": "nobody"}},
+}
+
+
+def with_app(text: str, settings: dict | None = None) -> HubProcess:
+    """A hub that has yet to start, with its application beside its settings."""
+    hub = HubProcess(settings or SETTINGS)
+    (hub.directory / "chat.py").write_text(text)
+    (hub.directory / "words.py").write_text("GREETING = 'hello'\n")
+    return hub
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubProcess]:
+    with with_app(APP) as hub:
+        yield hub
+
+
+class Stock:
+    """One stock client in `/custom`, and what it heard."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.io = socketio.AsyncClient(reconnection=False)
+        self.heard: asyncio.Queue = asyncio.Queue()
+        self.io.on("*", self._note, namespace="/custom")
+
+    async def _note(self, event: str, *args: object) -> None:
+        self.heard.put_nowait([event, *args])
+
+    async def next(self) -> list:
+        return await asyncio.wait_for(self.heard.get(), 10)
+
+    async def connect(self, hub: HubProcess, transport: str) -> int:
+        """Returns the pid of the worker that it is in."""
+        url = hub.ws_url.replace("ws://", "http://").rpartition("/connection/")[0]
+        await self.io.connect(url, transports=[transport], namespaces=["/custom"], auth={"name": self.name})
+        event, body = await self.next()
+        assert (event, body["greeting"]) == ("auth", "hello")
+        return body["pid"]
+
+    async def call(self, event: str, *args: object) -> object:
+        return await self.io.call(event, args, namespace="/custom", timeout=10)
+
+
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+@async_test
+async def test_the_stock_client_talks_to_handlers_of_all_workers(hub, transport):
+    """Events, acks, attachments, rooms across workers without the sender, everyone, and who is gone."""
+    clients, pids = [Stock(f"c{number}") for number in range(8)], set()
+    try:
+        for one in clients:
+            pids.add(await one.connect(hub, transport))
+            assert await one.call("enter", "room:a") in (None, [])
+        assert len(pids) > 1
+        first, others = clients[0], clients[1:]
+        await first.io.emit("message", (1, b"\x01\x02", {"a": [b"\x03"]}), namespace="/custom")
+        assert await first.next() == ["message-back", 1, b"\x01\x02", {"a": [b"\x03"]}]
+        assert await first.call("message-with-ack", 1, b"\x01") == (1, b"\x01")
+        for text in ("one", "two"):
+            await first.io.emit("say", ("room:a", text), namespace="/custom")
+            assert await first.next() == ["sent", text]
+        for one in others:
+            assert [await one.next(), await one.next()] == [["said", "c0", "one"], ["said", "c0", "two"]]
+        await first.io.emit("all", "hi", namespace="/custom")
+        for one in clients:
+            assert await one.next() == ["heard", "hi"]
+        await first.io.disconnect()
+        for one in others:
+            assert await one.next() == ["gone", "c0"]
+    finally:
+        for one in clients:
+            await one.io.shutdown()
+            await one.io.disconnect()
+
+
+@async_test
+async def test_the_stock_client_hears_why_it_is_refused(hub):
+    """The words of the Reject."""
+    io, heard = socketio.AsyncClient(reconnection=False), asyncio.Queue()
+    io.on("connect_error", heard.put_nowait, namespace="/custom")
+    url = hub.ws_url.replace("ws://", "http://").rpartition("/connection/")[0]
+    with pytest.raises(socketio.exceptions.ConnectionError):
+        await io.connect(url, namespaces=["/custom"], transports=["websocket"])
+    assert (await asyncio.wait_for(heard.get(), 10))["message"] == "who are you?"
+    await io.disconnect()
+
+
+def test_a_hub_whose_application_is_broken_does_not_start() -> None:
+    """One line, and the status of a boot that failed; `hub check` says the same before."""
+    hub = with_app("from hub.app import App\napp = App()\napp.on('x')(nobody)\n", {**SETTINGS, "workers": 1})
+    with pytest.raises(HubFailed) as caught, hub:
+        pass
+    assert caught.value.status == EXIT_BOOT
+    assert "app.module: found 'chat:app'" in caught.value.text
+    assert "NameError: name 'nobody' is not defined (chat.py, line 3)" in caught.value.text
+    assert "Traceback" not in caught.value.text
+
+
+def test_check_loads_the_application() -> None:
+    """From the settings file's directory."""
+    for text, status, words in ((APP, 0, "chat:app"), ("app = 1", EXIT_USAGE, "found no App named 'app' in chat")):
+        hub = with_app(text)
+        try:
+            done = run_hub("check", "--config", str(hub.config_path))
+        finally:
+            hub._remove()
+        assert (done.returncode, words in done.stdout + done.stderr) == (status, True), done

@@ -1,0 +1,100 @@
+"""The address of Socket.IO: which request gets which answer."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from hub import auth
+from tests.plane import SECRET, plane
+from tests.support import async_test
+from tests.transports.polls import QUERY, fault, joined, polls, request
+
+BAD = [
+    ("", "GET", (400, 0)),
+    ("EIO=4", "GET", (400, 0)),
+    ("EIO=4&transport=abc", "GET", (400, 0)),
+    ("transport=polling", "GET", (400, 5)),
+    ("EIO=3&transport=polling", "GET", (400, 5)),
+    ("EIO=abc&transport=websocket", "GET", (400, 5)),
+    (QUERY, "POST", (400, 2)),
+    (QUERY, "PUT", (400, 2)),
+    (QUERY, "DELETE", (400, 2)),
+    (f"{QUERY}&sid=unknown", "GET", (400, 1)),
+    (f"{QUERY}&sid=__proto__", "POST", (400, 1)),
+    ("EIO=4&transport=websocket", "GET", (400, 3)),
+    ("EIO=4&transport=websocket&sid=unknown", "GET", (400, 3)),
+    ("EIO=4&transport=websocket&sid=unknown", "POST", (400, 2)),
+]
+
+
+@pytest.mark.parametrize(("query", "method", "expected"), BAD)
+@async_test
+async def test_bad_requests_have_engine_ios_codes(valkey_url, prefix, query, method, expected):
+    """In JSON; no session comes of them."""
+    async with plane(valkey_url, prefix) as hub:
+        response = await request(hub, query, method, b"40" if method in ("POST", "PUT") else None)
+        assert fault(response) == expected
+        assert response.headers["Content-Type"] == "application/json"
+        assert not hub.engine.sessions
+
+
+@async_test
+async def test_pages_of_other_origins_are_refused(valkey_url, prefix):
+    """Those of the list and of the hub's own host get their CORS headers, preflight included."""
+    page = "https://app.example"
+    async with plane(valkey_url, prefix, origins=(page,)) as hub:
+        for origin in ("https://evil.example", "null"):
+            response = await request(hub, QUERY, headers={"Origin": origin})
+            assert fault(response) == (403, 4)
+            assert "Access-Control-Allow-Origin" not in response.headers
+        for origin in (page, f"http://127.0.0.1:{hub.port}"):
+            for method, status in (("GET", 200), ("OPTIONS", 204)):
+                response = await request(hub, QUERY, method, headers={"Origin": origin})
+                assert response.code == status
+                assert response.headers["Access-Control-Allow-Origin"] == origin
+                assert response.headers["Vary"] == "Origin"
+
+
+@async_test
+async def test_a_body_over_the_limit_ends_the_session(valkey_url, prefix):
+    """413, whatever is in it; at the limit it is judged by what it says."""
+    async with plane(valkey_url, prefix, socketio={"max_payload_bytes": 1024}) as hub:
+        session = await joined(hub)
+        event = b'42["publish",{"channel":"open:a","data":"%b"}]'
+        assert (await session.post(event % (b"x" * (1024 - len(event) + 2)))).body == b"ok"
+        assert fault(await session.post(event % (b"x" * (1024 - len(event) + 3)))) == (413, 3)
+        assert await session.gone()
+
+
+@async_test
+async def test_too_many_handshakes_are_told_to_come_back(valkey_url, prefix):
+    """503 with Retry-After, as for WebSockets."""
+    async with plane(valkey_url, prefix) as hub:
+        hub.draining.set()
+        response = await request(hub, QUERY)
+        assert response.code == 503
+        assert response.headers["Retry-After"] == "1"
+
+
+@async_test
+async def test_a_session_begun_with_a_token_stays_its_users(valkey_url, prefix):
+    """By header or query: who knows the session's id but has no token of that user is refused."""
+    ann, bob = (auth.make(user, SECRET, 60, time.time()) for user in ("ann", "bob"))
+    async with plane(valkey_url, prefix) as hub:
+        assert fault(await request(hub, f"{QUERY}&token=nonsense")) == (403, 4)
+        session = await polls(hub, headers={"Authorization": f"Bearer {ann}"})
+        for headers in ({}, {"Authorization": f"Bearer {bob}"}, {"Authorization": "Bearer nonsense"}):
+            assert fault(await session.post(b"40", headers=headers)) == (403, 4)
+            assert fault(await session.get(headers=headers)) == (403, 4)
+        renewed = auth.make("ann", SECRET, 61, time.time())
+        for token in (ann, renewed):
+            assert (await session.post(b"3", headers={"Authorization": f"Bearer {token}"})).body == b"ok"
+        query = f"{session.query}&token={ann}"
+        assert (await request(hub, query, "POST", b"40")).body == b"ok"
+        await request(hub, query, "POST", b'420["publish",{"channel":"users:a","data":1}]')
+        response = await request(hub, query)
+        assert response.body.startswith(b'40{"sid":"')
+        assert hub.services.users.sessions == 1
+        assert len(hub.services.users) == 1
