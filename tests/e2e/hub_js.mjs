@@ -167,7 +167,7 @@ async function survives(url, wire, pids) {
   listener.hub.close();
 }
 
-/** The network takes the wires away, one by one, and gives them back, while numbers are published. */
+/** The network takes the wires away, one by one, while numbers are published. */
 async function changes(url) {
   const blocked = new Set();
   const gate = await proxy(url, (head) => blocked.has(isUpgrade(head) ? "websocket" : isStream(head) ? "sse" : "poll"));

@@ -71,7 +71,7 @@ def test_it_misses_nothing_when_all_workers_are_killed(hub: HubProcess, wire: st
 
 @node_test
 def test_it_misses_nothing_when_it_changes_the_wire(hub: HubProcess) -> None:
-    """WebSocket, event stream, polls, and back, while messages are published."""
+    """WebSocket, event stream, polls, while messages are published."""
     run(hub, "changes")
 
 
