@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import os
-import os
 import socket
 
 import pytest
