@@ -1,8 +1,8 @@
 """Settings: what the operator may choose, with unit, default and bounds, and how the values are found.
 
 Does: merge systemd credentials > environment > TOML file and check everything.
-Does not: apply anything (listeners, workers and the rest take the frozen `Settings` they are handed), nor word most of
-the messages: `mistakes` says in one line what pydantic found.
+Does not: apply anything (listeners, workers and the rest take the frozen `Settings` they are handed), check a single
+text (values), nor word most of the messages: `mistakes` says in one line what pydantic found.
 Called by: cli, before anything is started.
 Never break: `load` has no effect on the process, so that a running hub can check a new file without harm.
 A new setting needs its field here, its paragraph in config/hub.toml (a test compares them) and a test of its bad
@@ -11,17 +11,13 @@ values; a secret one also needs `repr=False`, which keeps it out of every messag
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_origin
-from urllib.parse import parse_qsl, urlsplit
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -31,129 +27,26 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from .app import MODULE
 from .channels import NAMESPACE_NAME, Namespace
 from .errors import ConfigError
 from .mistakes import Number, Whole, as_table, bare, meant, sentences, short
+from .values import (
+    AddressText,
+    HttpUrl,
+    ModuleText,
+    OriginText,
+    PrefixText,
+    RedisUrl,
+    SecretText,
+    SentinelText,
+    SocketIONamespace,
+)
 
 ENV_PREFIX = "HUB_"
 # Not settings: two of the command line's own, and the mark under which a skipped test fails.
 ENV_OWN = frozenset({"HUB_API_KEY", "HUB_API_URL", "HUB_CI"})
 CREDENTIALS_ENV = "CREDENTIALS_DIRECTORY"
 DEFAULT_PATH = Path("/etc/hub/hub.toml")
-# sun_path holds 108 bytes with the closing NUL (unix(7)).
-MAX_UNIX_PATH_BYTES = 107
-
-
-class Address(NamedTuple):
-    """Where to listen: a TCP host and port, or a Unix socket path (then host is '' and port 0)."""
-
-    host: str
-    port: int
-    path: str = ""
-
-    def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_address(text: str) -> Address:
-    """Read 'HOST:PORT', '[IPv6]:PORT' or 'unix:/PATH'; raises ValueError.
-
-    HOST is an IP address or 'localhost', which is 127.0.0.1; any other name could mean several addresses.
-    PORT 0 leaves the choice to the kernel. PATH is absolute and has at most 107 bytes.
-    """
-    wanted = f"HOST:PORT with an IP address, [IPv6]:PORT or unix:/PATH of at most {MAX_UNIX_PATH_BYTES} bytes"
-    if text.startswith("unix:"):
-        path = text.removeprefix("unix:")
-        if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
-            raise ValueError(wanted)
-        return Address("", 0, path)
-    match = re.fullmatch(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+)):(?P<port>\d{1,5})", text)
-    if not match or int(match["port"]) > 65535:
-        raise ValueError(wanted)
-    host = match["v6"] or ("127.0.0.1" if match["v4"] == "localhost" else match["v4"])
-    try:
-        version = ipaddress.ip_address(host).version
-    except ValueError:
-        raise ValueError(wanted) from None
-    if (version == 6) != bool(match["v6"]):
-        raise ValueError(wanted)
-    return Address(host, int(match["port"]))
-
-
-def _address(text: str) -> str:
-    parse_address(text)
-    return text
-
-
-def _origin(text: str) -> str:
-    if not re.fullmatch(r"https?://[^/\s*]+", text):
-        raise ValueError("SCHEME://HOST[:PORT] with http or https, no path and no wildcard")
-    return text.lower()
-
-
-def _redis_url(text: str) -> str:
-    if text and not _is_redis_url(text):
-        raise ValueError("redis://…, rediss://… or unix:///…, with no options but db and ssl_ca_certs")
-    return text
-
-
-def _is_redis_url(text: str) -> bool:
-    """What redis-py and our own subscriber connection both understand in the same way."""
-    try:
-        parts = urlsplit(text)
-        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-        port = parts.port  # raises ValueError beyond 65535
-    except ValueError:
-        return False
-    if (
-        not re.fullmatch(r"\S+", text)
-        or options.keys() - {"db", "ssl_ca_certs"}
-        or not options.get("db", "0").isdigit()
-    ):
-        return False
-    if parts.scheme == "unix":
-        return parts.path.startswith("/") and not parts.hostname
-    return parts.scheme in ("redis", "rediss") and bool(re.fullmatch(r"(/\d*)?", parts.path)) and port != 0
-
-
-def _prefix(text: str) -> str:
-    # Braces would move Cluster's hash tag from the channel to the prefix, a space could not be told from the next word.
-    if not re.fullmatch(r"[A-Za-z0-9_.\-]{1,64}", text):
-        raise ValueError("1 to 64 of A-Z a-z 0-9 _ . -")
-    return text
-
-
-def _sentinel(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not re.fullmatch(r"[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\]", host) or not re.fullmatch(r"\d{1,5}", port):
-        raise ValueError("HOST:PORT of a Sentinel")
-    if not 0 < int(port) < 65536:
-        raise ValueError("HOST:PORT with a port from 1 to 65535")
-    return text
-
-
-def _http_url(text: str) -> str:
-    try:
-        good = not text or (re.fullmatch(r"https?://[^/\s?#@]+/?", text) is not None and urlsplit(text).port != 0)
-    except ValueError:  # a port beyond 65535, a broken IPv6 address
-        good = False
-    if not good:
-        raise ValueError("http://HOST:PORT or https://HOST:PORT, or empty")
-    return text
-
-
-def _secret(text: str) -> str:
-    # RFC 7518 §3.2: a key of the hash's size or more.
-    if text and len(text.encode()) < 32:
-        raise ValueError("at least 32 bytes (RFC 7518 §3.2), or empty")
-    return text
-
-
-AddressText = Annotated[str, AfterValidator(_address)]
-OriginText = Annotated[str, AfterValidator(_origin)]
 
 
 class Section(BaseModel):
@@ -163,12 +56,10 @@ class Section(BaseModel):
 
 
 class RedisSettings(Section):
-    url: Annotated[str, AfterValidator(_redis_url)] = Field("", description="empty: the embedded one", repr=False)
-    sentinels: list[Annotated[str, AfterValidator(_sentinel)]] = Field(
-        [], description="Sentinel addresses HOST:PORT, instead of url"
-    )
+    url: RedisUrl = Field("", description="empty: the embedded one", repr=False)
+    sentinels: list[SentinelText] = Field([], description="Sentinel addresses HOST:PORT, instead of url")
     master: str = Field("", description="name of the primary that the Sentinels watch")
-    prefix: Annotated[str, AfterValidator(_prefix)] = Field("hub", description="begins every key and Redis channel")
+    prefix: PrefixText = Field("hub", description="begins every key and Redis channel")
     start_timeout_s: Number = Field(10.0, ge=0, le=3600, description="how long the start waits for Redis")
     command_timeout_s: Number = Field(2.0, gt=0, le=60, description="after this a command has failed as temporary")
     pending_publishes: Whole = Field(10_000, ge=1, le=10_000_000, description="publishes waiting for Redis, per worker")
@@ -189,7 +80,7 @@ class EmbeddedSettings(Section):
 
 
 class AuthSettings(Section):
-    hmac_secret: Annotated[str, AfterValidator(_secret)] = Field("", description="key of HS256 tokens", repr=False)
+    hmac_secret: SecretText = Field("", description="key of HS256 tokens", repr=False)
 
 
 class ApiSettings(Section):
@@ -233,8 +124,8 @@ class RelaySettings(Section):
     pending: Whole = Field(10_000, ge=1, le=1_000_000, description="asked at a time, by one worker of another")
     message_bytes: Whole = Field(8_388_608, ge=65_536, le=1_073_741_824, description="one request or answer")
     buffer_bytes: Whole = Field(67_108_864, ge=65_536, le=1_099_511_627_776, description="unsent, to one worker")
-    url: Annotated[str, AfterValidator(_http_url)] = Field("", description="how other machines reach internal")
-    secret: Annotated[str, AfterValidator(_secret)] = Field("", description="the same on all machines", repr=False)
+    url: HttpUrl = Field("", description="how other machines reach internal")
+    secret: SecretText = Field("", description="the same on all machines", repr=False)
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> RelaySettings:
@@ -276,17 +167,9 @@ class ClientSettings(Section):
         return self
 
 
-def _socketio_namespace(text: str) -> str:
-    if not re.fullmatch(r"/[A-Za-z0-9_.\-/]{1,63}", text):
-        raise ValueError("/ and 1 to 63 of A-Z a-z 0-9 _ . - /")
-    return text
-
-
 class SocketIOSettings(Section):
     enabled: bool = Field(True, description="Socket.IO clients at /socket.io/")
-    namespaces: list[Annotated[str, AfterValidator(_socketio_namespace)]] = Field(
-        [], max_length=100, description="Socket.IO namespaces besides /"
-    )
+    namespaces: list[SocketIONamespace] = Field([], max_length=100, description="Socket.IO namespaces besides /")
     ping_interval_ms: Whole = Field(25_000, ge=200, le=3_600_000, description="pingInterval: between two pings")
     ping_timeout_ms: Whole = Field(20_000, ge=200, le=3_600_000, description="pingTimeout: for the pong")
     connect_timeout_ms: Whole = Field(45_000, ge=200, le=3_600_000, description="connectTimeout: to join a namespace")
@@ -303,14 +186,8 @@ class MailboxSettings(Section):
     dead_bytes: Whole = Field(16_777_216, ge=1024, le=1_099_511_627_776, description="of dead letters")
 
 
-def _module(text: str) -> str:
-    if text and not MODULE.fullmatch(text):
-        raise ValueError('"FILE:NAME" or "PACKAGE.FILE:NAME", as in Python, without .py')
-    return text
-
-
 class AppSettings(Section):
-    module: Annotated[str, AfterValidator(_module)] = Field("", description="the application, such as chat:app")
+    module: ModuleText = Field("", description="the application, such as chat:app")
     directory: str = Field("", description="where it is found; relative to the settings file")
     timeout_s: Number = Field(5.0, gt=0, le=600, description="for one call of a handler")
     threads: Whole = Field(8, ge=1, le=1000, description="of handlers that are plain functions, per worker")

@@ -29,11 +29,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from .config import MAX_UNIX_PATH_BYTES, Settings
+from .config import Settings
 from .errors import BootError
 from .prctl import die_with_parent
 from .scripts import NONCE_BYTES, load_script
 from .store import Keys
+from .values import MAX_UNIX_PATH_BYTES
 
 logger = logging.getLogger(__name__)
 

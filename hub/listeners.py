@@ -17,8 +17,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import Address, Settings, TcpSettings, parse_address
+from .config import Settings, TcpSettings
 from .errors import BootError
+from .values import Address, parse_address
 
 SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 UNIX_MODE = 0o660

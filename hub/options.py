@@ -18,9 +18,10 @@ import click
 import orjson
 
 from .channels import ALPHABET, MAX_NAME_LENGTH, NAME
-from .config import DEFAULT_PATH, Settings, load, parse_address
+from .config import DEFAULT_PATH, Settings, load
 from .errors import ConfigError
 from .urls import Endpoint, Kind, endpoint_of, parse_endpoint
+from .values import parse_address
 
 # JSON leaves them bare and some terminals obey them: a message must not move the cursor of whoever reads it.
 CONTROLS = re.compile("[\x7f-\x9f]")

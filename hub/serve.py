@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 from . import __version__
 from .app import load
-from .config import Address, Settings, parse_address
+from .config import Settings
 from .embedded import Embedded
 from .errors import BootError, ConfigError
 from .listeners import Listeners
@@ -25,6 +25,7 @@ from .state import lock_state_dir, state_dir
 from .supervisor import Supervisor
 from .systemd import Notifier
 from .urls import url
+from .values import Address, parse_address
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from .config import Address
 from .errors import ConfigError
+from .values import Address
 
 Kind = Literal["http", "ws"]
 PATHS: dict[Kind, str] = {"http": "/api", "ws": "/connection/websocket"}

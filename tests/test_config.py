@@ -12,9 +12,10 @@ from typing import Any, get_args
 import pytest
 
 from hub.channels import Namespace
-from hub.config import Address, Settings, load, parse_address
+from hub.config import Settings, load
 from hub.errors import ConfigError
 from hub.mistakes import as_table
+from hub.values import parse_address
 
 CONFIG = Path(__file__).parent.parent / "config"
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -309,36 +310,6 @@ def test_secrets_stay_out_of_the_settings_text() -> None:
     redis = {"url": "redis://:hidden@h"}
     text = repr(Settings(auth={"hmac_secret": SECRET}, api={"key": "hidden"}, redis=redis, relay=relay))
     assert SECRET not in text and "hidden" not in text
-
-
-# -- addresses --
-
-
-@pytest.mark.parametrize(
-    ("text", "address", "shown"),
-    [
-        ("127.0.0.1:8000", Address("127.0.0.1", 8000), "127.0.0.1:8000"),
-        ("localhost:0", Address("127.0.0.1", 0), "127.0.0.1:0"),
-        ("[::1]:65535", Address("::1", 65535), "[::1]:65535"),
-        ("unix:/run/hub.sock", Address("", 0, "/run/hub.sock"), "unix:/run/hub.sock"),
-    ],
-)
-def test_addresses_are_read(text: str, address: Address, shown: str) -> None:
-    """Each form gives its parts, and its text again."""
-    assert parse_address(text) == address
-    assert str(address) == shown
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", ":80", "80", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "1.2.3:80", "::1:80",
-     "[127.0.0.1]:80",
-     "[::1]", "example.com:80", "unix:", "unix:relative", "unix:/" + "x" * 107, "127.0.0.1:80 "],
-)  # fmt: skip
-def test_bad_addresses_are_refused(text: str) -> None:
-    """Nothing is guessed: no names, no bare ports, no relative or too long paths."""
-    with pytest.raises(ValueError, match="HOST:PORT"):
-        parse_address(text)
 
 
 # -- the files under config/ --

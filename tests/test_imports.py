@@ -47,7 +47,7 @@ LADDER = (
         "socketio_protocol",
         "wheel",
     ),
-    ("app_runner", "archive", "cursor", "frames", "handover", "wishes"),
+    ("app_runner", "archive", "cursor", "frames", "handover", "values", "wishes"),
     ("audience", "config", "eventstream", "handshake", "outbox", "tick"),
     ("backlog", "sweep", "httpd", "listeners", "replay", "state", "store", "urls"),
     ("backup", "cors", "fanout", "history", "lane", "reactor", "recall", "stream"),

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from hub.config import Address, Settings
+from hub.config import Settings
 from hub.errors import BootError
 from hub.listeners import Listeners
+from hub.values import Address
 
 
 def settings(listen: list[str] | None = None, internal: list[str] | None = None, **tcp: int) -> Settings:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hub.config import Address
 from hub.errors import ConfigError
 from hub.urls import Endpoint, endpoint_of, parse_endpoint, url
+from hub.values import Address
 
 
 @pytest.mark.parametrize(

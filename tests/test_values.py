@@ -1,0 +1,34 @@
+"""Values: what a single text of the settings may be; whole mistakes are in test_config.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from hub.values import Address, parse_address
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "shown"),
+    [
+        ("127.0.0.1:8000", Address("127.0.0.1", 8000), "127.0.0.1:8000"),
+        ("localhost:0", Address("127.0.0.1", 0), "127.0.0.1:0"),
+        ("[::1]:65535", Address("::1", 65535), "[::1]:65535"),
+        ("unix:/run/hub.sock", Address("", 0, "/run/hub.sock"), "unix:/run/hub.sock"),
+    ],
+)
+def test_addresses_are_read(text: str, address: Address, shown: str) -> None:
+    """Each form gives its parts, and its text again."""
+    assert parse_address(text) == address
+    assert str(address) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":80", "80", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "1.2.3:80", "::1:80",
+     "[127.0.0.1]:80",
+     "[::1]", "example.com:80", "unix:", "unix:relative", "unix:/" + "x" * 107, "127.0.0.1:80 "],
+)  # fmt: skip
+def test_bad_addresses_are_refused(text: str) -> None:
+    """Nothing is guessed: no names, no bare ports, no relative or too long paths."""
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        parse_address(text)
