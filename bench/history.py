@@ -20,7 +20,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -176,15 +176,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parse()
-    found = report.machine()
-    try:
-        results = run(arguments)
-    except BenchError as error:
-        raise SystemExit(f"bench: {error}") from None
-    figures = {name: [asdict(turn) for turn in turns] for name, turns in results.items()}
-    outcome = {"bench": "history", "arguments": vars(arguments), "machine": found, "works": figures}
-    report.finish(outcome, text(arguments, found, results), arguments)
+    report.bench("history", parse(), run, text, lambda results: {"works": report.turns(results)})
 
 
 if __name__ == "__main__":

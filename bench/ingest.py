@@ -16,13 +16,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rig import report
 from rig.hub import hub
 from rig.population import Population, population
-from rig.processes import BenchError, cpu_s, pick_cpus
+from rig.processes import cpu_s, pick_cpus
 from rig.server import Batch, Server, Topics
 
 WATCHED = "watched"
@@ -125,15 +125,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parse()
-    found = report.machine()
-    try:
-        results = run(arguments)
-    except BenchError as error:
-        raise SystemExit(f"bench: {error}") from None
-    figures = {name: [asdict(turn) for turn in turns] for name, turns in results.items()}
-    outcome = {"bench": "ingest", "arguments": vars(arguments), "machine": found, "works": figures}
-    report.finish(outcome, text(arguments, found, results), arguments)
+    report.bench("ingest", parse(), run, text, lambda results: {"works": report.turns(results)})
 
 
 if __name__ == "__main__":

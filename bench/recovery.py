@@ -20,7 +20,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rig import report
@@ -230,18 +230,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parse()
-    found = report.machine()
-    try:
-        results = run(arguments)
-    except BenchError as error:
-        raise SystemExit(f"bench: {error}") from None
-    rounds = {
-        name: {kind: [asdict(storm) for storm in storms] for kind, storms in kinds.items()}
-        for name, kinds in results.items()
-    }
-    outcome = {"bench": "recovery", "arguments": vars(arguments), "machine": found, "works": rounds}
-    report.finish(outcome, text(arguments, found, results), arguments)
+    report.bench(
+        "recovery",
+        parse(),
+        run,
+        text,
+        lambda results: {"works": {name: report.turns(kinds) for name, kinds in results.items()}},
+    )
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import contextlib
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rig import report, servers
 from rig.hub import SECRET, greet
 from rig.population import LINE, Load, population
-from rig.processes import BenchError, pick_cpus
+from rig.processes import pick_cpus
 from rig.server import CHANNEL, Server, wait_until_left
 
 from hub import auth
@@ -129,15 +129,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parse()
-    found = report.machine()
-    try:
-        results = run(arguments)
-    except BenchError as error:
-        raise SystemExit(f"bench: {error}") from None
-    rounds = {name: [asdict(storm) for storm in storms] for name, storms in results.items()}
-    outcome = {"bench": "storm", "arguments": vars(arguments), "machine": found, "servers": rounds}
-    report.finish(outcome, text(arguments, found, results), arguments)
+    report.bench("storm", parse(), run, text, lambda results: {"servers": report.turns(results)})
 
 
 if __name__ == "__main__":

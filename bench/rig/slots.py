@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from . import report
 from .population import Counts
-from .processes import BenchError, cpu_s
+from .processes import cpu_s
 from .server import Server
 
 T = TypeVar("T")
@@ -124,10 +124,4 @@ def bench(
     text: Callable[[argparse.Namespace, dict[str, Any], ByServer], str],
 ) -> None:
     """A whole bench whose outcome is slots by server: measure, print and keep; one line and status 1 where it fails."""
-    found = report.machine()
-    try:
-        results = run(arguments)
-    except BenchError as error:
-        raise SystemExit(f"bench: {error}") from None
-    outcome = {"bench": name, "arguments": vars(arguments), "machine": found, "servers": record(results)}
-    report.finish(outcome, text(arguments, found, results), arguments)
+    report.bench(name, arguments, run, text, lambda results: {"servers": record(results)})
