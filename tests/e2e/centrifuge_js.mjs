@@ -7,24 +7,11 @@
 import assert from "node:assert/strict";
 import { Centrifuge } from "centrifuge";
 import WebSocket from "ws";
+import { next } from "./events.mjs";
 
-const DEADLINE_MS = 20_000;
 
 /** A client, not connected yet; the SDK waits at most a second between its attempts. */
 const make = (options = {}) => new Centrifuge(url, { websocket: WebSocket, minReconnectDelay: 50, maxReconnectDelay: 1000, ...options });
-
-/** The context of the next event called `name`, for which `accept` holds. */
-function next(emitter, name, accept = () => true) {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new Error(`no '${name}' within ${DEADLINE_MS} ms`)), DEADLINE_MS);
-    emitter.on(name, function listen(context) {
-      if (!accept(context)) return;
-      clearTimeout(timer);
-      emitter.removeListener(name, listen);
-      resolve(context);
-    });
-  });
-}
 
 async function connect(options) {
   const client = make(options);

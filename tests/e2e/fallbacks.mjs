@@ -9,8 +9,8 @@ import assert from "node:assert/strict";
 import { Centrifuge } from "centrifuge";
 import { EventSource } from "eventsource";
 import WebSocket from "ws";
+import { next } from "./events.mjs";
 
-const DEADLINE_MS = 20_000;
 const [scenario, url, names, ...rest] = process.argv.slice(2);
 const PATHS = { websocket: "connection/websocket", http_stream: "connection/http_stream", sse: "connection/sse" };
 
@@ -43,19 +43,6 @@ function make(options = {}) {
     minReconnectDelay: 50,
     maxReconnectDelay: 1000,
     ...options,
-  });
-}
-
-/** The context of the next event called `name`, for which `accept` holds. */
-function next(emitter, name, accept = () => true) {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new Error(`no '${name}' within ${DEADLINE_MS} ms`)), DEADLINE_MS);
-    emitter.on(name, function listen(context) {
-      if (!accept(context)) return;
-      clearTimeout(timer);
-      emitter.removeListener(name, listen);
-      resolve(context);
-    });
   });
 }
 

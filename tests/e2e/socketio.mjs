@@ -8,25 +8,12 @@
 import assert from "node:assert/strict";
 import http from "node:http";
 import { io } from "socket.io-client";
+import { DEADLINE_MS, nextArguments as next } from "./events.mjs";
 
-const DEADLINE_MS = 20_000;
 const agent = new http.Agent({ keepAlive: false, maxSockets: Infinity });
 
 const make = (namespace = "", options = {}) =>
   io(url + namespace, { transports, agent, forceNew: true, reconnectionDelay: 50, reconnectionDelayMax: 500, ...options });
-
-/** The arguments of the next event called `name`, for which `accept` holds. */
-function next(emitter, name, accept = () => true) {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new Error(`no '${name}' within ${DEADLINE_MS} ms`)), DEADLINE_MS);
-    emitter.on(name, function listen(...args) {
-      if (!accept(...args)) return;
-      clearTimeout(timer);
-      emitter.off(name, listen);
-      resolve(args);
-    });
-  });
-}
 
 async function connect(namespace, options) {
   const socket = make(namespace, options);
