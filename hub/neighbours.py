@@ -3,7 +3,7 @@
 Does: keep in Redis where this hub's workers can be asked, carry a request to another hub's internal listener, take
 theirs and hand them to the relay.
 Does not: know what is asked, or answer it; relay finds the worker on its own machine.
-Called by: worker (builds it, routes), relay (`ask`, for an owner of another hub).
+Called by: worker (builds it, routes), relay (`ask`, for an owner of another hub), tunnel.
 Never break: without relay.url nothing here is reachable; a request goes to the owner's machine and from there nowhere
 else, so that two of them can't send it in circles.
 
@@ -60,9 +60,9 @@ class Neighbours:
         self._redis = store.commands()
         self._keys = store.keys
         self._describe = store.describe
-        self._relay = relay
+        self.relay = relay
         self._url = url
-        self._secret = secret
+        self.secret = secret
         self._clock = clock
         self._known: dict[str, tuple[str, float]] = {}
         self._trouble = Brake()
@@ -82,7 +82,7 @@ class Neighbours:
     async def _run(self) -> None:
         while True:
             try:
-                await self._redis.set(self._keys.neighbour(self._relay.owner.hub), self._url, ex=LEASE_S)
+                await self._redis.set(self._keys.neighbour(self.relay.owner.hub), self._url, ex=LEASE_S)
             except (RedisError, OSError) as error:
                 self._trouble.warning(logger, "neighbours: Redis at %s: %s", self._describe(), error)
             await asyncio.sleep(LEASE_S / RENEWALS_PER_LEASE)
@@ -91,7 +91,7 @@ class Neighbours:
 
     async def ask(self, owner: Owner, kind: str, payload: bytes, timeout_s: float) -> bytes:
         """What a worker of another hub answers; the deadline is the relay's. Raises RelayError."""
-        url = await self._find(owner.hub)
+        url = await self.find(owner.hub)
         try:
             status, answer = await self._exchange(url, f"/relay/{owner}/{kind}", payload, timeout_s)
         except ConnectionRefusedError:
@@ -107,7 +107,7 @@ class Neighbours:
             self._trouble.warning(logger, "neighbours: %s refuses our relay.secret", url)
         raise ERRORS.get(status, OwnerFailed)(f"the session's hub answered {status}")
 
-    async def _find(self, hub: str) -> str:
+    async def find(self, hub: str) -> str:
         """Where a hub's workers can be asked. Raises OwnerGone, OwnerSlow."""
         url, until = self._known.get(hub, ("", 0.0))
         if self._clock() < until:
@@ -135,7 +135,7 @@ class Neighbours:
             head = [
                 f"POST {path} HTTP/1.1",
                 f"Host: {parts.netloc}",
-                f"X-Relay-Secret: {self._secret}",
+                f"X-Relay-Secret: {self.secret}",
                 f"X-Relay-Timeout: {timeout_s}",
                 f"Content-Length: {len(payload)}",
                 "Content-Type: application/octet-stream",
@@ -146,7 +146,7 @@ class Neighbours:
             answer = await reader.readuntil(b"\r\n\r\n")
             length = LENGTH.search(answer)
             size = int(length[1]) if length else 0
-            if size > self._relay.limits.message_bytes:
+            if size > self.relay.limits.message_bytes:
                 raise OwnerFailed(f"the answer has {size} bytes")
             return int(answer.split(b" ", 2)[1]), await reader.readexactly(size)
         except IndexError:
@@ -158,22 +158,29 @@ class Neighbours:
 
     def routes(self) -> httpd.Routes:
         """For the internal listener."""
-        return [(r"/relay/([^/]+)/([a-z]{1,32})", NeighbourHandler, {"relay": self._relay, "secret": self._secret})]
+        return [(r"/relay/([^/]+)/([a-z]{1,32})", NeighbourHandler, {"neighbours": self})]
 
 
-class NeighbourHandler(httpd.Handler):
-    """POST /relay/OWNER/KIND."""
+class GuardedHandler(httpd.Handler):
+    """An address for other machines only."""
 
-    def initialize(self, relay: Relay, secret: str) -> None:
-        self._relay = relay
-        self._secret = secret
-        self._asked: asyncio.Task[bytes] | None = None
+    def initialize(self, neighbours: Neighbours) -> None:
+        self._neighbours = neighbours
 
     def prepare(self) -> None:
         # Tornado reads headers as Latin-1, so this gives back the sender's bytes.
         offer = self.request.headers.get("X-Relay-Secret", "").encode("latin-1")
-        if not hmac.compare_digest(offer, self._secret.encode()):
+        if not hmac.compare_digest(offer, self._neighbours.secret.encode()):
             self.plain(401, "X-Relay-Secret: missing or wrong")
+
+
+class NeighbourHandler(GuardedHandler):
+    """POST /relay/OWNER/KIND."""
+
+    def initialize(self, neighbours: Neighbours) -> None:
+        super().initialize(neighbours)
+        self._relay = neighbours.relay
+        self._asked: asyncio.Task[bytes] | None = None
 
     async def post(self, name: str, kind: str) -> None:
         try:

@@ -75,6 +75,7 @@ from .transports import (
     sse,
     websocket,
 )
+from .tunnel import Tunnels
 from .users import Users
 
 logger = logging.getLogger(__name__)
@@ -181,6 +182,12 @@ class Worker:
         if asked.url:
             self._neighbours = Neighbours(self._store, self._relay, asked.url, asked.secret)
         self._handover = Handover(self._seat.home, self._relay.owner)
+        self._tunnels: Tunnels | None = None
+        if self._neighbours is not None:
+            stalled_s = settings.tcp.user_timeout_s
+            self._tunnels = Tunnels(
+                self._reactor, self._neighbours, self._handover, asked.timeout_s, stalled_s, asked.pending
+            )
         self._recall = Recall(self._store, settings.socketio.recovery_ms)
 
     def _load_application(self) -> Gate:
@@ -324,6 +331,8 @@ class Worker:
         )
         if self._neighbours is not None:
             internal += self._neighbours.routes()
+        if self._tunnels is not None:
+            internal += self._tunnels.routes()
         slot = self._seat.slot
         fast = self._settings.fast_upgrade
         self._serve(public, [s for s in slot.public if s not in slot.combined], fast, DESCRIPTOR_MARGIN)
@@ -359,7 +368,7 @@ class Worker:
             make=door.new_connection,
             owner=self._relay.owner,
         )
-        address = polling.Address(engine, door, self._relay, self._handover)
+        address = polling.Address(engine, door, self._relay, self._handover, self._tunnels)
         self._handover.start(address.take)
         return polling.routes(address)
 

@@ -93,6 +93,7 @@ LADDER = (
         "transports.longpoll",
         "transports.publishing",
         "transports.sse",
+        "tunnel",
     ),
     ("transports.socketio_session",),
     ("transports.socketio",),

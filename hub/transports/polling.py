@@ -30,6 +30,7 @@ from ..engineio_protocol import Fault
 from ..errors import CLOSE_TOO_BIG, CommandError, OwnerGone, OwnerSlow, ProtocolError, RelayError
 from ..handover import Handover
 from ..relay import Relay, owner_of
+from ..tunnel import Tunnel, Tunnels
 from .engineio import CLOSE_ABORTED, CLOSE_SECOND_POLL, TO_MS, Engine, EngineConnection
 from .socketio import Door
 from .websocket import leave_tornado
@@ -112,11 +113,15 @@ def refusal(fault: Fault) -> Answer:
 class Address:
     """Requests of one worker, and those that others bring."""
 
-    def __init__(self, engine: Engine, door: Door, relay: Relay, handover: Handover) -> None:
+    def __init__(
+        self, engine: Engine, door: Door, relay: Relay, handover: Handover, tunnels: Tunnels | None = None
+    ) -> None:
+        """tunnels: to sessions of other machines; None where there are none."""
         self.engine = engine
         self.door = door
         self._relay = relay
         self._handover = handover
+        self._tunnels = tunnels
         relay.serve(KIND, self.answer)
         settings = engine.settings
         self._poll_s = (settings.ping_interval_ms + settings.ping_timeout_ms) / TO_MS + GRACE_S
@@ -167,6 +172,18 @@ class Address:
             return auth.verify(token, services.hmac_secret, services.wall_clock()).user
         except (CommandError, ProtocolError):
             return None
+
+    async def reach(self, probe: Probing) -> Tunnel | Fault | None:
+        """The way to the machine of the session that a WebSocket, found good, is to take over; None: it is this one."""
+        owner = owner_of(probe.sid)
+        if owner.hub == self._relay.owner.hub or self._tunnels is None:
+            return None
+        try:
+            return await self._tunnels.dig(owner, probe.key, probe.pack())
+        except OwnerGone:
+            return engineio.UNKNOWN_SID
+        except RelayError:
+            return engineio.SLOW
 
     def probe(self, fd: int, probe: Probing) -> None:
         """Give a WebSocket, of which the request was found good (PROBE), to the session that it is to take over."""
@@ -329,13 +346,22 @@ class EngineIOHandler(httpd.Handler):
         if answer is not None and answer.status != 200:
             self._answer(answer)
             return
+        key, protocol = (headers.get(f"Sec-WebSocket-{name}", "") for name in ("Key", "Protocol"))
+        probe = Probing(query.sid, query.token, key, protocol, b"")
+        tunnel = await self._address.reach(probe) if query.sid else None
+        if isinstance(tunnel, Fault):
+            self._answer(refusal(tunnel))
+            return
         if not self.request.connection or self.request.connection.stream.closed():  # type: ignore[attr-defined]
+            if tunnel is not None:
+                tunnel.abort()
             return  # it sent a request and went: nothing is left to be detached
         logger.debug("GET %s 101", self.request.path)
         fd, early = leave_tornado(self.detach())
-        if query.sid:
-            key, protocol = (headers.get(f"Sec-WebSocket-{name}", "") for name in ("Key", "Protocol"))
-            self._address.probe(fd, Probing(query.sid, query.token, key, protocol, early))
+        if tunnel is not None:
+            await tunnel.begin(fd, early)
+        elif query.sid:
+            self._address.probe(fd, probe._replace(early=early))
         else:
             self._address.engine.open_websocket(fd, headers, early, query.token)
 

@@ -6,7 +6,11 @@ import time
 
 import pytest
 
-from hub import auth
+from hub import auth, engineio_protocol
+from hub.errors import OwnerFailed, OwnerGone, OwnerSlow
+from hub.handover import Handover
+from hub.relay import Home, Limits, Owner, Relay, new_session_id
+from hub.transports.polling import Address, Probing
 from tests.plane import SECRET, plane
 from tests.support import async_test
 from tests.transports.polls import QUERY, fault, joined, polls, request
@@ -98,3 +102,23 @@ async def test_a_session_begun_with_a_token_stays_its_users(valkey_url, prefix):
         assert response.body.startswith(b'40{"sid":"')
         assert hub.services.users.sessions == 1
         assert len(hub.services.users) == 1
+
+
+@async_test
+async def test_a_websocket_that_cannot_be_brought_to_its_machine_is_refused(valkey_url, prefix):
+    """In Engine.IO's words, before it is answered: its client stays with its polls. Of this machine: no tunnel."""
+    home = Home("f" * 16, "")
+    relay = Relay(home, 0, 1, Limits())
+    faults = {"a" * 16: OwnerGone("gone"), "b" * 16: OwnerSlow("slow"), "c" * 16: OwnerFailed("failed")}
+
+    class NoWay:
+        async def dig(self, owner, key, words):
+            raise faults[owner.hub]
+
+    async with plane(valkey_url, prefix) as hub:
+        handover = Handover(home, relay.owner)
+        address = Address(hub.engine, None, relay, handover, NoWay())
+        found = [await address.reach(Probing(new_session_id(Owner(one, 0, 1)), "", "k", "", b"")) for one in faults]
+        assert found == [engineio_protocol.UNKNOWN_SID, engineio_protocol.SLOW, engineio_protocol.SLOW]
+        assert await address.reach(Probing(new_session_id(relay.owner), "", "k", "", b"")) is None
+        handover.close()
