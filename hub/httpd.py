@@ -107,6 +107,8 @@ class Handler(web.RequestHandler):
 
     def set_default_headers(self) -> None:
         self.set_header("Server", "hub")
+        # Whatever is meant for all says otherwise: a CDN would keep a 404, say, for minutes.
+        self.set_header("Cache-Control", "no-store")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         self.plain(status_code, responses.get(status_code, "error"))
@@ -155,6 +157,10 @@ class StaticFile(Handler):
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", self.CACHE_CONTROL)
         self.finish(resources.files("hub").joinpath("static", self._name).read_bytes())
+
+    def head(self) -> None:
+        """The same without the body, which Tornado leaves out: CDNs ask so."""
+        self.get()
 
 
 class Page(StaticFile):

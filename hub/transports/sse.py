@@ -56,7 +56,7 @@ TRY_AGAIN = Close(errors.CLOSE_SERVER_ERROR.code, "temporarily unavailable")
 HEADERS = {
     "Content-Type": "text/event-stream",
     # no-transform keeps proxies from compressing, which holds events back; X-Accel-Buffering is nginx's own switch.
-    "Cache-Control": "no-cache, no-transform",
+    "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
     "Connection": "close",
 }

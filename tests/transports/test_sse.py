@@ -52,7 +52,7 @@ async def test_publications_arrive_in_order(valkey_url, prefix):
     """With the headers that keep proxies from holding them back."""
     async with plane(valkey_url, prefix) as one, stream(one.port, "channel=chat:a") as listener:
         assert (listener.status, listener.headers["content-type"]) == (200, "text/event-stream")
-        assert listener.headers["cache-control"] == "no-cache, no-transform"
+        assert listener.headers["cache-control"] == "no-store, no-transform"
         assert (listener.headers["x-accel-buffering"], listener.headers["connection"]) == ("no", "close")
         assert "content-length" not in listener.headers
         assert set((await listener.next("open")).json) == {"client", "ping"}
