@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,15 @@ from tests.hubs import HubProcess, clean_environment
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+WSCAT = (str(ROOT / "tests/e2e/node_modules/.bin/wscat"), "npm install --prefix tests/e2e")
+SHOWS = {
+    "/sse?": "event: open",
+    "transport=polling": '"upgrades":["websocket"]',
+    "/hub.js": "Cache-Control: public",
+    "Upgrade: websocket": "101 Switching Protocols",
+    "wscat": '"push":{"channel":"ticker:ACME"',
+}
+"""Commands that end with 0 whatever comes: what has to come. By words of theirs."""
 BY_CI = {"make run", "make test"}
 """Shown by .ci/run (make test) and by tests/e2e, which start what `make run` starts."""
 
@@ -43,6 +53,8 @@ def port(url: str) -> str:
 def needed(command: str) -> object:
     """A command as a parameter, which is skipped where its tool is missing."""
     marks = [pytest.mark.needs("curl", "apt-get install curl")] if command.startswith("curl") else []
+    if command.startswith("npx wscat"):
+        marks = [pytest.mark.needs("node", "apt-get install nodejs npm"), pytest.mark.needs(*WSCAT)]
     return pytest.param(command, marks=marks)
 
 
@@ -51,17 +63,32 @@ def test_a_command_of_the_readme_does_what_it_says(demo, command):
     """It ends with 0, run from the checkout against the running demo."""
     command = re.sub(r"(\.venv|/opt/hub)/bin/hub\b", f"{sys.executable} -m hub", command)
     command = command.replace("/etc/hub/hub.toml", str(demo.config_path))
+    command = command.replace("npx wscat", WSCAT[0])
     command = command.replace("8000", port(demo.ws_url)).replace("8001", port(demo.api_url))
     command = command.replace(" --config config/demo.toml", f" --config {demo.config_path}")
     if "tail" in command:
         command += f" --url {demo.ws_url} --timeout 15"
     if "hub publish" in command:
         command += f" --url {demo.api_url}"
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=30
-    )
+    # Standard input stays open, as a terminal does: wscat ends with it.
+    waiting, held = os.pipe()
+    try:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=ROOT,
+            env=clean_environment(),
+            stdin=waiting,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    finally:
+        os.close(waiting)
+        os.close(held)
     assert done.returncode == 0, done.stderr
     assert '"error"' not in done.stdout
+    for words, expected in SHOWS.items():
+        assert words not in command or expected in done.stdout
 
 
 def test_the_readme_shows_commands_at_all():

@@ -7,10 +7,11 @@
 
 import assert from "node:assert/strict";
 import http from "node:http";
+import https from "node:https";
 import { io } from "socket.io-client";
 import { DEADLINE_MS, nextArguments as next } from "./events.mjs";
 
-const agent = new http.Agent({ keepAlive: false, maxSockets: Infinity });
+const agent = new (process.argv[3].startsWith("https:") ? https : http).Agent({ keepAlive: false, maxSockets: Infinity });
 
 const make = (namespace = "", options = {}) =>
   io(url + namespace, { transports, agent, forceNew: true, reconnectionDelay: 50, reconnectionDelayMax: 500, ...options });
