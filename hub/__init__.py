@@ -16,8 +16,8 @@ The rooms, and what each is for; the head of each says more:
     store scripts ingest registry                      Redis: the way to it, what runs in it, what comes out, who lives
     broker lane history                                publications into it, and what it keeps of them
     mailbox redelivery notice users rpc api_mailbox    one user: what is kept for it, its devices, what clients may call
-    app app_runner app_gate                            server code: what it is written with, its handlers, its clients
-    emission app_testing                               its events on channels; its handlers without a network
+    app app_runner app_gate app_seat                   server code: what it is written with, its handlers, its clients
+    manifest emission app_testing                      clients of killed workers; events on channels; test kit
     tick sources replay lease ticker                   the stock ticker: one leader in the cluster runs the source
     acceptor connection reactor wheel drain            the plane: the way in, one socket, epoll and deadlines, the end
     httpd cors api transports                          doors: HTTP pages, the server API, one room for each wire

@@ -96,7 +96,8 @@ class Client:
     """One connected client: of a Socket.IO namespace, or of the native protocol.
 
     id: the hub's name for this connection. user: '' is nobody in particular. namespace: '' on the native protocol.
-    claims: what the connect handler returned. state: the application's own, as long as the client is connected.
+    claims: what the connect handler returned, JSON of at most `app.claims_bytes`. state: the application's own, as long
+    as the client is connected.
     """
 
     __slots__ = ("_app", "_peer", "claims", "id", "namespace", "state", "user")
@@ -169,7 +170,12 @@ class App:
         return self._register(CONNECTED, "", namespace)
 
     def on_disconnect(self, namespace: str | None = None) -> Callable[[Given], Given]:
-        """handler(client): it is gone. Not called for clients of a worker that was killed."""
+        """handler(client): it is gone. Once for each client that was let in and told so.
+
+        For clients of a worker that was killed as well: some 5 s later and in another worker, where `client.state` is
+        empty and `client.emit` raises ConnectionError. Twice only where that worker is killed too while it tells, or
+        where a worker was cut off from Redis and its clients had to come in anew.
+        """
         return self._register(DISCONNECT, "", namespace)
 
     def on_subscribe(self, namespace: str | None = None) -> Callable[[Given], Given]:
@@ -222,6 +228,10 @@ class App:
         """Who handles it; None: nobody."""
         found = self._handlers.get((kind, name, namespace))
         return found if found is not None else self._handlers.get((kind, name, None))
+
+    def handles(self, kind: str) -> bool:
+        """There is a handler of this kind."""
+        return any(one == kind for one, _, _ in self._handlers)
 
     def namespaces(self) -> set[str]:
         """Of Socket.IO, that handlers name."""

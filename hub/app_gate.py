@@ -1,8 +1,9 @@
 """Gate: where an application meets the clients of one worker.
 
-Does: ask its handlers about a client's connect, commands and events, in order; keep a Client for each session; carry
-out what the application does: publish, emit, join, leave, calls that wait for an ack.
-Does not: run handlers (app_runner), check the namespaces' rules (channels) or know wires (transports).
+Does: ask its handlers about a client's connect, commands and events, in order; tell it of their end, also of those who
+went with another worker; carry out what it does to all: publish, emit.
+Does not: run handlers (app_runner), act on one client (app_seat), check the namespaces' rules (channels) or know wires
+(transports).
 Called by: session and transports.socketio, where an application is configured; worker builds it.
 Never break: every command, connect and event that wants it has one answer; commands of one client are carried out in
 their order, so while the application thinks about one, those behind wait (at most `pending`), and nobody else's do.
@@ -14,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from itertools import islice
+from typing import Any, NoReturn
 
 import orjson
 
@@ -24,150 +25,65 @@ from . import app as apps
 from . import emission, errors, tasks
 from .app import Call, Client, Handler
 from .app_runner import Runner
+from .app_seat import EventMember, Member, Seat, check_event, departed
 from .audience import Subscriber
 from .auth import is_user
 from .channels import Channels, Namespace, may_publish, may_subscribe, may_use
-from .errors import Close, CommandError, HubError, ProtocolError
+from .errors import CommandError, HubError, ProtocolError
+from .manifest import Entry, Manifest
 from .protocol import Command
 from .publish import Publisher
-from .socketio_protocol import RESERVED
 
 logger = logging.getLogger(__name__)
 
 Refuse = Callable[[HubError], None]
-
-
-class Transport(Subscriber, Protocol):
-    """A session's connection."""
-
-    def close(self, close: Close) -> None: ...
-
-
-class Member(Protocol):
-    """A session, as seen from here."""
-
-    client: str
-    user: str
-    connected: bool
-
-    @property
-    def transport(self) -> Transport: ...
-
-    def perform(self, command: Command) -> None: ...
-
-    def carry_out(self, command: Command) -> None: ...
-
-    def resolve(self, command: Command) -> tuple[str, Namespace]: ...
-
-    def holds(self, channel: str) -> bool: ...
-
-    def begin(self) -> None: ...
-
-    def end(self) -> None: ...
-
-    def reply(self, command_id: int, method: str, result: dict[str, Any] | None = None) -> None: ...
-
-    def fail(self, command_id: int, error: HubError) -> None: ...
-
-    def join(self, channel: str, namespace: Namespace, done: Callable[[HubError | None], None]) -> None: ...
-
-    def leave(self, channel: str) -> None: ...
-
-    def dismiss(self) -> None: ...
-
-    def emit_event(self, name: str, args: tuple[Any, ...], number: int | None = None) -> None: ...
-
-    def tell_displaced(self, channel: str, code: int, reason: str) -> None: ...
-
-
-class EventMember(Member, Protocol):
-    """One of which the client emits events."""
-
-    def acknowledge(self, number: int, args: tuple[Any, ...]) -> None: ...
-
-    def fail_event(self, name: str, number: int | None, error: HubError) -> None: ...
-
-
-class _Seat:
-    """What is kept of one session: its Client, and the Client's way back to it."""
-
-    __slots__ = ("_gate", "_last_number", "accepted", "acks", "busy", "client", "gone", "queue", "rooms", "session")
-
-    def __init__(self, gate: Gate, session: Member, namespace: str) -> None:
-        self._gate = gate
-        self._last_number = 0
-        self.session = session
-        self.client = Client(gate.runner.app, self, session.client, session.user, namespace)
-        self.busy = True
-        """The application is asked about its connect or a command of it."""
-        self.queue: deque[Command] = deque()
-        self.acks: dict[int, asyncio.Future[list[Any]]] = {}
-        self.rooms: set[str] = set()
-        """Channels that the application has it in."""
-        self.accepted = self.gone = False
-
-    # As the Client's Peer.
-
-    def emit(self, name: str, args: tuple[Any, ...]) -> None:
-        _check_event(name)
-        if self.gone:
-            return  # it may go at any time, so this is nobody's mistake
-        if not self.accepted:
-            raise RuntimeError("the client is not connected yet; emit in a handler of on_connected")
-        self.session.emit_event(name, args)
-
-    async def ask(self, name: str, args: tuple[Any, ...], timeout_s: float) -> Any:
-        _check_event(name)
-        self._check_here()
-        if len(self.acks) >= self._gate.pending:
-            raise CommandError(errors.TOO_MANY_REQUESTS, f"{len(self.acks)} acks of this client are awaited")
-        self._last_number = number = self._last_number + 1
-        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self.session.emit_event(name, args, number)
-        self.acks[number] = answer
-        try:
-            async with asyncio.timeout(timeout_s):
-                args_back = await answer
-        finally:
-            self.acks.pop(number, None)
-        return args_back if len(args_back) > 1 else args_back[0] if args_back else None
-
-    async def enter(self, channel: str) -> None:
-        self._check_here()
-        namespace = self._gate.channels.resolve(channel)
-        await self._gate.let_in(self, channel, namespace)
-        self.rooms.add(channel)
-
-    async def exit(self, channel: str) -> None:
-        self.rooms.discard(channel)
-        self.session.leave(channel)
-
-    def end(self) -> None:
-        self.session.dismiss()
-
-    def _check_here(self) -> None:
-        if self.gone or not self.accepted:
-            raise ConnectionError("the client is not connected")
+ROOM_S = 0.05
+"""Until the runner is asked again whether it has room."""
+AWAY_AT_ONCE = 100
+"""Connections closed in one turn of the loop."""
 
 
 class Gate:
     """The application of one worker. Build it with a running loop."""
 
-    def __init__(self, runner: Runner, channels: Channels, publisher: Publisher, pending: int) -> None:
-        """pending: of one client, commands that wait for their turn, and acks that are awaited."""
+    def __init__(
+        self,
+        runner: Runner,
+        channels: Channels,
+        publisher: Publisher,
+        pending: int,
+        claims_bytes: int = 4096,
+    ) -> None:
+        """pending: of one client, commands that wait for their turn, and acks that are awaited.
+
+        claims_bytes: of one client's claims, as JSON.
+        """
         self.runner = runner
+        self.manifest: Manifest | None = None
+        """Where the application wants to hear of the end of killed workers' clients; set by worker."""
         self.channels = channels
         self.pending = pending
         self._publisher = publisher
         self._app = runner.app
-        self._seats: dict[Member, _Seat] = {}
-        self._by_client: dict[str, _Seat] = {}
+        self._seats: dict[Member, Seat] = {}
+        self._by_client: dict[str, Seat] = {}
+        self._claims_bytes = claims_bytes
+        self._ended: deque[Seat] = deque()
+        """Those of which the application is to be told once it has room."""
         self._app.bind(self)
 
     def find(self, client: str) -> Subscriber | None:
         """The connection of one of this worker's clients, for the fan-out."""
         seat = self._by_client.get(client)
         return seat.session.transport if seat is not None else None
+
+    async def close(self) -> None:
+        """End: the application hears of those who have gone, as far as it does so in time; other workers go on."""
+        if self.manifest is not None:
+            await self.manifest.rest()
+        await self.runner.close()
+        if self.manifest is not None:
+            await self.manifest.close()
 
     # What sessions call.
 
@@ -178,7 +94,7 @@ class Gate:
 
         namespace: of Socket.IO, or ''. data: what the client sent along. Raises CommandError 111.
         """
-        seat = _Seat(self, session, namespace)
+        seat = Seat(self._app, session, namespace, self.channels, self.pending)
         self._begin(seat, self._connect(seat, data, accept, refuse))
         self._seats[session] = self._by_client[session.client] = seat
 
@@ -220,15 +136,33 @@ class Gate:
         if seat is None:
             return
         self._remove(seat)
-        for answer in seat.acks.values():
-            if not answer.done():
-                answer.set_exception(ConnectionError("the client is gone"))
-        handler = self._app.handler(apps.DISCONNECT, seat.client.namespace)
-        if seat.accepted and handler is not None:
+        if seat.accepted and self._app.handler(apps.DISCONNECT, seat.client.namespace) is not None:
+            self._ended.append(seat)
+            if len(self._ended) == 1:
+                self._tell_ended()
+        elif seat.listed:
+            self._strike_off(seat)
+
+    def _tell_ended(self) -> None:
+        """In their order; as many as the runner takes now, for all clients of a worker may go at once."""
+        while self._ended:
             try:
-                self._begin(seat, self._tell(seat, handler, Call(apps.DISCONNECT, "", ())))
-            except CommandError as error:
-                logger.warning("no disconnect handler for client %s: %s", seat.client.id, error)
+                self._begin(self._ended[0], self._disconnect(self._ended[0]))
+            except CommandError:
+                asyncio.get_running_loop().call_later(ROOM_S, self._tell_ended)
+                return
+            self._ended.popleft()
+
+    async def _disconnect(self, seat: Seat) -> None:
+        handler = self._app.handler(apps.DISCONNECT, seat.client.namespace)
+        await self._tell(seat.client, handler, Call(apps.DISCONNECT, "", ()))
+        if seat.listed:
+            self._strike_off(seat)
+
+    def _strike_off(self, seat: Seat) -> None:
+        seat.listed = False
+        if self.manifest is not None:
+            self.manifest.exit(seat.client.id)
 
     def displaced(self, session: Member, channel: str) -> bool:
         """A session was put out of a channel; True: it is the application's room, and the gate lets it in again."""
@@ -271,7 +205,7 @@ class Gate:
 
     # Calls under way.
 
-    def _begin(self, seat: _Seat, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, seat: Seat, work: Coroutine[Any, Any, None]) -> None:
         """Have it run. Raises CommandError 111."""
         try:
             self.runner.begin(self._guard(seat, work))
@@ -279,7 +213,7 @@ class Gate:
             work.close()
             raise
 
-    async def _guard(self, seat: _Seat, work: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, seat: Seat, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
         except Exception:
@@ -288,7 +222,7 @@ class Gate:
             if not seat.gone:
                 seat.session.transport.close(errors.CLOSE_SERVER_ERROR)
 
-    async def _connect(self, seat: _Seat, data: Any, accept: Callable[[], None], refuse: Refuse) -> None:
+    async def _connect(self, seat: Seat, data: Any, accept: Callable[[], None], refuse: Refuse) -> None:
         client, session = seat.client, seat.session
         handler = self._app.handler(apps.CONNECT, client.namespace)
         try:
@@ -296,7 +230,7 @@ class Gate:
             if claims is not None:
                 self._claim(seat, claims)
             if client.namespace and not seat.gone:
-                await self.let_in(seat, emission.everyone(client.namespace), emission.EVERYONE)
+                await seat.let_in(emission.everyone(client.namespace), emission.EVERYONE)
         except HubError as error:
             if not seat.gone:
                 waits = bool(seat.queue)
@@ -305,7 +239,7 @@ class Gate:
                 if waits:  # commands of a client that is not in, as without an application
                     session.transport.close(errors.CLOSE_BAD_REQUEST)
             return
-        if seat.gone:
+        if seat.gone or not await self._list(seat):
             return
         seat.accepted = True
         accept()
@@ -313,18 +247,40 @@ class Gate:
             # Before what waits: its effects are to find a client that has been told so.
             handler = self._app.handler(apps.CONNECTED, client.namespace)
             if handler is not None:
-                await self._tell(seat, handler, Call(apps.CONNECTED, "", (data,)))
+                await self._tell(seat.client, handler, Call(apps.CONNECTED, "", (data,)))
         self._resume(seat)
 
-    def _claim(self, seat: _Seat, claims: object) -> None:
+    def _claim(self, seat: Seat, claims: object) -> None:
         user = claims.get("user", seat.client.user) if isinstance(claims, Mapping) else None
         if not isinstance(claims, Mapping) or not isinstance(user, str) or not is_user(user):
-            logger.warning("the application's connect handler returned neither None nor claims with a user's name")
-            raise CommandError(errors.INTERNAL, "the application failed")
+            self._fault("returned neither None nor claims with a user's name")
+        try:
+            size = len(orjson.dumps(claims))
+        except TypeError as error:
+            self._fault(f"returned claims that are no JSON: {error}")
+        if size > self._claims_bytes:
+            self._fault(f"returned claims of {size} bytes; allowed: {self._claims_bytes} (app.claims_bytes)")
         seat.client.claims = claims
         seat.client.user = seat.session.user = user
 
-    async def _ask(self, seat: _Seat, command: Command, handler: Handler, call: Call) -> None:
+    def _fault(self, text: str) -> NoReturn:
+        logger.warning("the application's connect handler %s", text)
+        raise CommandError(errors.INTERNAL, "the application failed")
+
+    async def _list(self, seat: Seat) -> bool:
+        """Note a client that is let in where its end must not be forgotten. False: it has gone meanwhile.
+
+        Before it is told so, as it may be that this worker's next moment is its last.
+        """
+        if self.manifest is None or self._app.handler(apps.DISCONNECT, seat.client.namespace) is None:
+            return True
+        seat.listed = True
+        entry = seat.entry()
+        if entry is not None:
+            await self.manifest.enter(entry)
+        return not seat.gone
+
+    async def _ask(self, seat: Seat, command: Command, handler: Handler, call: Call) -> None:
         session = seat.session
         try:
             result = await self.runner.run(handler, seat.client, call)
@@ -341,7 +297,7 @@ class Gate:
                 session.fail(command.id, error)
         self._resume(seat)
 
-    async def _handle(self, seat: _Seat, session: EventMember, call: Call, number: int | None) -> None:
+    async def _handle(self, seat: Seat, session: EventMember, call: Call, number: int | None) -> None:
         handler = self._app.handler(apps.EVENT, seat.client.namespace, call.name)
         try:
             result = await self.runner.run(handler, seat.client, call)
@@ -357,14 +313,14 @@ class Gate:
                 session.fail_event(call.name, number, error)
         session.end()
 
-    async def _tell(self, seat: _Seat, handler: Handler, call: Call) -> None:
+    async def _tell(self, client: Client, handler: Handler | None, call: Call) -> None:
         try:
-            await self.runner.run(handler, seat.client, call)
+            await self.runner.run(handler, client, call)
         except CommandError as error:
             # Nobody waits for an answer; failures are in the log already.
-            logger.debug("the application's %s, client %s: %s", call.kind, seat.client.id, error)
+            logger.debug("the application's %s, client %s: %s", call.kind, client.id, error)
 
-    def _resume(self, seat: _Seat) -> None:
+    def _resume(self, seat: Seat) -> None:
         """Go on with the commands that waited, until the application is asked about one."""
         seat.busy = False
         while seat.queue and not seat.busy and not seat.gone:
@@ -373,17 +329,39 @@ class Gate:
             except ProtocolError as error:
                 seat.session.transport.close(error.close)
 
-    def _remove(self, seat: _Seat) -> None:
-        seat.gone = True
-        seat.queue.clear()
+    def _remove(self, seat: Seat) -> None:
+        seat.lose()
         self._seats.pop(seat.session, None)
         self._by_client.pop(seat.client.id, None)
 
-    async def let_in(self, seat: _Seat, channel: str, namespace: Namespace) -> None:
-        """Have a session in a channel. Raises HubError."""
-        error = await tasks.reply(partial(seat.session.join, channel, namespace))
-        if error is not None:
-            raise error
+    # What the manifest calls.
+
+    async def tell_of(self, entry: Entry) -> None:
+        """Tell the application of a client that went with its worker."""
+        handler = self._app.handler(apps.DISCONNECT, entry.namespace)
+        if handler is not None:
+            await self._tell(departed(self._app, entry), handler, Call(apps.DISCONNECT, "", ()))
+
+    def clients(self) -> list[str]:
+        """Those who are here."""
+        return list(self._by_client)
+
+    def entry_of(self, client: str) -> Entry | None:
+        """What the manifest has of one of them."""
+        seat = self._by_client.get(client)
+        return seat.entry() if seat is not None else None
+
+    def send_away(self) -> None:
+        """Others have told of these clients: they have to come in anew."""
+        self._send_away(iter([seat for seat in self._seats.values() if seat.accepted]))
+
+    def _send_away(self, seats: Iterator[Seat]) -> None:
+        some = list(islice(seats, AWAY_AT_ONCE))
+        for seat in some:
+            if not seat.gone:
+                seat.session.transport.close(errors.CLOSE_FORCE_RECONNECT)
+        if some:
+            asyncio.get_running_loop().call_soon(self._send_away, seats)
 
     # What the application does; as the App's Hub.
 
@@ -391,7 +369,7 @@ class Gate:
         await self._publish(channel, self.channels.resolve(channel), data, tags)
 
     async def emit(self, name: str, args: tuple[Any, ...], to: str, namespace: str, skip: str) -> None:
-        _check_event(name)
+        check_event(name)
         data, tags = emission.encode(name, args, skip)
         if to:
             await self._publish(to, self.channels.resolve(to), data, tags)
@@ -404,11 +382,6 @@ class Gate:
         )
         if isinstance(outcome, HubError):
             raise outcome
-
-
-def _check_event(name: object) -> None:
-    if not isinstance(name, str) or name in RESERVED:
-        raise ValueError(f"event: found {name!r}; allowed: a text that is none of {', '.join(sorted(RESERVED))}")
 
 
 def _json(result: object) -> bytes:

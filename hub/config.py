@@ -192,6 +192,7 @@ class AppSettings(Section):
     timeout_s: Number = Field(5.0, gt=0, le=600, description="for one call of a handler")
     threads: Whole = Field(8, ge=1, le=1000, description="of handlers that are plain functions, per worker")
     pending: Whole = Field(10_000, ge=1, le=1_000_000, description="calls of handlers at a time, per worker")
+    claims_bytes: Whole = Field(4096, ge=2, le=1_048_576, description="a client's claims, as JSON")
 
 
 class TickerSettings(Section):

@@ -83,6 +83,11 @@ class Connection:
     def direct(self) -> bool:
         return self.state == OPEN and not self._blocked
 
+    @property
+    def ready(self) -> bool:
+        """It would take more at once."""
+        return self.direct
+
     # What a wire fills in.
 
     def on_bytes(self, data: bytes) -> None:

@@ -44,6 +44,9 @@ class Transport(StreamSubscriber, Protocol):
     """The connection under a session; it hands `displaced` on to it."""
 
     @property
+    def ready(self) -> bool: ...
+
+    @property
     def heard_at(self) -> float:
         """When the client's last byte came, in seconds of `Services.clock`."""
 

@@ -58,6 +58,8 @@ class Keys:
         self.leases = f"{prefix}:leases:{{nodes}}"
         self.attendance = f"{prefix}:attendance:{{nodes}}"
         """Leases of the workers on their clients' presence."""
+        self.manifests = f"{prefix}:manifests:{{nodes}}"
+        """Leases of the workers on their manifests."""
         self.mail_totals = f"{prefix}:mailboxes"
         """How much all mailboxes hold: a hash, one for the whole store."""
         self.dead_letters = f"{prefix}:dead"
@@ -108,6 +110,10 @@ class Keys:
     def attended(self, uid: str) -> str:
         """The channels in which one worker has to clear up: a set, for whoever has to do it in its place."""
         return f"{self.prefix}:attended:{{nodes}}:{uid}"
+
+    def manifest(self, uid: str) -> str:
+        """Clients of one worker of whose end the application wants to hear: a hash by client id."""
+        return f"{self.prefix}:manifest:{{nodes}}:{uid}"
 
     def mailbox(self, channel: str) -> list[str]:
         """What one mailbox is made of: box, mail, wait, flight; lua/mailbox.lua has what they are."""

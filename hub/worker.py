@@ -26,7 +26,7 @@ import uvloop
 
 from . import api, handshake, httpd
 from .acceptor import DESCRIPTOR_MARGIN, INTERNAL_MARGIN, Acceptor
-from .app import load
+from .app import DISCONNECT, load
 from .app_gate import Gate
 from .app_runner import Runner
 from .asking import ANSWER_SHARE, Histories
@@ -45,6 +45,7 @@ from .ingest import Ingest
 from .limits import TokenBucket
 from .loopback import Loopback
 from .mailbox import Mailboxes
+from .manifest import Manifest
 from .neighbours import Neighbours
 from .notice import Notices
 from .outbox import Limits
@@ -196,7 +197,11 @@ class Worker:
         runner = Runner(
             load(settings.module, settings.directory), settings.timeout_s, settings.threads, settings.pending
         )
-        gate = Gate(runner, self._channels, self._publisher, self._settings.client.pending_commands)
+        gate = Gate(
+            runner, self._channels, self._publisher, self._settings.client.pending_commands, settings.claims_bytes
+        )
+        if runner.app.handles(DISCONNECT):
+            gate.manifest = Manifest(self._store, gate.tell_of, gate.clients, gate.entry_of, gate.send_away)
         if isinstance(self._fanout, EmittingFanout):
             self._fanout.find = gate.find
         return gate
@@ -287,6 +292,8 @@ class Worker:
         self._recall.start()
         if self._gate is not None:
             self._gate.runner.start()
+            if self._gate.manifest is not None:
+                self._gate.manifest.start()
         try:
             await self._relay.start()
         except OSError as error:
@@ -435,7 +442,7 @@ class Worker:
         await drain(connections, self._settings.drain_window_s, self._hurried, time.monotonic)
         await self._last_goodbyes()
         if self._gate is not None:
-            await self._gate.runner.close()  # what its handlers still publish goes out
+            await self._gate.close()  # what its handlers still publish goes out
         # Before the HTTP connections: who waits there for Redis' verdict on a publish still gets it.
         await self._broker.close()
         await self._presence.close()

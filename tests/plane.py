@@ -268,7 +268,7 @@ async def plane(
         reactor.stop()
         await server.close_all_connections()
         if gate is not None:
-            await gate.runner.close()
+            await gate.close()
         ticking.cancel()
         await presence.close()
         await redelivery.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import orjson
@@ -533,3 +534,111 @@ async def test_who_leaves_before_its_answer_is_let_in_nowhere(valkey_url, prefix
         await until(lambda: len(seats) == 2)
         go.set()
         assert (await receive(socket)).startswith('40/slow,{"sid":"')
+
+
+class Book:
+    """A manifest that only notes what it is told."""
+
+    def __init__(self) -> None:
+        self.here: dict[str, bytes] = {}
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def enter(self, entry) -> None:
+        self.here[entry.client] = entry.pack()
+        await self.go.wait()
+
+    def exit(self, client: str) -> None:
+        del self.here[client]
+
+    async def rest(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+@async_test
+async def test_who_is_let_in_is_noted_before_and_struck_off_behind(valkey_url, prefix):
+    """Before the client is told that it is in; when the handler has ended. Not where no handler would hear of it."""
+    go, gone = asyncio.Event(), []
+    app = App()
+    app.on_connect("/other")(lambda client, data: {"user": data["name"]})
+
+    @app.on_disconnect("/")
+    async def ended(client):
+        gone.append(client.id)
+        await go.wait()
+
+    async with plane(valkey_url, prefix, app=app) as hub:
+        gate, book = hub.services.gate, Book()
+        gate.manifest = book
+        book.go.clear()
+        async with websocket(hub) as socket:
+            await receive(socket)
+            await socket.send("40")
+            await until(lambda: book.here)
+            assert not any(seat.accepted for seat in gate._seats.values())
+            book.go.set()
+            assert (await receive(socket)).startswith('40{"sid":"')
+            (entry,) = [gate.entry_of(client) for client in gate.clients()]
+            assert book.here == {entry.client: entry.pack()}
+            await socket.send('40/other,{"name":"ann"}')
+            await receive(socket)
+            assert len(book.here) == 1
+        await until(lambda: gone)
+        assert list(book.here) == gone
+        go.set()
+        await until(lambda: not book.here)
+        book.go.clear()
+        async with websocket(hub) as socket:
+            await receive(socket)
+            await socket.send("40")
+            await until(lambda: book.here)
+        await until(lambda: not gate._seats)
+        book.go.set()
+        await until(lambda: not book.here)
+        assert len(gone) == 1
+
+
+@async_test
+async def test_the_end_of_many_at_once_is_told_of_each(valkey_url, prefix):
+    """Also where more go than the application takes at a time."""
+    gone = []
+    app = App()
+    app.on_disconnect()(lambda client: gone.append(client.id))
+    async with plane(valkey_url, prefix, app=app) as hub:
+        hub.services.gate.runner._pending = 1
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(5):
+                await stack.enter_async_context(client(hub.url))
+            for session in list(hub.services.users.everybody()):
+                session.dismiss()
+        await until(lambda: len(gone) == 5)
+
+
+@async_test
+async def test_claims_are_json_within_their_bound(valkey_url, prefix, caplog):
+    """They may be kept in Redis; a mistake of the author's is in the log."""
+    app = App()
+    app.on_connect()(lambda client, data: {"x": {1}} if data == "odd" else {"x": "y" * data})
+    async with plane(valkey_url, prefix, app=app) as hub:
+        for data, good in ((4000, True), (4090, False), ("odd", False)):
+            async with connect(hub.url, proxy=None) as native:
+                await native.send(orjson.dumps({"id": 1, "connect": {"data": data}}).decode())
+                assert ("connect" in orjson.loads(await native.recv())) == good
+    assert "claims of 4098 bytes; allowed: 4096" in caplog.text
+    assert "claims that are no JSON" in caplog.text
+    caplog.clear()
+
+
+@async_test
+async def test_clients_are_sent_away_to_come_in_anew(valkey_url, prefix):
+    """With a code upon which they come back; Socket.IO clients without a disconnect packet, for the same reason."""
+    gone = []
+    app = App()
+    app.on_disconnect()(lambda client: gone.append(client.id))
+    async with plane(valkey_url, prefix, app=app) as hub, client(hub.url) as native, member(hub) as socket:
+        hub.services.gate.send_away()
+        await native.socket.wait_closed()
+        await socket.wait_closed()
+        assert (native.socket.close_code, socket.close_code) == (3011, 3011)
+        await until(lambda: len(gone) == 2)

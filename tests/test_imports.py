@@ -50,7 +50,7 @@ LADDER = (
     ("app_runner", "archive", "cursor", "frames", "handover", "values", "wishes"),
     ("audience", "config", "eventstream", "handshake", "outbox", "tick"),
     ("backlog", "sweep", "httpd", "listeners", "replay", "state", "store", "urls"),
-    ("backup", "cors", "fanout", "history", "lane", "reactor", "recall", "stream"),
+    ("backup", "cors", "fanout", "history", "lane", "manifest", "reactor", "recall", "stream"),
     (
         "broker",
         "catchup",
@@ -70,6 +70,7 @@ LADDER = (
     ),
     ("emission", "mailbox", "notice"),
     (
+        "app_seat",
         "attendance",
         "lease",
         "processes",

@@ -128,6 +128,10 @@ class EngineConnection(FramedConnection):
         return self.fd < 0
 
     @property
+    def ready(self) -> bool:
+        return self.held if self.polls else super().ready
+
+    @property
     def name(self) -> str:
         # Not the whole id: whoever reads the log could take the session over.
         return self.sid.rpartition(".")[2][:8]

@@ -61,6 +61,10 @@ class Branch:
         return self._connection.open
 
     @property
+    def ready(self) -> bool:
+        return self._connection.ready
+
+    @property
     def heard_at(self) -> float:
         return self._connection.heard_at
 

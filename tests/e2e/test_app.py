@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import socketio
@@ -173,3 +176,76 @@ def test_check_loads_the_application() -> None:
         finally:
             hub._remove()
         assert (done.returncode, words in done.stdout + done.stderr) == (status, True), done
+
+
+NOTING = """
+import os
+from pathlib import Path
+from hub.app import App
+
+app = App()
+BOOK = Path(__file__).with_name("gone.txt")
+
+
+@app.on_connect()
+async def connect(client, data):
+    return {"user": data["name"], "role": "guest"}
+
+
+@app.on_connected()
+async def connected(client, data):
+    await client.emit("auth", {"greeting": "hello", "pid": os.getpid()})
+
+
+@app.on_disconnect()
+async def gone(client):
+    try:
+        await client.emit("too late")
+        word = "nothing"
+    except ConnectionError:
+        word = "raises"
+    with BOOK.open("a") as book:
+        book.write(f"{client.user} {client.claims['role']} {client.namespace} {os.getpid()} {word}\\n")
+
+
+app.on("x", "/custom")(lambda client: None)
+"""
+
+
+async def lines(path: Path, count: int) -> list[list[str]]:
+    """What stands there once it is so much."""
+    async with asyncio.timeout(20):
+        while not path.exists() or len(path.read_text().splitlines()) < count:
+            await asyncio.sleep(0.05)
+    return [line.split() for line in path.read_text().splitlines()]
+
+
+@async_test
+async def test_clients_of_killed_workers_are_told_of_once_each() -> None:
+    """kill -9 of one of four, then of all at once: each client's end is told once, by a worker that lives."""
+    hub = with_app(NOTING)
+    book = hub.directory / "gone.txt"
+    with hub:
+        clients = [Stock(f"c{number}") for number in range(24)]
+        try:
+            by_pid: dict[int, set[str]] = {}
+            for one in clients:
+                by_pid.setdefault(await one.connect(hub, "websocket"), set()).add(one.name)
+            assert len(by_pid) > 1
+            await clients[0].io.disconnect()
+            assert [line[0] for line in await lines(book, 1)] == ["c0"]
+            killed, names = next((pid, names - {"c0"}) for pid, names in by_pid.items() if names - {"c0"})
+            os.kill(killed, signal.SIGKILL)
+            told = (await lines(book, 1 + len(names)))[1:]
+            assert sorted(line[0] for line in told) == sorted(names)
+            for _, role, namespace, pid, word in told:
+                assert (role, namespace, word) == ("guest", "/custom", "raises")
+                assert int(pid) in hub.worker_pids()
+            for pid in hub.worker_pids():
+                os.kill(pid, signal.SIGKILL)
+            whole = await lines(book, len(clients))
+            assert sorted(line[0] for line in whole) == sorted(one.name for one in clients)
+        finally:
+            for one in clients:
+                await one.io.shutdown()
+                await one.io.disconnect()
