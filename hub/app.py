@@ -44,6 +44,7 @@ Proceed = Callable[[], Awaitable[Any]]
 Middleware = Callable[["Client", "Call", Proceed], Awaitable[Any]]
 Given = TypeVar("Given", bound=Callable[..., Any])
 MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+CLIENT_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 CONNECT, CONNECTED, DISCONNECT, SUBSCRIBE, PUBLISH, RPC, EVENT = (
     "connect",
     "connected",
@@ -78,7 +79,7 @@ class Call(NamedTuple):
 class Peer(Protocol):
     """A client's connection, as seen from here."""
 
-    def emit(self, name: str, args: tuple[Any, ...]) -> None: ...
+    def emit(self, name: str, args: tuple[Any, ...], volatile: bool = False) -> None: ...
     async def ask(self, name: str, args: tuple[Any, ...], timeout_s: float) -> Any: ...
     async def enter(self, channel: str) -> None: ...
     async def exit(self, channel: str) -> None: ...
@@ -89,7 +90,11 @@ class Hub(Protocol):
     """The hub, as seen from here."""
 
     async def publish(self, channel: str, data: Any, tags: dict[str, str] | None) -> None: ...
-    async def emit(self, name: str, args: tuple[Any, ...], to: str, namespace: str, skip: str) -> None: ...
+    async def emit(
+        self, name: str, args: tuple[Any, ...], to: str, namespace: str, skip: str, volatile: bool = False
+    ) -> None: ...
+    async def call(self, client: str, name: str, args: tuple[Any, ...], timeout_s: float) -> Any: ...
+    async def disconnect(self, client: str) -> None: ...
 
 
 class Client:
@@ -111,15 +116,17 @@ class Client:
         self.claims: Mapping[str, Any] = {}
         self.state: dict[str, Any] = {}
 
-    def emit(self, name: str, *args: Any) -> Any:
-        """Send it an event; bytes go as attachments. To a native client it is a message {"event":…,"data":…}.
+    def emit(self, name: str, *args: Any, volatile: bool = False) -> Any:
+        """Send it an event; bytes go as attachments. To a native client it is a message {"event":…,"data":…}, with
+        {"$base64":…} for bytes and their number as "binary".
 
+        volatile: not where it would have to wait: its socket takes no more now, or no poll of its waits.
         Not before it is connected: until then, a RuntimeError.
         """
-        return self._app.act(self._emit(name, args))
+        return self._app.act(self._emit(name, args, volatile))
 
-    async def _emit(self, name: str, args: tuple[Any, ...]) -> None:
-        self._peer.emit(name, args)
+    async def _emit(self, name: str, args: tuple[Any, ...], volatile: bool) -> None:
+        self._peer.emit(name, args, volatile)
 
     def call(self, name: str, *args: Any, timeout_s: float = 5.0) -> Any:
         """Send it an event and wait for its ack: the one value in it, None for none, or a list of several.
@@ -243,12 +250,37 @@ class App:
         """Publish to a channel, by the one door that all use. Raises HubError."""
         return self.act(self._bound().publish(channel, data, tags))
 
-    def emit(self, name: str, *args: Any, to: str = "", namespace: str = "/", skip: Client | None = None) -> Any:
+    def emit(
+        self,
+        name: str,
+        *args: Any,
+        to: str = "",
+        namespace: str = "/",
+        skip: Client | None = None,
+        volatile: bool = False,
+    ) -> Any:
         """Send an event to everybody in a room, on all workers; without `to`, to all of a Socket.IO namespace.
 
-        args: JSON. skip: a client that is passed over. Raises HubError.
+        to: a room, or the id of one client, wherever it is; for one that is nowhere, without effect. A text in the form
+        of a client's id is never taken for a room.
+        args: JSON, and bytes: at most 10, of 1 MB in all (64 KB of all args, to one client). Socket.IO clients get them
+        as attachments, others as {"$base64":…} and with a tag `binary`.
+        skip: a client that is passed over.
+        volatile: whoever would have to wait for it goes without, and no history keeps it; not in mode latest.
+        Raises HubError.
         """
-        return self.act(self._bound().emit(name, args, to, namespace, "" if skip is None else skip.id))
+        return self.act(self._bound().emit(name, args, to, namespace, "" if skip is None else skip.id, volatile))
+
+    def call(self, client: str, name: str, *args: Any, timeout_s: float = 5.0) -> Any:
+        """Send an event to one client by its id, in whatever worker it is, and wait for its ack; as `Client.call`.
+
+        For one that is nowhere, a TimeoutError when that time has come.
+        """
+        return self.act(self._bound().call(check_client_id(client), name, args, timeout_s))
+
+    def disconnect(self, client: str) -> Any:
+        """End the connection of one client by its id, in whatever worker it is."""
+        return self.act(self._bound().disconnect(check_client_id(client)))
 
     def bind(self, hub: Hub) -> None:
         """Act in this hub from now on; called in its loop."""
@@ -266,6 +298,13 @@ class App:
         if self._hub is None:
             raise RuntimeError("the application is not running yet")
         return self._hub
+
+
+def check_client_id(text: str) -> str:
+    """The text. Raises ValueError for what is no client's id."""
+    if not isinstance(text, str) or not CLIENT_ID.fullmatch(text):
+        raise ValueError(f"found {text!r}; allowed: a client's id")
+    return text
 
 
 def load(module: str, directory: str) -> App:

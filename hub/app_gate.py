@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -29,8 +29,10 @@ from .app_seat import EventMember, Member, Seat, check_event, departed
 from .audience import Subscriber
 from .auth import is_user
 from .channels import Channels, Namespace, may_publish, may_subscribe, may_use
+from .errands import Errands
 from .errors import CommandError, HubError, ProtocolError
 from .manifest import Entry, Manifest
+from .message import PLAIN, PublishOptions
 from .protocol import Command
 from .publish import Publisher
 
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 Refuse = Callable[[HubError], None]
 ROOM_S = 0.05
 """Until the runner is asked again whether it has room."""
+UNKEPT = PublishOptions(skip_history=True)
 AWAY_AT_ONCE = 100
 """Connections closed in one turn of the loop."""
 
@@ -51,10 +54,13 @@ class Gate:
         runner: Runner,
         channels: Channels,
         publisher: Publisher,
+        send: Callable[[bytes], Awaitable[None]],
         pending: int,
         claims_bytes: int = 4096,
     ) -> None:
-        """pending: of one client, commands that wait for their turn, and acks that are awaited.
+        """send: a control message to all workers.
+
+        pending: of one client, commands that wait for their turn, and acks that are awaited.
 
         claims_bytes: of one client's claims, as JSON.
         """
@@ -70,6 +76,7 @@ class Gate:
         self._claims_bytes = claims_bytes
         self._ended: deque[Seat] = deque()
         """Those of which the application is to be told once it has room."""
+        self.errands = Errands(send, self._by_client.get)
         self._app.bind(self)
 
     def find(self, client: str) -> Subscriber | None:
@@ -82,6 +89,7 @@ class Gate:
         if self.manifest is not None:
             await self.manifest.rest()
         await self.runner.close()
+        await self.errands.close()
         if self.manifest is not None:
             await self.manifest.close()
 
@@ -368,17 +376,36 @@ class Gate:
     async def publish(self, channel: str, data: Any, tags: dict[str, str] | None) -> None:
         await self._publish(channel, self.channels.resolve(channel), data, tags)
 
-    async def emit(self, name: str, args: tuple[Any, ...], to: str, namespace: str, skip: str) -> None:
+    async def emit(
+        self, name: str, args: tuple[Any, ...], to: str, namespace: str, skip: str, volatile: bool = False
+    ) -> None:
+        if apps.CLIENT_ID.fullmatch(to):
+            await self.errands.emit(to, name, args, volatile)
+            return
         check_event(name)
-        data, tags = emission.encode(name, args, skip)
-        if to:
-            await self._publish(to, self.channels.resolve(to), data, tags)
-        else:
-            await self._publish(emission.everyone(namespace), emission.EVERYONE, data, tags)
+        data, tags = emission.encode(name, args, skip, volatile)
+        channel = to or emission.everyone(namespace)
+        rules = self.channels.resolve(to) if to else emission.EVERYONE
+        # A history would hand on to those who come back what was only meant for this moment.
+        kept = rules.mode != "stream" or not volatile
+        await self._publish(channel, rules, data, tags, PLAIN if kept else UNKEPT)
 
-    async def _publish(self, channel: str, namespace: Namespace, data: Any, tags: dict[str, str] | None) -> None:
+    async def call(self, client: str, name: str, args: tuple[Any, ...], timeout_s: float) -> Any:
+        return await self.errands.call(client, name, args, timeout_s)
+
+    async def disconnect(self, client: str) -> None:
+        await self.errands.disconnect(client)
+
+    async def _publish(
+        self,
+        channel: str,
+        namespace: Namespace,
+        data: Any,
+        tags: dict[str, str] | None,
+        options: PublishOptions = PLAIN,
+    ) -> None:
         outcome = await tasks.reply(
-            lambda done: self._publisher.publish(channel, namespace, data, done, tags=tags)  # in one call, one result
+            lambda done: self._publisher.publish(channel, namespace, data, done, tags=tags, options=options)
         )
         if isinstance(outcome, HubError):
             raise outcome

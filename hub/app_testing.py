@@ -24,8 +24,11 @@ from typing import Any, NamedTuple, Self
 import orjson
 
 from . import app as apps
-from .app import App, Call, Client
+from . import emission
+from .app import CLIENT_ID, App, Call, Client
 from .app_runner import Runner
+from .app_seat import check_event, departed
+from .manifest import Entry
 
 
 class Published(NamedTuple):
@@ -37,7 +40,7 @@ class Published(NamedTuple):
 
 
 class TestClient:
-    """One client. received: the events that it was sent: (name, *args)."""
+    """One client. received: the events that it was sent: (name, *args). full: its socket takes no more for now."""
 
     __test__ = False  # not a test, whatever pytest thinks of its name
 
@@ -46,14 +49,14 @@ class TestClient:
         self.client = Client(kit.app, _Link(self, kit), client_id, user, namespace)
         self.received: list[tuple[Any, ...]] = []
         self.rooms: set[str] = set()
-        self.connected = False
+        self.connected = self.full = False
         self.answers: dict[str, Callable[..., Any]] = {}
         """What it acks an event with, by the event's name; one that is not here is never acked."""
 
     async def emit(self, name: str, *args: Any) -> list[Any]:
-        """Emit an event and return the ack's values. Raises CommandError: what the client would be told.
+        """Emit an event, with bytes if it likes, and return the ack's values.
 
-        KeyError where there is no handler for it.
+        Raises CommandError: what the client would be told; KeyError where there is no handler for it.
         """
         handler = self._kit.app.handler(apps.EVENT, self.client.namespace, name)
         if handler is None:
@@ -85,11 +88,26 @@ class TestClient:
             self._kit.clients.remove(self)
             await self._run(apps.DISCONNECT, "")
 
+    async def kill(self) -> None:
+        """Go with its worker, as by kill -9: the disconnect handler sees all of it that a hub has kept."""
+        if self.connected:
+            self.connected = False
+            self._kit.clients.remove(self)
+            claims = orjson.dumps(self.client.claims)
+            entry = Entry(self.client.id, self.client.user, self.client.namespace, claims)
+            self.client = departed(self._kit.app, entry)
+            await self._run(apps.DISCONNECT, "")
+
     async def _run(self, kind: str, name: str, *args: Any) -> Any:
         handler = self._kit.app.handler(kind, self.client.namespace)
         if handler is None:
             return None
         return await self._kit.runner.run(handler, self.client, Call(kind, name, args))
+
+    def receive(self, name: str, args: tuple[Any, ...], volatile: bool) -> None:
+        """What it is sent, as it arrives."""
+        if not volatile or not self.full:
+            self.received.append((name, *emission.unmarked(orjson.loads(orjson.dumps(emission.marked(args)[0])))))
 
     async def come(self, data: Any) -> None:
         """What `Kit.connect` does."""
@@ -110,10 +128,11 @@ class _Link:
         self._owner = owner
         self._kit = kit
 
-    def emit(self, name: str, args: tuple[Any, ...]) -> None:
+    def emit(self, name: str, args: tuple[Any, ...], volatile: bool = False) -> None:
+        check_event(name)
         if not self._owner.connected:
             raise RuntimeError("the client is not connected yet; emit in a handler of on_connected")
-        self._owner.received.append((name, *args))
+        self._owner.receive(name, args, volatile)
 
     async def ask(self, name: str, args: tuple[Any, ...], timeout_s: float) -> Any:
         self.emit(name, args)
@@ -159,7 +178,7 @@ class Kit:
     async def connect(self, user: str = "", data: Any = None, namespace: str = "/") -> TestClient:
         """A client that has come in; user: as its token says. Raises CommandError where the application refuses it."""
         self._count += 1
-        client = TestClient(self, f"client-{self._count}", user, namespace)
+        client = TestClient(self, f"00000000-0000-4000-8000-{self._count:012d}", user, namespace)
         await client.come(data)
         return client
 
@@ -168,9 +187,25 @@ class Kit:
     async def publish(self, channel: str, data: Any, tags: dict[str, str] | None) -> None:
         self.published.append(Published(channel, orjson.loads(orjson.dumps(data)), tags))
 
-    async def emit(self, name: str, args: tuple[Any, ...], to: str, namespace: str, skip: str) -> None:
-        values = orjson.loads(orjson.dumps(args))  # as it arrives: JSON
+    async def emit(
+        self, name: str, args: tuple[Any, ...], to: str, namespace: str, skip: str, volatile: bool = False
+    ) -> None:
+        check_event(name)
         for one in self.clients:
-            inside = to in one.rooms if to else one.client.namespace == namespace
+            if CLIENT_ID.fullmatch(to):
+                inside = one.client.id == to
+            else:
+                inside = to in one.rooms if to else one.client.namespace == namespace
             if inside and one.client.id != skip:
-                one.received.append((name, *values))
+                one.receive(name, args, volatile)
+
+    async def call(self, client: str, name: str, args: tuple[Any, ...], timeout_s: float) -> Any:
+        for one in self.clients:
+            if one.client.id == client:
+                return await one.client.call(name, *args, timeout_s=timeout_s)
+        raise TimeoutError  # at once, as with an answer that does not come
+
+    async def disconnect(self, client: str) -> None:
+        for one in list(self.clients):
+            if one.client.id == client:
+                await one.client.disconnect()

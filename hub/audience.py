@@ -75,6 +75,12 @@ class Subscriber(Protocol):
         """A direct write failed: the connection is over."""
 
 
+class Volatile(bytes):
+    """A frame that whoever would have to wait for it goes without."""
+
+    __slots__ = ()
+
+
 ELSEWHERE = -1
 LOOK_UP = 4
 """To look one audience of a batch up costs about as much as to pick so many from the board."""

@@ -17,7 +17,7 @@ import logging
 import os
 import socket
 
-from .audience import ELSEWHERE, Audience, Group, WireForm
+from .audience import ELSEWHERE, Audience, Group, Volatile, WireForm
 from .errors import CLOSE_NORMAL, CLOSE_SERVER_ERROR, CLOSE_SLOW, CLOSE_WRITE_ERROR, Close
 from .outbox import Limits, Outbox, Verdict
 from .reactor import Reactor
@@ -121,7 +121,7 @@ class Connection:
 
     def offer(self, audience: Audience, frame: bytes) -> None:
         """Queue a publication's frame, by the rules for slow readers; as `put`."""
-        if self.state == OPEN:
+        if self.state == OPEN and (type(frame) is not Volatile or self.ready):
             self._queued(self._outbox.offer(frame, audience.mode, audience))
 
     def left(self, audience: Audience) -> None:

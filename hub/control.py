@@ -1,6 +1,6 @@
 """Control: the words that workers exchange among themselves; bytes ⇄ objects, no I/O.
 
-Does: give and check the shape of surveys, answers, node descriptions and notices.
+Does: give and check the shape of surveys, answers, node descriptions, notices and errands.
 Does not: send or receive them (registry), or say what an answer is made of.
 Called by: registry.
 Never break: whoever reaches Redis can write here, so every parser returns what its type says or raises ValueError, and
@@ -14,6 +14,11 @@ A survey is one message on the control channel, an answer one entry of the surve
 A notice is one message:
 
     {"do":"notify","user":"42","channel":"inbox:#42","data":{"text":"hi"}}
+
+An errand is one message, and one for the answer where it is a call:
+
+    {"do":"errand","what":"call","client":"5d1e…","name":"question","args":[6],"number":"0c…","timeout_s":5.0}
+    {"do":"errand","what":"answer","number":"0c…","args":[7]}
 """
 
 from __future__ import annotations
@@ -66,6 +71,30 @@ class Notice(NamedTuple):
     data: Any
 
 
+EMIT, CALL, DISCONNECT, ANSWER = "emit", "call", "disconnect", "answer"
+ERRANDS = frozenset({EMIT, CALL, DISCONNECT, ANSWER})
+MAX_CALL_S = 600.0
+TEXTS = ("client", "name", "number")
+
+
+class Errand(NamedTuple):
+    """What one client is to be sent, or asked. name: of the event; of an answer without a value, why that is.
+
+    args: JSON, with bytes in the form that emission has where `binary`. number: of a call and its answer.
+    code: of an answer that is an error.
+    """
+
+    what: str
+    client: str = ""
+    name: str = ""
+    args: list[Any] = []  # noqa: RUF012 - never changed
+    number: str = ""
+    timeout_s: float = 0.0
+    volatile: bool = False
+    binary: bool = False
+    code: int = 0
+
+
 class Answer(NamedTuple):
     """What one worker answered; `content` is yet to be checked by the parser for what was asked."""
 
@@ -93,6 +122,28 @@ def parse_notice(command: dict[str, Any]) -> Notice:
     if "data" not in command:
         raise ValueError("a notice without data")
     return Notice(_text(command, "user"), _text(command, "channel"), command["data"])
+
+
+def encode_errand(errand: Errand) -> bytes:
+    """One message for the control channel; what is empty is left out. Raises TypeError, ValueError as encode_notice."""
+    message = orjson.dumps({"do": "errand"} | {name: value for name, value in errand._asdict().items() if value})
+    if len(message) > MAX_CONTROL_BYTES:
+        raise ValueError(f"{len(message)} bytes; allowed: {MAX_CONTROL_BYTES}")
+    return message
+
+
+def parse_errand(command: dict[str, Any]) -> Errand:
+    """The errand of a control message. Raises ValueError."""
+    args, timeout_s, code = command.get("args", []), command.get("timeout_s", 0.0), command.get("code", 0)
+    if _text(command, "what") not in ERRANDS:
+        raise ValueError("an unknown errand")
+    if not isinstance(args, list) or not _are_counts([code]) or type(timeout_s) not in (int, float):
+        raise ValueError("an errand with something else for args, code or timeout_s")
+    if not 0 <= timeout_s <= MAX_CALL_S or (command["what"] == ANSWER and not (args or command.get("name"))):
+        raise ValueError("an errand that nobody can wait for, or an answer that is none")
+    client, name, number = (_text({"client": "", "name": "", "number": ""} | command, key) for key in TEXTS)
+    volatile, binary = command.get("volatile") is True, command.get("binary") is True
+    return Errand(command["what"], client, name, args, number, timeout_s, volatile, binary, code)
 
 
 def parse_control(payload: bytes) -> tuple[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping
 
-from .audience import ELSEWHERE, Audience, Board, Group, Subscriber, WireForm
+from .audience import ELSEWHERE, Audience, Board, Group, Subscriber, Volatile, WireForm
 from .channels import Namespace
 from .message import Arrival, Publication
 from .sweep import Sweep
@@ -279,8 +279,13 @@ class Fanout:
         for audience, before in joins.items():
             first, over = replaced.get(audience, 0), skipped.get(audience, ())
             for at in range(max(0, before - first), len(audience.frames)):
-                if first + at not in over:
-                    subscriber.put(audience.frames[at])
+                if first + at in over:
+                    continue
+                frame = audience.frames[at]
+                if type(frame) is Volatile:
+                    subscriber.offer(audience, frame)
+                else:
+                    subscriber.put(frame)
             self._moves.setdefault(subscriber, {})[audience] = True
 
     def take_for(self, connection: Subscriber) -> bytes:

@@ -28,7 +28,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from . import __version__, control, errors
-from .control import Answer, Node, Notice, Question
+from .control import Answer, Errand, Node, Notice, Question
 from .errors import BrokerUnavailable, CommandError
 from .log import Brake
 from .scripts import load_script
@@ -88,12 +88,14 @@ class Registry:
         counts: Counts,
         lease_s: float = LEASE_S,
         on_notice: Callable[[Notice], None] = lambda notice: None,
+        on_errand: Callable[[Errand], None] = lambda errand: None,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """stats: num_clients, num_users, num_subs and num_channels of this worker; cheap, as it is called every second.
 
         counts: its subscribers by channel, none of them 0. on_notice: tells this worker's connections.
+        on_errand: acts on one of them; raises ValueError for nonsense.
         """
         self._keys = store.keys
         self._describe = store.describe
@@ -104,6 +106,7 @@ class Registry:
         self._counts = counts
         self._lease_s = lease_s
         self._on_notice = on_notice
+        self._act = on_errand
         self._new_id = new_id
         self._clock = clock
         self._began_at = clock()
@@ -192,6 +195,9 @@ class Registry:
             self._on_notice(control.parse_notice(command))
         except TypeError as error:  # orjson reads data that is nested deeper than what it writes
             raise ValueError(f"a notice that nobody can be told: {error}") from None
+
+    def _on_errand(self, command: dict[str, Any]) -> None:
+        self._act(control.parse_errand(command))
 
     def _readable(self, values: Iterable[Value], parse: Callable[[Value], Parsed]) -> list[Parsed]:
         """What `parse` makes of those values that are well formed."""
@@ -292,8 +298,12 @@ class Registry:
 
     async def announce(self, notice: Notice) -> None:
         """Have all workers tell their connections. Raises BrokerUnavailable; TypeError, ValueError as encode_notice."""
+        await self.send(control.encode_notice(notice))
+
+    async def send(self, message: bytes) -> None:
+        """Give all workers a message of the control channel. Raises BrokerUnavailable."""
         try:
-            await self._redis.publish(self._keys.control, control.encode_notice(notice))
+            await self._redis.publish(self._keys.control, message)
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from None
 
@@ -337,6 +347,7 @@ class Registry:
 CONTROLS: dict[str, Callable[[Registry, dict[str, Any]], None]] = {
     "survey": Registry._on_survey,
     "notify": Registry._on_notify,
+    "errand": Registry._on_errand,
 }
 """What a message of the control channel may ask a worker to `do`; raises ValueError for a malformed one."""
 

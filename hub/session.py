@@ -25,6 +25,7 @@ from .audience import WireForm
 from .broker import Receipt
 from .channels import Channels, Namespace, may_publish, may_subscribe, may_use
 from .config import ClientSettings
+from .emission import marked
 from .errors import Close, CommandError, HubError, ProtocolError
 from .message import ClientInfo
 from .outbox import Limits
@@ -380,12 +381,13 @@ class Session:
     def emit_event(self, name: str, args: tuple[Any, ...], number: int | None = None) -> None:
         """Send it an event of the application's. number: of the ack that is wanted, where the wire has acks.
 
-        Raises TypeError for what is no JSON.
+        Raises TypeError for what is neither JSON nor bytes.
         """
         if number is not None:
             raise CommandError(errors.NOT_AVAILABLE, "acks are of Socket.IO clients")
-        data = args[0] if len(args) == 1 else list(args)
-        self.put(self.wire.encode_message(protocol.encode_message({"event": name, "data": data})))
+        values, binary = marked(args)
+        data: dict[str, Any] = {"event": name, "data": values[0] if len(values) == 1 else values}
+        self.put(self.wire.encode_message(protocol.encode_message(data | ({"binary": binary} if binary else {}))))
 
     def dismiss(self) -> None:
         """End its connection."""

@@ -35,6 +35,7 @@ from .broker import Broker
 from .catchup import Catchup
 from .channels import Channels
 from .config import ClientSettings, Settings
+from .control import Errand
 from .drain import drain
 from .emission import EmittingFanout
 from .errors import EXIT_OK, BootError, BrokerUnavailable
@@ -147,7 +148,12 @@ class Worker:
         self._users = Users()
         self._notices = Notices(self._users.everybody, self._users.of)
         self._registry = Registry(
-            self._store, self._seat.slot.index, self._stats, self._fanout.counts, on_notice=self._notices.tell
+            self._store,
+            self._seat.slot.index,
+            self._stats,
+            self._fanout.counts,
+            on_notice=self._notices.tell,
+            on_errand=self._on_errand,
         )
         self._history = History(self._store)
         # Not the streams' own: large pages must not keep who comes back from what it missed.
@@ -198,7 +204,12 @@ class Worker:
             load(settings.module, settings.directory), settings.timeout_s, settings.threads, settings.pending
         )
         gate = Gate(
-            runner, self._channels, self._publisher, self._settings.client.pending_commands, settings.claims_bytes
+            runner,
+            self._channels,
+            self._publisher,
+            self._registry.send,
+            self._settings.client.pending_commands,
+            settings.claims_bytes,
         )
         if runner.app.handles(DISCONNECT):
             gate.manifest = Manifest(self._store, gate.tell_of, gate.clients, gate.entry_of, gate.send_away)
@@ -245,6 +256,10 @@ class Worker:
             self._registry.uid.replace("-", ""),
         )
         self._ingest.listen(loop_channel, self._loopback.heard)
+
+    def _on_errand(self, errand: Errand) -> None:
+        if self._gate is not None:
+            self._gate.errands.on_errand(errand)
 
     def _check_all(self) -> None:
         """Something may have been published that did not arrive here."""

@@ -22,6 +22,7 @@ from hub.broker import Broker
 from hub.catchup import Catchup
 from hub.channels import Channels, Namespace
 from hub.config import ClientSettings, HttpSettings, MailboxSettings, RedisSettings, SocketIOSettings
+from hub.control import Errand
 from hub.emission import EmittingFanout
 from hub.fanout import Fanout
 from hub.handover import Handover
@@ -34,6 +35,7 @@ from hub.publish import Publisher
 from hub.reactor import Reactor
 from hub.recall import Recall
 from hub.redelivery import Redelivery
+from hub.registry import Registry
 from hub.relay import Home, Relay
 from hub.relay import Limits as RelayLimits
 from hub.session import Services
@@ -149,10 +151,15 @@ async def plane(
         streams.overloaded(channel)
         redelivery.overloaded(channel)
 
+    def on_errand(errand: Errand) -> None:
+        if gate is not None:
+            gate.errands.on_errand(errand)
+
+    registry = Registry(store, 0, dict, dict, on_errand=on_errand)  # of which only the control channel is used
     ingest = Ingest(
         store,
         lambda publications: redelivery.deliver(publications),
-        lambda payload: None,
+        registry.on_control,
         lambda publications: streams.receive(publications),
         check_all,
         fanout.announce,
@@ -168,7 +175,7 @@ async def plane(
     fanout.on_full = on_full
     gate = None
     if app is not None:
-        gate = Gate(Runner(app, app_timeout_s), channels, publisher, settings.pending_commands)
+        gate = Gate(Runner(app, app_timeout_s), channels, publisher, registry.send, settings.pending_commands)
         fanout.find = gate.find
     shared = Services(
         settings,
@@ -273,6 +280,7 @@ async def plane(
         await presence.close()
         await redelivery.close()
         await recall.close()
+        await registry.close()
         await ingest.close()
         await catchup.close()
         await snapshots.close()

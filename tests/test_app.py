@@ -99,10 +99,30 @@ async def test_what_an_app_does_is_awaited_in_the_loop():
         async def publish(self, channel, data, tags):
             done.append((channel, data, tags))
 
-        async def emit(self, name, args, to, namespace, skip):
-            done.append((name, args, to, namespace, skip))
+        async def emit(self, name, args, to, namespace, skip, volatile):
+            done.append((name, args, to, namespace, skip, volatile))
+
+        async def call(self, client, name, args, timeout_s):
+            return client, name, args, timeout_s
+
+        async def disconnect(self, client):
+            done.append(client)
 
     app.bind(Hub())
     await app.publish("a", 1, tags={"x": "y"})
     await app.emit("said", 1, 2, to="room:a")
-    assert done == [("a", 1, {"x": "y"}), ("said", (1, 2), "room:a", "/", "")]
+    await app.emit("typing", to="room:a", volatile=True)
+    client = "0f8fad5b-d9cb-469f-a165-70867728950e"
+    assert await app.call(client, "question", 6, timeout_s=1) == (client, "question", (6,), 1)
+    await app.disconnect(client)
+    assert done == [
+        ("a", 1, {"x": "y"}),
+        ("said", (1, 2), "room:a", "/", "", False),
+        ("typing", (), "room:a", "/", "", True),
+        client,
+    ]
+    for wrong in ("ann", "room:a", 7):
+        with pytest.raises(ValueError, match="a client's id"):
+            app.disconnect(wrong)
+        with pytest.raises(ValueError, match="a client's id"):
+            app.call(wrong, "question")

@@ -12,10 +12,11 @@ from websockets.asyncio.client import connect
 
 from hub import auth
 from hub.app import App, Reject
+from hub.message import Publication, encode_body
 from tests.nodes import until
 from tests.plane import SECRET, client, plane
 from tests.support import async_test
-from tests.transports.polls import member, receive, websocket
+from tests.transports.polls import joined, member, receive, websocket
 
 
 async def emit(socket, number: int | None, name: str, *args: object, namespace: str = "") -> list | None:
@@ -642,3 +643,152 @@ async def test_clients_are_sent_away_to_come_in_anew(valkey_url, prefix):
         await socket.wait_closed()
         assert (native.socket.close_code, socket.close_code) == (3011, 3011)
         await until(lambda: len(gone) == 2)
+
+
+def messenger() -> App:
+    """An application that reaches clients by their ids."""
+    app = App()
+
+    @app.on("me")
+    async def me(client):
+        return client.id
+
+    @app.on("whisper")
+    async def whisper(client, to, *args):
+        await app.emit("whispered", *args, to=to)
+
+    @app.on("ask")
+    async def ask(client, to, *args):
+        return await app.call(to, "question", *args, timeout_s=5)
+
+    @app.on("kick")
+    async def kick(client, whom):
+        await app.disconnect(whom)
+
+    app.on("enter")(lambda client, room: client.join(room))
+
+    @app.on("room")
+    async def room(client, volatile, *args):
+        await app.emit("said", *args, to="open:r", volatile=volatile)
+
+    return app
+
+
+@async_test
+async def test_one_client_is_reached_by_its_id_in_any_worker(valkey_url, prefix):
+    """Events, calls and an end; native clients hear events as messages."""
+    async with (
+        plane(valkey_url, prefix, app=messenger()) as here,
+        plane(valkey_url, prefix, app=messenger()) as there,
+        member(here) as ann,
+        member(here) as near,
+        member(there) as far,
+        client(there.url) as native,
+    ):
+        for socket in (near, far):
+            (name,) = await emit(socket, 1, "me")
+            await emit(ann, None, "whisper", name, "psst", {"a": 1})
+            assert await event(socket) == ["whispered", "psst", {"a": 1}]
+            await ann.send(f'427["ask","{name}",6]')
+            assert await receive(socket) == '421["question",6]'
+            await socket.send("431[7]")
+            assert await receive(ann) == "437[7]"
+            await emit(ann, None, "kick", name)
+            assert await receive(socket) == "41"
+        await emit(ann, None, "whisper", native.id, "psst", 2)
+        assert (await native.push())["message"]["data"] == {"event": "whispered", "data": ["psst", 2]}
+
+
+@async_test
+async def test_bytes_reach_a_room_on_every_wire(valkey_url, prefix):
+    """As attachments behind their event, in one piece; to others in base64, with a mark."""
+    async with (
+        plane(valkey_url, prefix, app=messenger()) as hub,
+        member(hub) as ann,
+        client(hub.url) as native,
+    ):
+        bob = await joined(hub)
+        await bob.post(b'421["enter","open:r"]')
+        await bob.packets()
+        await emit(ann, 1, "enter", "open:r")
+        await native.subscribe("open:r")
+        await ann.send('452-["room",false,"file",{"_placeholder":true,"num":0},{"a":{"_placeholder":true,"num":1}}]')
+        await ann.send(b"\x01\x02")
+        await ann.send(b"\x03")
+        head = '452-["said","file",{"_placeholder":true,"num":0},{"a":{"_placeholder":true,"num":1}}]'
+        assert [await receive(ann) for _ in range(3)] == [head, b"\x01\x02", b"\x03"]
+        assert await bob.packets() == [head.encode(), b"bAQI=", b"bAw=="]
+        publication = (await native.push())["pub"]
+        assert publication["data"] == ["file", {"$base64": "AQI="}, {"a": {"$base64": "Aw=="}}]
+        assert publication["tags"] == {"event": "said", "args": "3", "binary": "2"}
+        await ann.send(f'451-["whisper","{native.id}",{{"_placeholder":true,"num":0}}]')
+        await ann.send(b"\x01")
+        data = (await native.push())["message"]["data"]
+        assert data == {"event": "whispered", "data": {"$base64": "AQ=="}, "binary": 1}
+        too_many = b"".join(orjson.dumps({"$base64": "AQ=="}) + b"," for _ in range(11))[:-1]
+        odd = encode_body(orjson.loads(b"[" + too_many + b"]"), None, {"event": "odd", "args": "11", "binary": "11"})
+        hub.fanout.deliver([Publication("open:r", odd)])
+        assert (await event(ann))[0] == "publication"
+
+
+@async_test
+async def test_volatile_events_are_for_those_who_take_them_now(valkey_url, prefix):
+    """A poll that waits gets one, a client without goes without; no history keeps it."""
+    app = messenger()
+
+    @app.on("direct")
+    async def direct(client):
+        await client.emit("tick", 1, volatile=True)
+        return "sent"
+
+    @app.on("kept")
+    async def kept(client):
+        await app.emit("said", "no", to="chat:r", volatile=True)
+        await app.emit("said", "yes", to="chat:r")
+
+    async with plane(valkey_url, prefix, app=app) as hub, member(hub) as ann:
+        bob = await joined(hub)
+        for packet, answer in ((b'421["enter","open:r"]', b"431[]"), (b'422["direct"]', b'432["sent"]')):
+            await bob.post(packet)
+            assert await bob.packets() == [answer]
+        await emit(ann, 1, "enter", "open:r")
+        await emit(ann, None, "room", True, "missed")
+        assert await event(ann) == ["said", "missed"]
+        await emit(ann, None, "room", False, "waits")
+        assert await event(ann) == ["said", "waits"]
+        assert await bob.packets() == [b'42["said","waits"]']
+        (session,) = hub.engine.sessions[bob.sid]._sessions.values()
+        poll = asyncio.create_task(bob.packets())
+        await until(lambda: session.transport.ready)
+        await emit(ann, None, "room", True, "here")
+        assert await poll == [b'42["said","here"]']
+        assert await event(ann) == ["said", "here"]
+        await emit(ann, 2, "subscribe", {"channel": "chat:r"})
+        await emit(ann, None, "kept")
+        assert [await event(ann) for _ in range(2)] == [["said", "no"], ["said", "yes"]]
+        (page,) = await emit(ann, 3, "history", {"channel": "chat:r", "limit": 10})
+        assert [one["data"] for one in page["publications"]] == ["yes"]
+
+
+@async_test
+async def test_a_socket_that_takes_no_more_goes_without_volatile_events(valkey_url, prefix):
+    """What waits for it is not added to."""
+    app = messenger()
+    async with (
+        plane(valkey_url, prefix, app=app, client={"outbox_bytes": 10_000_000}) as hub,
+        member(hub) as ann,
+        member(hub) as slow,
+    ):
+        assert await emit(slow, 1, "enter", "open:r") == []
+        (transport,) = [s.transport for s in hub.services.users.everybody() if s.holds("open:r")]
+        slow.transport.pause_reading()
+        while transport.ready:
+            await emit(ann, 1, "room", False, "x" * 100_000)
+        await until(lambda: not hub.fanout.busy)
+        waits = transport._outbox.size
+        await emit(ann, 1, "room", True, "y")
+        await emit(ann, 1, "room", False, "z")
+        await until(lambda: transport._outbox.size != waits)
+        slow.transport.resume_reading()
+        while (heard := await event(slow)) != ["said", "z"]:
+            assert heard[1] != "y"

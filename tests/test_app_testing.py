@@ -84,3 +84,52 @@ async def test_handlers_are_tested_without_a_network():
         for call in (bob.emit("other"), bob.rpc("other")):
             with pytest.raises(KeyError):
                 await call
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_clients_elsewhere_bytes_and_full_sockets():
+    """What reaches one client by its id, what arrives of bytes, who goes without, and who went with its worker."""
+    app, gone = App(), []
+
+    @app.on_disconnect()
+    async def disconnect(client):
+        gone.append((client.user, dict(client.claims), client.state))
+        try:
+            await client.emit("too late")
+        except ConnectionError:
+            gone.append("raises")
+
+    app.on_connect()(lambda client, data: {"user": "bob", "role": data} if data else None)
+
+    @app.on("whisper")
+    async def whisper(client, to, text):
+        await app.emit("whispered", text, b"\x01", to=to)
+        return await app.call(to, "question", 6)
+
+    @app.on("typing")
+    async def typing(client):
+        await app.emit("typing", to="room:a", volatile=True)
+        await client.emit("seen", volatile=True)
+
+    app.on("kick")(lambda client, whom: app.disconnect(whom))
+    async with Kit(app) as kit:
+        ann, bob = await kit.connect("ann"), await kit.connect(data="guest")
+        bob.answers["question"] = lambda number: number + 1
+        assert await ann.emit("whisper", bob.client.id, "psst") == [7]
+        assert (ann.received, bob.received) == ([], [("whispered", "psst", b"\x01"), ("question", 6)])
+        with pytest.raises(CommandError, match="the application failed"):
+            await ann.emit("whisper", "0f8fad5b-d9cb-469f-a165-70867728950e", "nobody")
+        await bob.client.join("room:a")
+        bob.full = True
+        await ann.emit("typing")
+        assert (ann.received, len(bob.received)) == ([("seen",)], 2)
+        bob.full = False
+        await ann.emit("typing")
+        assert bob.received[2:] == [("typing",)]
+        bob.client.state["draft"] = "x"
+        await bob.kill()
+        assert gone == [("bob", {"user": "bob", "role": "guest"}, {}), "raises"]
+        assert kit.clients == [ann]
+        await ann.emit("kick", ann.client.id)
+        assert kit.clients == []

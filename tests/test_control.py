@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from hub import control
-from hub.control import Node, Notice, Question
+from hub.control import Errand, Node, Notice, Question
 
 ID = "0f" * 16
 NODE = Node("u", "host:0", "1.0", 5, 1, 2, 3, 4)
@@ -103,3 +103,52 @@ def test_a_malformed_notice_is_a_value_error(changes):
         control.parse_notice({"user": "42", "channel": "", "data": 1, **changes})
     with pytest.raises(ValueError, match="without data"):
         control.parse_notice({"user": "42", "channel": ""})
+
+
+ERRANDS = [
+    Errand(control.EMIT, "c1", "said", ["hi", {"a": [1]}], volatile=True),
+    Errand(control.EMIT, "c1", "said", [{"$base64": "AQI="}], binary=True),
+    Errand(control.CALL, "c1", "question", [6], number="0c", timeout_s=2.5),
+    Errand(control.ANSWER, number="0c", args=[None]),
+    Errand(control.ANSWER, number="0c", name="limit exceeded", code=106),
+    Errand(control.DISCONNECT, "c1"),
+]
+
+
+@pytest.mark.parametrize("errand", ERRANDS)
+def test_an_errand_comes_back_as_it_was_sent(errand):
+    """What is empty is left out on the way."""
+    name, command = control.parse_control(control.encode_errand(errand))
+    assert (name, control.parse_errand(command)) == ("errand", errand)
+
+
+def test_an_errand_that_is_too_large_is_a_value_error():
+    """Also one with something that orjson can't write."""
+    with pytest.raises(ValueError, match="allowed: 65536"):
+        control.encode_errand(Errand(control.EMIT, "c1", "said", ["x" * 65_536]))
+    with pytest.raises(TypeError):
+        control.encode_errand(Errand(control.EMIT, "c1", "said", [{1}]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"what": "nonsense"},
+        {"what": ["emit"]},
+        {"client": 7},
+        {"name": None},
+        {"number": []},
+        {"args": {}},
+        {"timeout_s": -1},
+        {"timeout_s": 1e9},
+        {"timeout_s": "5"},
+        {"timeout_s": True},
+        {"code": -1},
+        {"code": "103"},
+        {"what": "answer", "args": [], "name": ""},
+    ],
+)
+def test_a_malformed_errand_is_a_value_error(changes):
+    """Whoever reaches Redis may write it."""
+    with pytest.raises(ValueError, match=r"."):
+        control.parse_errand({"what": "call", "client": "c1", "name": "x", "args": [1], "number": "1", **changes})

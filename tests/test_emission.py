@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hub import emission
+from hub.audience import Volatile
 from hub.channels import Channels
 from hub.emission import Emission, EmittingFanout
 from hub.errors import CommandError
@@ -19,6 +20,43 @@ def test_what_is_encoded_is_parsed_again(args):
     for skip in ("", "c1"):
         data, tags = emission.encode("said", args, skip)
         assert emission.parse(encode_body(data, None, tags)) == Emission("said", list(args), skip)
+
+
+@pytest.mark.parametrize("args", [(b"",), (b"\x00\xff", 1), ({"a": [b"x", {"b": b"y"}]},), ([[b"x"]], "$base64")])
+def test_bytes_come_back_as_bytes(args):
+    """Wherever they stand; in JSON they are base64, and a tag says that there are some."""
+    data, tags = emission.encode("said", args)
+    assert emission.parse(encode_body(data, None, tags)) == Emission("said", list(args))
+    assert int(tags["binary"]) == repr(data).count("{'$base64': '")
+
+
+@pytest.mark.parametrize("args", [(bytearray(b"ab"),), (memoryview(b"ab"),)])
+def test_other_kinds_of_bytes_are_bytes(args):
+    """As in the packets of Socket.IO."""
+    data, tags = emission.encode("said", args)
+    assert emission.parse(encode_body(data, None, tags)).args == [b"ab"]
+
+
+def test_what_looks_like_bytes_stays_as_it_is():
+    """Without the tag, or where it is not base64 at all."""
+    for tags, value in (
+        ({}, {"$base64": "AQI="}),
+        ({"binary": "1"}, {"$base64": "A"}),
+        ({"binary": "1"}, {"$base64": 1}),
+    ):
+        body = encode_body(value, None, {"event": "said", **tags})
+        assert emission.parse(body).args == [value]
+
+
+def test_bytes_are_bounded_in_number_and_size():
+    """And what is neither JSON nor bytes is told of."""
+    emission.encode("said", [b"x"] * 10)
+    emission.encode("said", (b"x" * emission.MAX_BINARY_BYTES,))
+    for args in ([b"x"] * 11, [b"x" * 500_001] * 2):
+        with pytest.raises(ValueError, match="binary values"):
+            emission.encode("said", args)
+    with pytest.raises(TypeError):
+        emission.encode("said", ({1, 2}, b"x"))
 
 
 @pytest.mark.parametrize("data", [1, {"tags": {"event": "x"}}, {"event": "x"}, '"event":"x"'])
@@ -58,8 +96,11 @@ class Reader:
     def put(self, frame: bytes) -> None:
         self.got.append(frame)
 
+    full = False
+
     def offer(self, audience, frame: bytes) -> None:
-        self.got.append(frame)
+        if not self.full or type(frame) is not Volatile:
+            self.got.append(frame)
 
     def left(self, audience) -> None: ...
 
@@ -101,7 +142,7 @@ class Rig:
 
     @staticmethod
     def texts(reader: Reader) -> list[str]:
-        return [emission.parse(one).args[0] for frames in reader.got for one in [frames]]
+        return [emission.parse(bytes(one)).args[0] for frames in reader.got for one in [frames]]
 
 
 def test_one_client_is_passed_over_in_order():
@@ -153,3 +194,26 @@ def test_a_worker_that_is_behind_counts_right():
     rig.say("1", "-2", "3")
     rig.turn()
     assert (rig.texts(rig.ann), rig.texts(rig.bob)) == (["1"], ["1"])
+
+
+def test_volatile_events_are_marked_as_such_for_each_wire():
+    """Those before and behind are not; whoever is full goes without, and one that is passed over never sees it."""
+    rig = Rig()
+    rig.ann.full = True
+    batch = []
+    for text, skip, volatile in (("1", "", False), ("2", "", True), ("3", "ann", True), ("4", "", False)):
+        data, tags = emission.encode("said", (text,), skip, volatile)
+        batch.append(Publication("a", encode_body(data, None, tags)))
+    rig.fanout.deliver(batch)
+    rig.turn()
+    assert (rig.texts(rig.ann), rig.texts(rig.bob)) == (["1", "4"], ["1", "2", "3", "4"])
+    assert [type(frame) is Volatile for frame in rig.bob.got] == [False, True, True, False]
+
+
+def test_what_is_numbered_is_not_volatile():
+    """Its channel's positions count it."""
+    rig = Rig()
+    data, tags = emission.encode("said", ("1",), "", True)
+    rig.fanout.deliver([Publication("a", b'{"offset":7,' + encode_body(data, None, tags)[1:])])
+    rig.turn()
+    assert type(rig.bob.got[0]) is bytes

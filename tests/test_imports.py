@@ -82,6 +82,7 @@ LADDER = (
         "streams",
         "users",
     ),
+    ("errands",),
     ("api_mailbox", "app_gate", "app_testing", "presence", "rpc", "subscribe"),
     ("asking",),
     ("api", "session", "supervisor", "ticker"),

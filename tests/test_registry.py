@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from hub import registry as rooms
 from hub.config import RedisSettings
-from hub.control import Notice
+from hub.control import EMIT, Errand, Notice, encode_errand
 from hub.errors import BrokerUnavailable, CommandError
 from hub.notice import Notices
 from hub.store import Keys, Store
@@ -369,3 +369,26 @@ async def test_a_registry_that_was_never_started_closes(valkey_url, prefix):
     await one.close()
     async with node(valkey_url, prefix, 1) as other:
         assert await is_missing(other, one.uid)
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_errands_reach_every_worker(valkey_url, prefix):
+    """The sender's own included; nonsense is counted and ignored."""
+    heard: dict[str, list] = {"one": [], "other": []}
+
+    def refusing(errand: Errand) -> None:
+        heard["other"].append(errand)
+        raise ValueError("not to any client")
+
+    async with (
+        node(valkey_url, prefix, 0, on_errand=heard["one"].append) as one,
+        node(valkey_url, prefix, 1, on_errand=refusing) as other,
+    ):
+        errand = Errand(EMIT, "c1", "said", ["hi"])
+        await one.send(encode_errand(errand))
+        await until(lambda: heard["one"] and heard["other"])
+        assert heard == {"one": [errand], "other": [errand]}
+        await until(lambda: other.malformed == 1)
+        one.on_control(b'{"do":"errand","what":"nonsense"}')
+        assert (one.malformed, len(heard["one"])) == (1, 1)

@@ -21,7 +21,7 @@ that asked for no ack, `error`. Other events are the application's (app_gate); i
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -50,6 +50,15 @@ EVENTS = frozenset({"subscribe", "unsubscribe", "publish", "presence", "presence
 def encode_packet(kind: int, namespace: str, number: int | None = None, data: bytes = b"") -> bytes:
     r"""A packet in its frame: (EVENT, '/', None, b'["a"]') -> b'\x81\x0742["a"]'."""
     return encode_frame(MESSAGE + socketio.encode(kind, namespace, number, data))
+
+
+def encode_values(kind: int, namespace: str, number: int | None, values: Iterable[Any]) -> bytes:
+    """A packet and its attachments, each in its frame, in one piece, so that nothing comes between.
+
+    Raises TypeError and ValueError as socketio_protocol has it.
+    """
+    packet, *attachments = socketio.encode_values(kind, namespace, number, values)
+    return b"".join([encode_frame(MESSAGE + packet), *(encode_frame(one, frames.BINARY) for one in attachments)])
 
 
 class SocketIOForm:
@@ -100,7 +109,10 @@ class ApplicationForm(SocketIOForm):
         event = emission.parse(body)
         if event is None or event.name in socketio.RESERVED:
             return super().encode_publication(channel, body)
-        return encode_packet(EVENT, self.namespace, data=orjson.dumps([event.name, *event.args]))
+        try:
+            return encode_values(EVENT, self.namespace, None, (event.name, *event.args))
+        except ValueError:  # more attachments than a packet may have, of another publisher's making
+            return super().encode_publication(channel, body)
 
 
 def _offset(body: bytes) -> int:
@@ -191,9 +203,7 @@ class SocketSession(Session):
             self._ack(number, {"error": body})
 
     def _put_values(self, kind: int, number: int | None, values: tuple[Any, ...]) -> None:
-        packet, *attachments = socketio.encode_values(kind, self.form.namespace, number, values)
-        # In one piece, so that nothing comes between.
-        self._put(b"".join([encode_frame(MESSAGE + packet), *(encode_frame(a, frames.BINARY) for a in attachments)]))
+        self._put(encode_values(kind, self.form.namespace, number, values))
 
     # Coming back.
 

@@ -56,6 +56,17 @@ async def say(client, room, text):
     await client.emit("sent", text)
 
 
+@app.on("me", namespace="/custom")
+async def me(client):
+    return client.id
+
+
+@app.on("whisper", namespace="/custom")
+async def whisper(client, to, data):
+    await app.emit("whispered", data, to=to)
+    return await app.call(to, "question", data)
+
+
 @app.on("all", namespace="/custom")
 async def everyone(client, text):
     await app.emit("heard", text, namespace="/custom")
@@ -132,6 +143,10 @@ async def test_the_stock_client_talks_to_handlers_of_all_workers(hub, transport)
             assert await first.next() == ["sent", text]
         for one in others:
             assert [await one.next(), await one.next()] == [["said", "c0", "one"], ["said", "c0", "two"]]
+        for one in others:
+            one.io.on("question", lambda data: data + b"!", namespace="/custom")
+            assert await first.call("whisper", await one.call("me"), b"\x01") == b"\x01!"
+            assert await one.next() == ["whispered", b"\x01"]
         await first.io.emit("all", "hi", namespace="/custom")
         for one in clients:
             assert await one.next() == ["heard", "hi"]
