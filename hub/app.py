@@ -136,10 +136,12 @@ class Client:
         return self._app.act(self._peer.ask(name, args, timeout_s))
 
     def join(self, channel: str) -> Any:
-        """Put a Socket.IO client into a room, whatever the rules say. Rooms are channels, of a namespace that exists.
+        """Put it into a room, whatever the rules say. Rooms are channels, of a namespace that exists.
 
         It is kept in, and gets what is published from now on; where the hub falls behind something may be missed, also
-        in mode stream, for it can't be told to subscribe anew. Raises HubError where that can't be.
+        in mode stream, for it can't be told to subscribe anew. To a native client this is a server-side subscription,
+        of which its SDK raises `subscribed` (again where something may have been missed), `publication` and
+        `unsubscribed`; it ends with the connection. Raises HubError where that can't be.
         """
         return self._app.act(self._peer.enter(channel))
 

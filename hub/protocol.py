@@ -134,6 +134,11 @@ def encode_disconnect(code: int, reason: str) -> bytes:
     return orjson.dumps({"push": {"disconnect": {"code": code, "reason": reason}}})
 
 
+def encode_subscribe(channel: str, result: dict[str, Any]) -> bytes:
+    """b'{"push":{"channel":"a","subscribe":{}}}': the server has subscribed the client; as a SubscribeResult."""
+    return orjson.dumps({"push": {"channel": channel, "subscribe": result}})
+
+
 def encode_unsubscribe(channel: str, code: int, reason: str) -> bytes:
     """b'{"push":{"channel":"a","unsubscribe":{"code":2500,"reason":"…"}}}'; from 2500 on SDKs subscribe again."""
     return orjson.dumps({"push": {"channel": channel, "unsubscribe": {"code": code, "reason": reason}}})

@@ -17,16 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from typing import Any, Protocol
+from typing import Any
 
 from . import __version__, asking, auth, errors, protocol, rpc, wishes
 from .app_gate import Gate
+from .app_session import AppSession, Attempt, Transport
 from .audience import WireForm
 from .broker import Receipt
 from .channels import Channels, Namespace, may_publish, may_subscribe, may_use
 from .config import ClientSettings
-from .emission import marked
-from .errors import Close, CommandError, HubError, ProtocolError
+from .errors import CommandError, HubError, ProtocolError
 from .message import ClientInfo
 from .outbox import Limits
 from .presence import Presence
@@ -34,28 +34,10 @@ from .protocol import Command
 from .publish import Publisher
 from .recovery import Joined
 from .redelivery import Redelivery
-from .stream import StreamSubscriber
 from .subscribe import Subscriptions
 from .users import Users
 
 logger = logging.getLogger(__name__)
-
-
-class Transport(StreamSubscriber, Protocol):
-    """The connection under a session; it hands `displaced` on to it."""
-
-    @property
-    def ready(self) -> bool: ...
-
-    @property
-    def heard_at(self) -> float:
-        """When the client's last byte came, in seconds of `Services.clock`."""
-
-    def reply(self, message: bytes) -> None:
-        """Queue one message of the native protocol, in order with everything else."""
-
-    def close(self, close: Close) -> None:
-        """End the connection in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +62,7 @@ class Services:
     """Of the application; None: there is none."""
 
 
-class Attempt:
-    """Stands for a subscription that Redis has yet to confirm.
-
-    One object for each attempt, so that two can't be mixed up.
-    """
-
-    __slots__ = ("watch",)
-
-    def __init__(self, watch: bool) -> None:
-        self.watch = watch
-        """It is to be told who comes and goes."""
-
-
-class Session:
+class Session(AppSession):
     """A client: plain data, so that it could be handed to another process."""
 
     __slots__ = (
@@ -140,6 +109,14 @@ class Session:
     @property
     def services(self) -> Services:
         return self._services
+
+    @property
+    def subscriptions(self) -> Subscriptions:
+        return self._services.subscriptions
+
+    @property
+    def most_channels(self) -> int:
+        return self._services.client.channels
 
     def holds(self, channel: str) -> bool:
         """The client is subscribed to it."""
@@ -228,6 +205,12 @@ class Session:
             self.tell_displaced(channel, errors.UNSUBSCRIBE_CODE, errors.CLOSE_INSUFFICIENT_STATE.reason)
 
     def tell_displaced(self, channel: str, code: int, reason: str) -> None:
+        """Its client hears of it; unless it is the application's room, into which the gate lets it again."""
+        gate = self._services.gate
+        if gate is None or not gate.displaced(self, channel):
+            self.say_displaced(channel, code, reason)
+
+    def say_displaced(self, channel: str, code: int, reason: str) -> None:
         self._transport.reply(protocol.encode_unsubscribe(channel, code, reason))
 
     def resubscribe(self, channel: str) -> None:
@@ -354,50 +337,6 @@ class Session:
         info = ClientInfo(self.user, self.client)
         self._services.presence.enter(channel, namespace, info, self._transport, asked.watch)
         return None
-
-    # What the application does with a client.
-
-    def join(self, channel: str, namespace: Namespace, done: Callable[[HubError | None], None]) -> None:
-        """Let it into a channel, whatever the rules say; `done` tells once whether it is in."""
-        if channel in self._channels:
-            done(None if self.holds(channel) else CommandError(errors.ALREADY_SUBSCRIBED))
-        elif len(self._channels) >= self._services.client.channels:
-            done(CommandError(errors.LIMIT_EXCEEDED, f"allowed: {self._services.client.channels} channels"))
-        else:
-            asked = self._channels[channel] = Attempt(watch=False)
-            self._services.subscriptions.subscribe(
-                channel,
-                namespace,
-                self._transport,
-                lambda outcome: done(self._settle(channel, namespace, asked, outcome)),
-            )
-
-    def leave(self, channel: str) -> None:
-        """Out of a channel, if it holds it or is about to."""
-        namespace = self._channels.pop(channel, None)
-        if isinstance(namespace, Namespace):
-            self._leave(channel, namespace, hold=False)
-
-    def emit_event(self, name: str, args: tuple[Any, ...], number: int | None = None) -> None:
-        """Send it an event of the application's. number: of the ack that is wanted, where the wire has acks.
-
-        Raises TypeError for what is neither JSON nor bytes.
-        """
-        if number is not None:
-            raise CommandError(errors.NOT_AVAILABLE, "acks are of Socket.IO clients")
-        values, binary = marked(args)
-        data: dict[str, Any] = {"event": name, "data": values[0] if len(values) == 1 else values}
-        self.put(self.wire.encode_message(protocol.encode_message(data | ({"binary": binary} if binary else {}))))
-
-    def dismiss(self) -> None:
-        """End its connection."""
-        self._transport.close(errors.CLOSE_FORCE_DISCONNECT)
-
-    @property
-    def transport(self) -> Transport:
-        return self._transport
-
-    # More commands.
 
     def _unsubscribe(self, command: Command) -> None:
         channel, namespace = self.resolve(command)

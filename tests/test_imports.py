@@ -84,7 +84,7 @@ LADDER = (
     ),
     ("errands",),
     ("api_mailbox", "app_gate", "app_testing", "presence", "rpc", "subscribe"),
-    ("asking",),
+    ("app_session", "asking"),
     ("api", "session", "supervisor", "ticker"),
     ("serve", "transports.emulation", "transports.websocket", "transports"),
     ("transports.plain",),

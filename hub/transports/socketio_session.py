@@ -29,13 +29,14 @@ import orjson
 from .. import emission, errors, frames
 from .. import socketio_protocol as socketio
 from ..app_gate import Gate
+from ..app_session import Attempt, Transport
 from ..channels import Namespace
 from ..config import SocketIOSettings
 from ..errors import CommandError, HubError
 from ..protocol import Command
 from ..recovery import Joined
 from ..resume import KEPT, Deliveries, Mark, Record, Stay
-from ..session import Attempt, Services, Session, Transport
+from ..session import Services, Session
 from ..socketio_protocol import ACK, EVENT, MAIN
 from .engineio import encode_frame
 
@@ -205,6 +206,12 @@ class SocketSession(Session):
     def _put_values(self, kind: int, number: int | None, values: tuple[Any, ...]) -> None:
         self._put(encode_values(kind, self.form.namespace, number, values))
 
+    def tell_joined(self, channel: str, joined: Joined) -> None:
+        """Of rooms Socket.IO clients know nothing."""
+
+    def tell_left(self, channel: str) -> None:
+        """Likewise."""
+
     # Coming back.
 
     def _subscribed(
@@ -282,9 +289,9 @@ class SocketSession(Session):
 
     def tell_displaced(self, channel: str, code: int, reason: str) -> None:
         self._stays.pop(channel, None)
-        gate = self.services.gate
-        if gate is not None and gate.displaced(self, channel):
-            return
+        super().tell_displaced(channel, code, reason)
+
+    def say_displaced(self, channel: str, code: int, reason: str) -> None:
         body = {"channel": channel, "code": code, "reason": reason}
         self._put(self.form.encode_event("unsubscribed", orjson.dumps(body)))
 

@@ -225,7 +225,23 @@ async function hasAMailbox(token, api, key) {
   return [phone, watch];
 }
 
-const SCENARIOS = { hasAMailbox, receives, seesOthers, isRefused, isTurnedAway, renews, comesBack, missesNothing, isToldOfLoss };
+/** The application lets the client into a room and out of it; the SDK knows it as a server-side subscription. */
+async function isLetIntoRooms(token) {
+  const [client, other] = [await connect({ token }), await connect({ token })];
+  const subscribed = next(client, "subscribed");
+  await client.rpc("enter", "room:native");
+  assert.equal((await subscribed).channel, "room:native");
+  const heard = next(client, "publication");
+  await other.rpc("say", { room: "room:native", text: "hi" });
+  const { channel, data, tags, offset } = await heard;
+  assert.deepEqual([channel, data, tags, offset], ["room:native", "hi", { event: "said" }, 1]);
+  const unsubscribed = next(client, "unsubscribed");
+  await client.rpc("exit", "room:native");
+  assert.equal((await unsubscribed).channel, "room:native");
+  return [client, other];
+}
+
+const SCENARIOS = { isLetIntoRooms, hasAMailbox, receives, seesOthers, isRefused, isTurnedAway, renews, comesBack, missesNothing, isToldOfLoss };
 
 const [scenario, url, ...rest] = process.argv.slice(2);
 for (const client of await SCENARIOS[scenario](...rest)) client.disconnect();

@@ -12,6 +12,7 @@ import pytest
 import socketio
 
 from hub.errors import EXIT_BOOT, EXIT_USAGE
+from tests.e2e import nodejs
 from tests.hubs import HubFailed, HubProcess, run_hub
 from tests.support import async_test
 
@@ -54,6 +55,15 @@ def enter(client, room):
 async def say(client, room, text):
     await app.emit("said", client.user, text, to=room, skip=client)
     await client.emit("sent", text)
+
+
+app.on_rpc("enter")(lambda client, room: client.join(room))
+app.on_rpc("exit")(lambda client, room: client.leave(room))
+
+
+@app.on_rpc("say")
+async def say_by_rpc(client, data):
+    await app.emit("said", data["text"], to=data["room"])
 
 
 @app.on("me", namespace="/custom")
@@ -157,6 +167,13 @@ async def test_the_stock_client_talks_to_handlers_of_all_workers(hub, transport)
         for one in clients:
             await one.io.shutdown()
             await one.io.disconnect()
+
+
+@nodejs.NODE
+@nodejs.PACKAGES
+def test_the_native_sdk_knows_rooms_as_server_side_subscriptions(hub):
+    """`subscribed`, `publication` and `unsubscribed` of the client itself."""
+    nodejs.run("centrifuge_js.mjs", "isLetIntoRooms", hub.ws_url, hub.token("ann"))
 
 
 @async_test

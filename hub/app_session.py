@@ -1,0 +1,166 @@
+"""App session: what an application does with one session, whatever its wire.
+
+Does: let it into channels and out again past the rules, send it events, end it; tell a native client of that.
+Does not: ask the application (app_gate), or handle commands (session, which derives from this).
+Called by: app_seat, app_gate.
+Never break: a client that is let into a channel hears so before the first publication.
+
+Native clients know such a channel as a server-side subscription: stock SDKs raise `subscribed`, `publication` and
+`unsubscribed` of the client itself. It lives as long as the connection: one that comes back is in no such channel until
+the application has it join again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from . import errors, protocol
+from .audience import WireForm
+from .channels import Namespace
+from .emission import marked
+from .errors import Close, CommandError, HubError
+from .position import Position
+from .recovery import Joined
+from .stream import StreamSubscriber
+from .subscribe import Subscriptions
+
+UNSUBSCRIBED_CODE = 2000
+"""Ends a subscription by the server's wish: SDKs don't subscribe again."""
+
+
+class Transport(StreamSubscriber, Protocol):
+    """The connection under a session; it hands `displaced` on to it."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def heard_at(self) -> float:
+        """When the client's last byte came, in seconds of `Services.clock`."""
+
+    def reply(self, message: bytes) -> None:
+        """Queue one message of the native protocol, in order with everything else."""
+
+    def close(self, close: Close) -> None:
+        """End the connection in order."""
+
+
+class Attempt:
+    """Stands for a subscription that Redis has yet to confirm.
+
+    One object for each attempt, so that two can't be mixed up.
+    """
+
+    __slots__ = ("watch",)
+
+    def __init__(self, watch: bool) -> None:
+        self.watch = watch
+        """It is to be told who comes and goes."""
+
+
+class AppSession:
+    """The part of a session that an application has to do with."""
+
+    __slots__ = ()
+
+    _channels: dict[str, Namespace | Attempt]
+    _transport: Transport
+
+    # What the session has.
+
+    @property
+    def subscriptions(self) -> Subscriptions:
+        raise NotImplementedError
+
+    @property
+    def most_channels(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def wire(self) -> WireForm:
+        raise NotImplementedError
+
+    def holds(self, channel: str) -> bool:
+        raise NotImplementedError
+
+    def _settle(
+        self, channel: str, namespace: Namespace, asked: Attempt, outcome: Joined | HubError
+    ) -> HubError | None:
+        raise NotImplementedError
+
+    def _leave(self, channel: str, namespace: Namespace, hold: bool) -> None:
+        raise NotImplementedError
+
+    # What the application does.
+
+    def join(
+        self,
+        channel: str,
+        namespace: Namespace,
+        done: Callable[[HubError | None], None],
+        since: Position | None = None,
+    ) -> None:
+        """Let it into a channel, whatever the rules say; `done` tells once whether it is in.
+
+        since: where it was; only where `tell_joined` makes use of what it has missed.
+        """
+        if channel in self._channels:
+            done(None if self.holds(channel) else CommandError(errors.ALREADY_SUBSCRIBED))
+        elif len(self._channels) >= self.most_channels:
+            done(CommandError(errors.LIMIT_EXCEEDED, f"allowed: {self.most_channels} channels"))
+        else:
+            asked = self._channels[channel] = Attempt(watch=False)
+            joined = partial(self._joined, channel, namespace, asked, done)
+            self.subscriptions.subscribe(channel, namespace, self._transport, joined, since)
+
+    def _joined(
+        self,
+        channel: str,
+        namespace: Namespace,
+        asked: Attempt,
+        done: Callable[[HubError | None], None],
+        outcome: Joined | HubError,
+    ) -> None:
+        error = self._settle(channel, namespace, asked, outcome)
+        if error is None and not isinstance(outcome, HubError):
+            self.tell_joined(channel, outcome)
+        done(error)
+
+    def tell_joined(self, channel: str, joined: Joined) -> None:
+        """It has been let into a channel by the application."""
+        # Not as recoverable, or SDKs would come back with its position and miss it in the answer to their connect.
+        position = {"positioned": True, "epoch": joined.epoch, "offset": joined.offset} if joined.positioned else {}
+        self._transport.reply(protocol.encode_subscribe(channel, position))
+
+    def leave(self, channel: str) -> None:
+        """Out of a channel, if it holds it or is about to."""
+        namespace = self._channels.pop(channel, None)
+        if isinstance(namespace, Namespace):
+            self._leave(channel, namespace, hold=False)
+            self.tell_left(channel)
+
+    def tell_left(self, channel: str) -> None:
+        """It has been put out of a channel by the application."""
+        self._transport.reply(protocol.encode_unsubscribe(channel, UNSUBSCRIBED_CODE, "server unsubscribe"))
+
+    def emit_event(self, name: str, args: tuple[Any, ...], number: int | None = None) -> None:
+        """Send it an event of the application's. number: of the ack that is wanted, where the wire has acks.
+
+        Raises TypeError for what is neither JSON nor bytes.
+        """
+        if number is not None:
+            raise CommandError(errors.NOT_AVAILABLE, "acks are of Socket.IO clients")
+        values, binary = marked(args)
+        data: dict[str, Any] = {"event": name, "data": values[0] if len(values) == 1 else values}
+        message = protocol.encode_message(data | ({"binary": binary} if binary else {}))
+        self._transport.put(self.wire.encode_message(message))
+
+    def dismiss(self) -> None:
+        """End its connection."""
+        self._transport.close(errors.CLOSE_FORCE_DISCONNECT)
+
+    @property
+    def transport(self) -> Transport:
+        return self._transport
