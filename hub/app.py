@@ -102,10 +102,10 @@ class Client:
 
     id: the hub's name for this connection. user: '' is nobody in particular. namespace: '' on the native protocol.
     claims: what the connect handler returned, JSON of at most `app.claims_bytes`. state: the application's own, as long
-    as the client is connected.
+    as the client is connected. recovered: it was away and comes back to its rooms without loss (socketio.recovery_ms).
     """
 
-    __slots__ = ("_app", "_peer", "claims", "id", "namespace", "state", "user")
+    __slots__ = ("_app", "_peer", "claims", "id", "namespace", "recovered", "state", "user")
 
     def __init__(self, app: App, peer: Peer, client_id: str, user: str, namespace: str) -> None:
         self._app = app
@@ -114,6 +114,7 @@ class Client:
         self.user = user
         self.namespace = namespace
         self.claims: Mapping[str, Any] = {}
+        self.recovered = False
         self.state: dict[str, Any] = {}
 
     def emit(self, name: str, *args: Any, volatile: bool = False) -> Any:
@@ -171,7 +172,13 @@ class App:
     # Registering. `namespace` is of Socket.IO, '' the native protocol; None is wherever there is no nearer handler.
 
     def on_connect(self, namespace: str | None = None) -> Callable[[Given], Given]:
-        """handler(client, data): may it come in? data: what it sent along. Raise Reject, or return None or claims."""
+        """handler(client, data): may it come in? data: what it sent along. Raise Reject, or return None or claims.
+
+        Asked of a client that comes back as well (`client.recovered`), as it may not be welcome any more. Let in, it is
+        in its rooms again, and gets what it missed in those of mode stream and what was emitted to its whole namespace,
+        and the newest value in those of mode latest. What was emitted in others or to it alone is gone, and so is
+        `client.state`. Where its claims make another user of it, it starts anew.
+        """
         return self._register(CONNECT, "", namespace)
 
     def on_connected(self, namespace: str | None = None) -> Callable[[Given], Given]:

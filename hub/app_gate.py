@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -57,12 +57,13 @@ class Gate:
         send: Callable[[bytes], Awaitable[None]],
         pending: int,
         claims_bytes: int = 4096,
+        everyone: Namespace = emission.EVERYONE,
     ) -> None:
         """send: a control message to all workers.
 
         pending: of one client, commands that wait for their turn, and acks that are awaited.
 
-        claims_bytes: of one client's claims, as JSON.
+        claims_bytes: of one client's claims, as JSON. everyone: the rules for what is emitted to a whole namespace.
         """
         self.runner = runner
         self.manifest: Manifest | None = None
@@ -74,6 +75,7 @@ class Gate:
         self._seats: dict[Member, Seat] = {}
         self._by_client: dict[str, Seat] = {}
         self._claims_bytes = claims_bytes
+        self._everyone = everyone
         self._ended: deque[Seat] = deque()
         """Those of which the application is to be told once it has room."""
         self.errands = Errands(send, self._by_client.get)
@@ -175,7 +177,7 @@ class Gate:
     def displaced(self, session: Member, channel: str) -> bool:
         """A session was put out of a channel; True: it is the application's room, and the gate lets it in again."""
         seat = self._seats.get(session)
-        if seat is None or channel not in seat.rooms:
+        if seat is None or channel not in self.rooms(session):
             return False
 
         def done(error: HubError | None) -> None:
@@ -183,8 +185,24 @@ class Gate:
                 seat.rooms.discard(channel)
                 session.tell_displaced(channel, errors.UNSUBSCRIBE_CODE, errors.CLOSE_INSUFFICIENT_STATE.reason)
 
-        session.join(channel, self.channels.resolve(channel), done)
+        session.join(channel, self.rules(channel), done)
         return True
+
+    def rules(self, channel: str) -> Namespace:
+        """Of a channel that a client may be in. Raises CommandError."""
+        return self._everyone if channel.startswith(emission.EVERYONE_HEAD) else self.channels.resolve(channel)
+
+    def rooms(self, session: Member) -> frozenset[str]:
+        """The channels in which the application has a session, that of its whole namespace included."""
+        seat = self._seats.get(session)
+        if seat is None or not seat.client.namespace:
+            return frozenset(seat.rooms if seat is not None else ())
+        return frozenset({*seat.rooms, emission.everyone(seat.client.namespace)})
+
+    def resumed(self, session: Member, rooms: Iterable[str]) -> None:
+        """A session is about to be in the rooms again in which it was."""
+        seat = self._seats[session]
+        seat.rooms |= {room for room in rooms if not room.startswith(emission.EVERYONE_HEAD)}
 
     def takes(self, session: Member, name: str) -> bool:
         """Whether the application has a handler for an event of this session."""
@@ -233,12 +251,14 @@ class Gate:
     async def _connect(self, seat: Seat, data: Any, accept: Callable[[], None], refuse: Refuse) -> None:
         client, session = seat.client, seat.session
         handler = self._app.handler(apps.CONNECT, client.namespace)
+        client.recovered = session.returns()
         try:
             claims = await self.runner.run(handler, client, Call(apps.CONNECT, "", (data,)))
             if claims is not None:
                 self._claim(seat, claims)
-            if client.namespace and not seat.gone:
-                await seat.let_in(emission.everyone(client.namespace), emission.EVERYONE)
+            client.recovered = session.comes_back()
+            if client.namespace and not seat.gone and not client.recovered:
+                await seat.let_in(emission.everyone(client.namespace), self._everyone)
         except HubError as error:
             if not seat.gone:
                 waits = bool(seat.queue)
@@ -251,6 +271,8 @@ class Gate:
             return
         seat.accepted = True
         accept()
+        if client.recovered:
+            await tasks.reply(session.when_back)
         if session.connected:
             # Before what waits: its effects are to find a client that has been told so.
             handler = self._app.handler(apps.CONNECTED, client.namespace)
@@ -385,7 +407,7 @@ class Gate:
         check_event(name)
         data, tags = emission.encode(name, args, skip, volatile)
         channel = to or emission.everyone(namespace)
-        rules = self.channels.resolve(to) if to else emission.EVERYONE
+        rules = self.channels.resolve(to) if to else self._everyone
         # A history would hand on to those who come back what was only meant for this moment.
         kept = rules.mode != "stream" or not volatile
         await self._publish(channel, rules, data, tags, PLAIN if kept else UNKEPT)

@@ -90,8 +90,23 @@ class AppSession:
     ) -> HubError | None:
         raise NotImplementedError
 
+    def _opened(self, channel: str, namespace: Namespace) -> None:
+        raise NotImplementedError
+
     def _leave(self, channel: str, namespace: Namespace, hold: bool) -> None:
         raise NotImplementedError
+
+    def returns(self) -> bool:
+        """It says that it has been here, and could have everything back that it missed."""
+        return False
+
+    def comes_back(self) -> bool:
+        """The same, and it is the user that it was; once its user is known."""
+        return False
+
+    def when_back(self, done: Callable[[None], None]) -> None:
+        """Tell once when it is in all the rooms that it was in; perhaps at once."""
+        done(None)
 
     # What the application does.
 
@@ -126,6 +141,7 @@ class AppSession:
         error = self._settle(channel, namespace, asked, outcome)
         if error is None and not isinstance(outcome, HubError):
             self.tell_joined(channel, outcome)
+            self._opened(channel, namespace)
         done(error)
 
     def tell_joined(self, channel: str, joined: Joined) -> None:

@@ -109,13 +109,17 @@ class TestClient:
         if not volatile or not self.full:
             self.received.append((name, *emission.unmarked(orjson.loads(orjson.dumps(emission.marked(args)[0])))))
 
-    async def come(self, data: Any) -> None:
+    async def come(self, data: Any, back: TestClient | None) -> None:
         """What `Kit.connect` does."""
+        self.client.recovered = back is not None
         handler = self._kit.app.handler(apps.CONNECT, self.client.namespace)
         claims = await self._kit.runner.run(handler, self.client, Call(apps.CONNECT, "", (data,)))
         if claims is not None:
             self.client.claims = claims
             self.client.user = claims.get("user", self.client.user)
+        self.client.recovered = back is not None and back.client.user == self.client.user
+        if back is not None and self.client.recovered:
+            self.rooms |= back.rooms
         self.connected = True
         self._kit.clients.append(self)
         await self._run(apps.CONNECTED, "", data)
@@ -175,11 +179,16 @@ class Kit:
     async def __aexit__(self, *_: object) -> None:
         await self.runner.close()
 
-    async def connect(self, user: str = "", data: Any = None, namespace: str = "/") -> TestClient:
-        """A client that has come in; user: as its token says. Raises CommandError where the application refuses it."""
+    async def connect(
+        self, user: str = "", data: Any = None, namespace: str = "/", back: TestClient | None = None
+    ) -> TestClient:
+        """A client that has come in; user: as its token says. Raises CommandError where the application refuses it.
+
+        back: one that has gone, and comes back to its rooms without loss, if the application makes the same user of it.
+        """
         self._count += 1
         client = TestClient(self, f"00000000-0000-4000-8000-{self._count:012d}", user, namespace)
-        await client.come(data)
+        await client.come(data, back)
         return client
 
     # As the App's Hub.

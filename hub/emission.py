@@ -39,6 +39,7 @@ BASE64 = "$base64"
 """The one key of an object that stands for bytes."""
 MAX_BINARY_BYTES = 1_000_000
 """In one emission, as bytes: what a client may send in one message by default."""
+EVERYONE_HEAD = "hub.everyone:"
 EVERYONE = Namespace.model_validate({"subscribe": "nobody", "publish": "nobody"})
 """The rules of the channels of `everyone`, which no client can name: their namespace is not among the settings."""
 
@@ -54,7 +55,19 @@ class Emission(NamedTuple):
 
 def everyone(namespace: str) -> str:
     """The channel of all clients in a Socket.IO namespace: '/a/b' -> 'hub.everyone::a:b'."""
-    return "hub.everyone:" + namespace.replace("/", ":")
+    return EVERYONE_HEAD + namespace.replace("/", ":")
+
+
+def everyone_rules(recovery_ms: int, most: int) -> Namespace:
+    """The rules of those channels. recovery_ms: lost clients may come back for so long, and have what they missed.
+
+    most: publications that one of them may have missed.
+    """
+    if not recovery_ms:
+        return EVERYONE
+    return EVERYONE.model_copy(
+        update={"mode": "stream", "history_size": most, "history_ttl_s": max(1.0, recovery_ms / 1000)}
+    )
 
 
 def encode(name: str, args: Sequence[Any], skip: str = "", volatile: bool = False) -> tuple[Any, dict[str, str]]:

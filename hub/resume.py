@@ -1,7 +1,7 @@
 """Resume: how far a Socket.IO client got in all its channels, from the one mark that it brings back.
 
 Does: number what a wire form sends, remember that for a while, and say from a client's last mark which publications of
-each of its channels it has not received.
+each of its channels it has not received; the shape of what is kept of a client.
 Does not: send, store (recall) or read channels.
 Called by: transports.socketio.
 Never break: a position that `judge` gives is one up to which the client has everything. Where that is not certain there
@@ -12,6 +12,9 @@ a channel get the same bytes, so that mark can only name its own channel's offse
 it went. A client gets batches in order, so of every other channel it has what went in earlier batches, and not what
 went in later ones. Within one batch the order is not known; but what went before a ping that the client has answered
 has come.
+
+Batches are numbered in steps of STEP. In between is what one client was sent by itself: publications that it had
+missed, and an application's events, whose marks name no channel. Everything of the batches before them had been put.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ MOST = 65_536
 """Publications that one form remembers, of all channels: 30 s of 2,000 a second."""
 KEPT = 2048
 """Of them, in one client's record."""
+STEP = 65_536
+"""From one batch to the next; so many things, but two, may one client be sent in between that have to be told apart."""
 SETTLING = 2
 """Batches that may not be written yet at any time: one gathers, one is being swept."""
 
@@ -58,7 +63,7 @@ class Deliveries:
     """What one wire form of one worker has sent lately."""
 
     def __init__(self, form: str, turn: Callable[[], int], most: int = MOST) -> None:
-        """form: a name that no other has. turn: the batch that is being gathered, counted up."""
+        """form: a name that no other has. turn: the number of the batch that is being gathered, counted up by STEP."""
         self.form = form
         self.turn = turn
         self.count = 0
@@ -82,9 +87,13 @@ class Deliveries:
             self._forget_oldest()
         return Mark(self.form, batch, offset, channel)
 
-    def alone(self, channel: str, offset: int) -> Mark:
-        """The mark of a publication that goes to one client by itself, now."""
-        return Mark(self.form, self.turn() - 1, offset, channel)
+    def passing(self, channel: str) -> Mark:
+        """The mark of a publication to all subscribers that has no number."""
+        return Mark(self.form, self.turn(), 0, channel)
+
+    def alone(self, count: int, channel: str = "", offset: int = 0) -> Mark:
+        """The mark of what goes to one client by itself, now: behind all batches before, and `count` such things."""
+        return Mark(self.form, self.turn() - STEP + 1 + count, offset, channel)
 
     def behind(self, channel: str, offset: int, count: int, most: int) -> tuple[int, list[int]] | None:
         """Where a channel is for a client that joined it at `offset`, when `count` publications had been sent.
@@ -133,7 +142,11 @@ class Record(NamedTuple):
     streams: dict[str, tuple[str, int, int, list[int]]]
     """By channel: epoch, base, top, and the batches of the newest up to `top`."""
     others: list[str]
-    """Channels of mode `latest`."""
+    """Channels of mode `latest`, and mailboxes."""
+    rooms: Sequence[str] = ()
+    """Those of all modes into which the application has let it."""
+    named: str = ""
+    """The user that its token named; the application may have made another one of it."""
 
     def pack(self) -> bytes:
         return orjson.dumps(self._asdict())
@@ -142,6 +155,15 @@ class Record(NamedTuple):
     def unpack(cls, text: bytes) -> Record:
         """The opposite, of what this or another worker packed."""
         return cls(**orjson.loads(text))
+
+
+class Returning(NamedTuple):
+    """A client that comes back and has lost nothing so far. pid: its name; came: the mark that it brings."""
+
+    pid: str
+    came: str
+    record: Record
+    positions: dict[str, int]
 
 
 def judge(record: Record, text: str) -> dict[str, int] | None:
@@ -160,7 +182,8 @@ def judge(record: Record, text: str) -> dict[str, int] | None:
             continue
         missed = sum(batch > mark.batch for batch in batches)
         whole = len(batches) == top - base or (missed < len(batches))
-        if not whole or (mark.batch in batches and mark.batch > record.confirmed):
+        # Within a batch the order is not known, but what went to one client by itself is behind all of its number.
+        if not whole or (mark.channel and mark.batch in batches and mark.batch > record.confirmed):
             return None
         positions[channel] = top - missed
     return positions

@@ -317,6 +317,10 @@ class Session(AppSession):
             self.fail(command_id, error or CommandError(errors.INTERNAL))
             return
         self.reply(command_id, "subscribe", wishes.subscribe_result(outcome))
+        self._opened(channel, namespace)
+
+    def _opened(self, channel: str, namespace: Namespace) -> None:
+        """It is in the channel, and has been told so."""
         if namespace.mailbox:
             self._services.redelivery.opened(channel, namespace, self)
 

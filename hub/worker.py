@@ -37,7 +37,7 @@ from .channels import Channels
 from .config import ClientSettings, Settings
 from .control import Errand
 from .drain import drain
-from .emission import EmittingFanout
+from .emission import EmittingFanout, everyone_rules
 from .errors import EXIT_OK, BootError, BrokerUnavailable
 from .fanout import Fanout
 from .handover import Handover
@@ -210,6 +210,7 @@ class Worker:
             self._registry.send,
             self._settings.client.pending_commands,
             settings.claims_bytes,
+            everyone_rules(self._settings.socketio.recovery_ms, self._settings.client.recovery_publications),
         )
         if runner.app.handles(DISCONNECT):
             gate.manifest = Manifest(self._store, gate.tell_of, gate.clients, gate.entry_of, gate.send_away)

@@ -23,7 +23,7 @@ from hub.catchup import Catchup
 from hub.channels import Channels, Namespace
 from hub.config import ClientSettings, HttpSettings, MailboxSettings, RedisSettings, SocketIOSettings
 from hub.control import Errand
-from hub.emission import EmittingFanout
+from hub.emission import EmittingFanout, everyone_rules
 from hub.fanout import Fanout
 from hub.handover import Handover
 from hub.history import History
@@ -175,7 +175,10 @@ async def plane(
     fanout.on_full = on_full
     gate = None
     if app is not None:
-        gate = Gate(Runner(app, app_timeout_s), channels, publisher, registry.send, settings.pending_commands)
+        everyone = everyone_rules((socketio or {}).get("recovery_ms", 0), settings.recovery_publications)
+        gate = Gate(
+            Runner(app, app_timeout_s), channels, publisher, registry.send, settings.pending_commands, everyone=everyone
+        )
         fanout.find = gate.find
     shared = Services(
         settings,

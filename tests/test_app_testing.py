@@ -133,3 +133,25 @@ async def test_clients_elsewhere_bytes_and_full_sockets():
         assert kit.clients == [ann]
         await ann.emit("kick", ann.client.id)
         assert kit.clients == []
+
+
+@async_test
+async def test_a_client_comes_back_to_its_rooms():
+    """Where the application makes the same user of it, and only then."""
+    app, seen = App(), []
+
+    @app.on_connect()
+    async def connect(client, data):
+        seen.append(client.recovered)
+        return {"user": data}
+
+    app.on_connected()(lambda client, data: seen.append(client.recovered))
+    async with Kit(app) as kit:
+        ann = await kit.connect(data="ann")
+        await ann.client.join("room:a")
+        await ann.disconnect()
+        back = await kit.connect(data="ann", back=ann)
+        assert (back.rooms, back.client.recovered) == ({"room:a"}, True)
+        other = await kit.connect(data="bob", back=ann)
+        assert (other.rooms, other.client.recovered) == (set(), False)
+        assert seen == [False, False, True, True, True, False]

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from hub.resume import Deliveries, Mark, Record, judge, parse_mark
+from hub.resume import STEP, Deliveries, Mark, Record, judge, parse_mark
 
 CHANNELS = ["chat:a", "chat:b", "chat:c"]
 
@@ -30,7 +30,7 @@ def record(streams, confirmed=-1, came="", form="f"):
 
 def test_a_record_is_read_as_it_was_packed():
     """By another worker."""
-    one = record({"chat:a": ["4.k3", 0, 2, [5, 6]]})
+    one = record({"chat:a": ["4.k3", 0, 2, [5, 6]]})._replace(rooms=["chat:a"], named="ann")
     assert Record.unpack(one.pack()) == one
 
 
@@ -126,3 +126,49 @@ def test_a_client_cut_anywhere_has_what_is_said(seed):
         streams[channel] = ("e", bases[channel], *found)
     positions = judge(record(streams), str(received[-1]) if received else "")
     assert positions is None or positions == truth
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_what_one_client_is_sent_by_itself_has_its_place(seed):
+    """Missed publications when it came back, and events: before the batch that gathers, behind those before."""
+    rng = random.Random(seed)
+    turn = [STEP * rng.randrange(1, 4)]
+    deliveries = Deliveries("f", lambda: turn[0])
+    tops = {channel: rng.randrange(5) for channel in CHANNELS}
+    stays, sent, alone = {}, [], 0
+    for _ in range(rng.randrange(1, 8)):
+        for channel in CHANNELS:
+            if channel not in stays and rng.random() < 0.5:
+                base, missed, batches = tops[channel], rng.randrange(3), []
+                sent_before = deliveries.count
+                for _ in range(missed):
+                    alone += 1
+                    tops[channel] += 1
+                    mark = deliveries.alone(alone, channel, tops[channel])
+                    sent.append((mark, mark))
+                    batches.append(mark.batch)
+                stays[channel] = (base, batches, sent_before)
+            if rng.random() < 0.3:
+                sent.append((deliveries.alone(alone), None))
+        parts = []
+        for channel in rng.sample(sorted(stays), rng.randrange(len(stays) + 1)):
+            tops[channel] += 1
+            mark = deliveries.note(channel, tops[channel])
+            parts.append((mark, mark))
+        if rng.random() < 0.3:
+            parts.append((deliveries.passing("room:none"), None))
+        rng.shuffle(parts)
+        sent += parts
+        turn[0] += STEP
+    cut = rng.randrange(len(sent) + 1)
+    truth = {channel: base for channel, (base, _, _) in stays.items()}
+    truth |= {mark.channel: mark.offset for _, mark in sent[:cut] if mark is not None}
+    streams = {}
+    for channel, (base, batches, sent_before) in stays.items():
+        top, shared = deliveries.behind(channel, base + len(batches), sent_before, 1000)
+        streams[channel] = ("e", base, top, [*batches, *shared])
+    shown = str(sent[cut - 1][0]) if cut else ""
+    positions = judge(record(streams), shown)
+    assert positions is None or positions == truth
+    if cut and sent[cut - 1][1] is None and parse_mark(shown).channel == "":
+        assert positions == truth  # what has no channel leaves no doubt

@@ -29,7 +29,7 @@ from ..history import Asked, Page
 from ..position import Position, survives
 from ..protocol import encode_message
 from ..recall import Recall
-from ..resume import SETTLING, Record, judge
+from ..resume import SETTLING, STEP, Record, Returning, judge
 from ..session import Services
 from ..socketio_protocol import CONNECT, CONNECT_ERROR, DISCONNECT, EVENT
 from .engineio import TO_MS, Engine, EngineConnection
@@ -76,6 +76,9 @@ class Branch:
 
     def left(self, audience: Audience) -> None:
         self._connection.left(audience)
+
+    def catch_up(self) -> None:
+        self._connection.reactor.batches.serve_now(self)
 
     def reply(self, message: bytes) -> None:
         self._connection.reply(message)
@@ -196,6 +199,10 @@ class SocketIOConnection(EngineConnection):
         """The native protocol's own messages; a SocketSession has none."""
         raise NotImplementedError
 
+    def catch_up(self) -> None:
+        """Have what the batch under way holds for it before what is put now."""
+        self.reactor.batches.serve_now(self)
+
     def displaced(self, channel: str) -> None:
         """What streams calls."""
         if self._main is not None:
@@ -229,18 +236,37 @@ class SocketIOConnection(EngineConnection):
             self._refuse(namespace, {"message": "Invalid namespace"})
             return
         session = self._new_session(form)
-        gate = self._door.services.gate
         try:
             session.identify(claims.get("token", self.token))
-            if gate is not None:
-                enter, refuse = partial(self._enter, session, claims), partial(self._reject, session)
-                gate.asks_to_connect(session, namespace, dict(claims), enter, refuse)
-                self._joining[namespace] = session
-                return
         except (ProtocolError, CommandError) as error:
             self._reject(session, error)
             return
-        self._enter(session, claims)
+        session.named = session.user
+        self._joining[namespace] = session
+        pid, came = claims.get("pid"), claims.get("offset", "")
+        if form.deliveries is not None and isinstance(pid, str) and PID.fullmatch(pid) and isinstance(came, str):
+            back = partial(self._looked_up, session, claims)
+            self._door.recall.take(pid, Return(self._door, session, pid, came, back).recalled)
+        else:
+            self._admit(session, claims)
+
+    def _looked_up(self, session: SocketSession, claims: Mapping[str, Any], returning: Returning | None) -> None:
+        """What is kept of a client that says that it comes back; None: it starts anew."""
+        if self._joining.get(session.form.namespace) is session:
+            session.returning = returning
+            self._admit(session, claims)
+
+    def _admit(self, session: SocketSession, claims: Mapping[str, Any]) -> None:
+        gate, namespace = self._door.services.gate, session.form.namespace
+        if gate is None:
+            self._enter(session)
+            return
+        try:
+            gate.asks_to_connect(
+                session, namespace, dict(claims), partial(self._enter, session), partial(self._reject, session)
+            )
+        except CommandError as error:
+            self._reject(session, error)
 
     def _reject(self, session: SocketSession, error: HubError) -> None:
         self._joining.pop(session.form.namespace, None)
@@ -254,21 +280,22 @@ class SocketIOConnection(EngineConnection):
             words = {"message": body["message"], "data": data}
         self._refuse(session.form.namespace, words)
 
-    def _enter(self, session: SocketSession, claims: Mapping[str, Any]) -> None:
-        form = session.form
+    def _enter(self, session: SocketSession) -> None:
+        form, returning = session.form, session.returning
         session.enter()
         self._joining.pop(form.namespace, None)
         self._sessions[form.namespace] = session
         self._connect_by = inf
-        pid, came = claims.get("pid"), claims.get("offset", "")
-        if form.deliveries is not None and isinstance(pid, str) and PID.fullmatch(pid) and isinstance(came, str):
-            self._door.recall.take(pid, Return(self._door, self, session, pid, came).recalled)
+        if returning is not None and session.comes_back():
+            self._welcome(session, returning.pid)
+            session.resume(returning)
         else:
-            self.welcome(session)
+            self._welcome(session)
+        session.returning = None
         if session.left_s != inf:
             self._schedule()
 
-    def welcome(self, session: SocketSession, pid: str = "") -> None:
+    def _welcome(self, session: SocketSession, pid: str = "") -> None:
         """Tell it that it is in. pid: its own, where it has lost nothing."""
         words = {"sid": session.client}
         form = session.form
@@ -276,12 +303,8 @@ class SocketIOConnection(EngineConnection):
             words["pid"] = session.pid = pid or secrets.token_urlsafe(16)
         self.put(encode_packet(CONNECT, form.namespace, data=orjson.dumps(words)))
 
-    def in_namespace(self, session: SocketSession) -> bool:
-        """It has not left or gone."""
-        return session in self._sessions.values()
-
     def on_ping(self) -> None:
-        self._pinged = self._door.turn() - SETTLING
+        self._pinged = (self._door.turn() - SETTLING) * STEP
 
     def on_pong(self) -> None:
         for session in self._sessions.values():
@@ -302,17 +325,19 @@ class SocketIOConnection(EngineConnection):
 
 
 class Return:
-    """A client that brings the name of a record: the record, then a look at each channel, then the answer."""
+    """A client that brings the name of a record: the record, a look at each channel, then what it may have back."""
 
-    __slots__ = ("_came", "_connection", "_door", "_pid", "_positions", "_record", "_session", "_verdicts")
+    __slots__ = ("_answer", "_came", "_door", "_pid", "_positions", "_record", "_session", "_verdicts")
 
-    def __init__(self, door: Door, connection: SocketIOConnection, session: SocketSession, pid: str, came: str) -> None:
-        """came: the mark that it brings, '' for none."""
+    def __init__(
+        self, door: Door, session: SocketSession, pid: str, came: str, answer: Callable[[Returning | None], None]
+    ) -> None:
+        """came: the mark that it brings, '' for none. answer: called once."""
         self._door = door
-        self._connection = connection
         self._session = session
         self._pid = pid
         self._came = came
+        self._answer = answer
         self._record: Record | None = None
         self._positions: dict[str, int] = {}
         self._verdicts: dict[str, bool] = {}
@@ -320,19 +345,19 @@ class Return:
     def recalled(self, text: bytes | None) -> None:
         """What the recall calls."""
         record = None if text is None else Record.unpack(text)
-        positions = None if record is None or record.user != self._session.user else judge(record, self._came)
-        if positions is None:
+        positions = None if record is None or record.named != self._session.named else judge(record, self._came)
+        if record is None or positions is None:
             self._answer(None)
             return
         self._record, self._positions = record, positions
         if not positions:
-            self._answer(record)
+            self._answer(Returning(self._pid, self._came, record, positions))
         for channel, offset in positions.items():
             self._ask(channel, offset)
 
     def _ask(self, channel: str, offset: int) -> None:
         try:
-            namespace = self._door.services.channels.resolve(channel)
+            namespace = self._session.rules(channel)
         except CommandError as error:  # of a namespace that is no more
             self._looked(channel, error)
             return
@@ -342,8 +367,10 @@ class Return:
     def _looked(self, channel: str, page: Page | HubError) -> None:
         """One channel has been looked at; the last look decides."""
         self._verdicts[channel] = not isinstance(page, HubError) and self._is_whole(channel, page)
-        if len(self._verdicts) == len(self._positions):
-            self._answer(self._record if all(self._verdicts.values()) else None)
+        if len(self._verdicts) < len(self._positions):
+            return
+        record = self._record if all(self._verdicts.values()) else None
+        self._answer(None if record is None else Returning(self._pid, self._came, record, self._positions))
 
     def _is_whole(self, channel: str, page: Page) -> bool:
         """All that was missed of a channel is still there, and not too much."""
@@ -355,16 +382,6 @@ class Return:
         most = self._door.services.client.recovery_publications
         whole = next_kept == since.offset + 1 and page.offset - since.offset <= most
         return whole and survives(since, page.epoch, page.offset)
-
-    def _answer(self, record: Record | None) -> None:
-        """record: None for a client that starts anew."""
-        if not self._connection.in_namespace(self._session):
-            return  # gone meanwhile
-        if record is None:
-            self._connection.welcome(self._session)
-            return
-        self._connection.welcome(self._session, self._pid)
-        self._session.resume(record, self._positions, self._came)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ that asked for no ack, `error`. Other events are the application's (app_gate); i
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import orjson
 
@@ -33,9 +34,10 @@ from ..app_session import Attempt, Transport
 from ..channels import Namespace
 from ..config import SocketIOSettings
 from ..errors import CommandError, HubError
+from ..position import Position
 from ..protocol import Command
 from ..recovery import Joined
-from ..resume import KEPT, Deliveries, Mark, Record, Stay
+from ..resume import KEPT, STEP, Deliveries, Mark, Record, Returning, Stay
 from ..session import Services, Session
 from ..socketio_protocol import ACK, EVENT, MAIN
 from .engineio import encode_frame
@@ -44,6 +46,8 @@ MESSAGE = b"4"
 """Engine.IO's mark of a message, before every Socket.IO packet."""
 OFFSET = b'{"offset":'
 """How the body of a `stream` channel's publication begins, and no other."""
+NEWEST = Position("", 0)
+"""Where somebody is who comes back to a channel without positions; `latest` ones give their value then."""
 EVENTS = frozenset({"subscribe", "unsubscribe", "publish", "presence", "presence_stats", "history", "rpc"})
 """What clients may emit: the session's commands of the same names."""
 
@@ -81,11 +85,11 @@ class SocketIOForm:
             return self._encode(channel, body)
         return self._encode(channel, body, self.deliveries.note(channel, _offset(body)))
 
-    def encode_missed(self, channel: str, body: bytes) -> bytes:
-        """The same for one client alone, that comes back."""
+    def encode_missed(self, channel: str, body: bytes, count: int) -> bytes:
+        """The same for one client alone, that comes back; the `count`th thing that it is sent so."""
         if self.deliveries is None or not body.startswith(OFFSET):
             return self._encode(channel, body)
-        return self._encode(channel, body, self.deliveries.alone(channel, _offset(body)))
+        return self._encode(channel, body, self.deliveries.alone(count, channel, _offset(body)))
 
     def _encode(self, channel: str, body: bytes, mark: Mark | None = None) -> bytes:
         data = b'{"channel":' + orjson.dumps(channel) + b"," + body[1:]
@@ -105,29 +109,60 @@ class SocketIOForm:
 class ApplicationForm(SocketIOForm):
     """The wire form of a namespace where an application is: its emissions are events of their own names."""
 
-    def encode_publication(self, channel: str, body: bytes) -> bytes:
-        """{"data":"hi","tags":{"event":"said"}} -> 42["said","hi"]"""
+    def _encode(self, channel: str, body: bytes, mark: Mark | None = None) -> bytes:
+        """{"data":"hi","tags":{"event":"said"}} -> 42["said","hi"]
+
+        Where lost clients can come back each has a mark as its last argument, as with the stock server: clients report
+        the last text that they were sent, whatever it says.
+        """
         event = emission.parse(body)
         if event is None or event.name in socketio.RESERVED:
-            return super().encode_publication(channel, body)
+            return super()._encode(channel, body, mark)
+        if mark is None and self.deliveries is not None:
+            mark = self.deliveries.passing(channel)
+        values = [event.name, *event.args] if mark is None else [event.name, *event.args, str(mark)]
         try:
-            return encode_values(EVENT, self.namespace, None, (event.name, *event.args))
+            return encode_values(EVENT, self.namespace, None, values)
         except ValueError:  # more attachments than a packet may have, of another publisher's making
-            return super().encode_publication(channel, body)
+            return super()._encode(channel, body, mark)
 
 
 def _offset(body: bytes) -> int:
     return int(body[len(OFFSET) : body.index(b",")])
 
 
+class SocketTransport(Transport, Protocol):
+    """The connection under it."""
+
+    def catch_up(self) -> None:
+        """Have what the batch under way holds for it before what is put now."""
+
+
 class SocketSession(Session):
     """A client in one namespace: a session of which commands come as events and replies go as acks."""
 
-    __slots__ = ("_came", "_events", "_put", "_resuming", "_stays", "_watches", "confirmed", "form", "pid")
+    __slots__ = (
+        "_alone",
+        "_back",
+        "_came",
+        "_catch_up",
+        "_events",
+        "_put",
+        "_rejoining",
+        "_resuming",
+        "_stays",
+        "_watches",
+        "confirmed",
+        "form",
+        "named",
+        "pid",
+        "returning",
+    )
 
-    def __init__(self, services: Services, transport: Transport, form: SocketIOForm) -> None:
+    def __init__(self, services: Services, transport: SocketTransport, form: SocketIOForm) -> None:
         super().__init__(services, transport)
         self.form = form
+        self._catch_up = transport.catch_up
         self._put = transport.put
         self._events: dict[int, str] = {}
         """Names of events that asked for no ack and are not done, by command id; below 0, so that no ack has one."""
@@ -140,6 +175,16 @@ class SocketSession(Session):
         self._watches = False
         self._resuming: dict[int, str] = {}
         """Channels that it is being let into again, by command id."""
+        self._rejoining: set[str] = set()
+        """The same of the application's rooms."""
+        self._back: Callable[[None], None] | None = None
+        """Called when it is in all of them."""
+        self._alone = 0
+        """Publications that it was sent by itself."""
+        self.named = ""
+        """The user that its token names."""
+        self.returning: Returning | None = None
+        """What it may have back, until it is in."""
 
     def handle_event(self, packet: socketio.Packet) -> None:
         """One event of the client; `packet.data` is its name and arguments."""
@@ -189,7 +234,11 @@ class SocketSession(Session):
             gate.acked(self, packet.id, packet.data)
 
     def emit_event(self, name: str, args: tuple[Any, ...], number: int | None = None) -> None:
-        self._put_values(EVENT, number, (name, *args))
+        values, deliveries = (name, *args), self.form.deliveries
+        if number is None and deliveries is not None:
+            self._catch_up()
+            values = (*values, str(deliveries.alone(self._alone)))
+        self._put_values(EVENT, number, values)
 
     def acknowledge(self, number: int, args: tuple[Any, ...]) -> None:
         """The ack of an event. Raises TypeError and ValueError as `emit_event`: for what can't be sent."""
@@ -207,7 +256,11 @@ class SocketSession(Session):
         self._put(encode_values(kind, self.form.namespace, number, values))
 
     def tell_joined(self, channel: str, joined: Joined) -> None:
-        """Of rooms Socket.IO clients know nothing."""
+        """Of rooms Socket.IO clients know nothing; but what it has missed of one is sent to it."""
+        if joined.recovered is False:
+            self._start_anew()
+        elif self.form.deliveries is not None:
+            self._stay(self.form.deliveries, channel, joined, joined.publications)
 
     def tell_left(self, channel: str) -> None:
         """Likewise."""
@@ -219,24 +272,31 @@ class SocketSession(Session):
     ) -> None:
         super()._subscribed(command_id, channel, namespace, asked, outcome)
         deliveries = self.form.deliveries
+        resumed = self._resuming.pop(command_id, None) is not None
         if deliveries is None or isinstance(outcome, HubError) or not self.holds(channel):
-            self._resuming.pop(command_id, None)
             return
         self._watches |= asked.watch
-        resumed = self._resuming.pop(command_id, None) is not None
-        if resumed and not outcome.recovered:
+        if resumed and outcome.recovered is False:
             number = self._resume_id(channel)
             self.perform(Command(number, "unsubscribe", {"channel": channel}))
             del self._resuming[number]
             self._not_resumed(channel)
             return
-        missed = outcome.publications if resumed else ()
+        self._stay(deliveries, channel, outcome, outcome.publications if resumed else ())
+
+    def _stay(self, deliveries: Deliveries, channel: str, joined: Joined, missed: Sequence[bytes]) -> None:
+        """It is in a channel from now on. missed: what it is sent by itself."""
+        if missed:
+            self._catch_up()
+        batches = []
         for body in missed:
-            self._put(self.form.encode_missed(channel, body))
-        if outcome.positioned:
-            batches = [deliveries.turn() - 1] * len(missed)
-            base = outcome.offset - len(missed)
-            self._stays[channel] = Stay(outcome.epoch, base, deliveries.count, batches)
+            self._alone += 1
+            self._put(self.form.encode_missed(channel, body, self._alone))
+            batches.append(deliveries.alone(self._alone).batch)
+        if self._alone > STEP - 2:
+            self.pid = ""  # what it has could not be told any more
+        if joined.positioned:
+            self._stays[channel] = Stay(joined.epoch, joined.offset - len(missed), deliveries.count, batches)
 
     def _leave(self, channel: str, namespace: Namespace, hold: bool) -> None:
         self._stays.pop(channel, None)
@@ -251,25 +311,92 @@ class SocketSession(Session):
         """It was told that it is in; now it learns that it has to start anew in this channel."""
         self.tell_displaced(channel, errors.UNSUBSCRIBE_CODE, errors.CLOSE_INSUFFICIENT_STATE.reason)
 
-    def resume(self, record: Record, positions: dict[str, int], came: str) -> None:
-        """Let a client that was told so into its channels again, behind its positions."""
-        self._came, self.confirmed = came, -1
-        for channel in record.others:
-            self._resume(channel, "", 0)
-        for channel, offset in positions.items():
-            self._resume(channel, record.streams[channel][0], offset)
+    def _start_anew(self) -> None:
+        """The same of one that would not know what it lost: it comes back once more, and is told so."""
+        self.pid = ""
+        self._transport.close(errors.CLOSE_INSUFFICIENT_STATE)
 
-    def _resume(self, channel: str, epoch: str, offset: int) -> None:
-        params = {"channel": channel, "recover": True, "epoch": epoch, "offset": offset}
+    def rules(self, channel: str) -> Namespace:
+        """Of a channel that it may have been in. Raises CommandError."""
+        gate = self.services.gate
+        return self.services.channels.resolve(channel) if gate is None else gate.rules(channel)
+
+    def returns(self) -> bool:
+        return self.returning is not None
+
+    def comes_back(self) -> bool:
+        return self.returning is not None and self.returning.record.user == self.user
+
+    def resume(self, returning: Returning) -> None:
+        """Let a client that was told so into its channels again, behind its positions."""
+        record = returning.record
+        self._came, self.confirmed = returning.came, -1
+        if self.services.gate is not None:
+            self.services.gate.resumed(self, record.rooms)
+        rooms = set(record.rooms)
+        self._rejoining |= rooms
+        for channel in record.others:
+            self._resume(channel, None)
+        for channel, offset in returning.positions.items():
+            since = Position(record.streams[channel][0], offset)
+            if channel in rooms:
+                self._rejoin(channel, since)
+            else:
+                self._resume(channel, since)
+        for channel in rooms - returning.positions.keys():
+            self._rejoin(channel, NEWEST)
+
+    def _resume(self, channel: str, since: Position | None) -> None:
+        """since: None of a channel without positions."""
+        params: dict[str, Any] = {"channel": channel}
+        try:
+            if since is not None or self.rules(channel).mode == "latest":
+                params |= {"recover": True, **(since or NEWEST)._asdict()}
+        except CommandError:  # of a namespace that is no more
+            self._not_resumed(channel)
+            return
         self.perform(Command(self._resume_id(channel), "subscribe", params))
+
+    def _rejoin(self, channel: str, since: Position) -> None:
+        try:
+            self.join(channel, self.rules(channel), partial(self._rejoined, channel), since)
+        except CommandError as error:
+            self._rejoined(channel, error)
+
+    def _rejoined(self, channel: str, error: HubError | None) -> None:
+        self._rejoining.discard(channel)
+        if error is not None and self.connected:
+            self._start_anew()
+        self._tell_back()
+
+    def when_back(self, done: Callable[[None], None]) -> None:
+        self._back = done
+        self._tell_back()
+
+    def _tell_back(self) -> None:
+        back = self._back
+        if back is not None and not (self._rejoining and self.connected):
+            self._back = None
+            back(None)
+
+    def on_gone(self) -> None:
+        super().on_gone()
+        self._tell_back()
 
     def record(self) -> Record | None:
         """What to keep of a client that has gone; None where it can't come back to all that it had."""
-        deliveries = self.form.deliveries
-        if deliveries is None or not self.pid or self._watches or self._resuming:
+        deliveries, gate = self.form.deliveries, self.services.gate
+        if deliveries is None or not self.pid or self._watches or self._resuming or self._rejoining:
             return None
+        rooms = gate.rooms(self) if gate is not None else frozenset()
         streams, others, left = {}, [], KEPT
         for channel, namespace in self._channels.items():
+            if isinstance(namespace, Namespace) and namespace.mode != "stream":
+                if channel in rooms:
+                    continue  # of mode none: what is told to it meanwhile is gone, as that mode has it
+                if namespace.mode == "latest" or namespace.mailbox:
+                    others.append(channel)
+                    continue
             stay = self._stays.get(channel)
             if isinstance(namespace, Namespace) and namespace.mode == "latest":
                 others.append(channel)
@@ -285,7 +412,8 @@ class SocketSession(Session):
             early = stay.batches if len(batches) == top - offset else ()
             streams[channel] = (stay.epoch, stay.base, top, [*early, *batches])
             left -= len(batches)
-        return Record(self.user, deliveries.form, self._came, self.confirmed, streams, others)
+        inside = [channel for channel in rooms if channel in self._channels]
+        return Record(self.user, deliveries.form, self._came, self.confirmed, streams, others, inside, self.named)
 
     def tell_displaced(self, channel: str, code: int, reason: str) -> None:
         self._stays.pop(channel, None)
@@ -300,10 +428,10 @@ def new_forms(
     settings: SocketIOSettings, turn: Callable[[], int], gate: Gate | None = None
 ) -> Mapping[str, SocketIOForm]:
     """A worker's wire forms, by namespace. turn: as `Door` has it."""
-    names = (MAIN, *settings.namespaces)
+    names, make = {MAIN, *settings.namespaces}, SocketIOForm
     if gate is not None:
-        # Nobody comes back without loss: what an application emits to a whole namespace is not kept.
-        return {name: ApplicationForm(name) for name in {*names, *gate.runner.app.namespaces()}}
+        names |= gate.runner.app.namespaces()
+        make = ApplicationForm
     if not settings.recovery_ms:
-        return {name: SocketIOForm(name) for name in names}
-    return {name: SocketIOForm(name, Deliveries(secrets.token_hex(8), turn)) for name in names}
+        return {name: make(name) for name in names}
+    return {name: make(name, Deliveries(secrets.token_hex(8), lambda: turn() * STEP)) for name in names}

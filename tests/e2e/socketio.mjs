@@ -162,7 +162,44 @@ async function comesBack(rounds) {
   }
 }
 
-const scenarios = { comesBack,  talks, sendsBytes, joinsNamespaces, staysIdle, isMany };
+/** The same of rooms into which an application has let it, of what it emits to all, and of what it sends to one. */
+async function comesBackToRooms(rounds) {
+  const reader = make();
+  await next(reader, "auth");
+  const writer = await connect();
+  const heard = [];
+  reader.on("said", (text) => heard.push(text));
+  reader.on("heard", (text) => heard.push(text));
+  await settled(reader);
+  const rooms = ["room:x", "room:y"];
+  for (const room of rooms) await reader.timeout(DEADLINE_MS).emitWithAck("enter", room);
+  const expected = { "room:x": [], "room:y": [], all: [] };
+  const say = async (to, text) => {
+    expected[to].push(`${to} ${text}`);
+    await writer.timeout(DEADLINE_MS).emitWithAck("say", to, `${to} ${text}`);
+  };
+  const complete = () => heard.length === Object.values(expected).flat().length;
+  const wait = async () => {
+    if (!complete()) await Promise.race(["said", "heard"].map((name) => next(reader, name, complete)));
+  };
+  for (let round = 0; round < rounds; round++) {
+    await say(["room:x", "room:y", "all"][round % 3], `${round} live`);
+    await wait();
+    const [lost, back, greeted] = [next(reader, "disconnect"), next(reader, "connect"), next(reader, "auth")];
+    reader.io.engine.close();
+    await lost;
+    for (const to of ["room:x", "room:y", "all", "room:x"]) await say(to, `${round} missed`);
+    await back;
+    assert.ok(reader.recovered, `round ${round}`);
+    assert.equal((await greeted)[0].recovered, true);
+    await wait();
+  }
+  for (const [to, texts] of Object.entries(expected)) {
+    assert.deepEqual(heard.filter((text) => text.startsWith(to)), texts);
+  }
+}
+
+const scenarios = { comesBackToRooms, comesBack,  talks, sendsBytes, joinsNamespaces, staysIdle, isMany };
 const [scenario, url, names, ...rest] = process.argv.slice(2);
 const transports = names.split(",");
 scenarios[scenario](...rest).then(

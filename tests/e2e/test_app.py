@@ -169,6 +169,42 @@ async def test_the_stock_client_talks_to_handlers_of_all_workers(hub, transport)
             await one.io.disconnect()
 
 
+ROOMS = """
+from hub.app import App
+
+app = App()
+
+
+@app.on_connected()
+async def connected(client, data):
+    await client.emit("auth", {"recovered": client.recovered}, "text")
+
+
+@app.on("enter")
+async def enter(client, room):
+    await client.join(room)
+
+
+@app.on("say")
+async def say(client, to, text):
+    if to == "all":
+        await app.emit("heard", text)
+    else:
+        await app.emit("said", text, to=to)
+"""
+
+
+@nodejs.NODE
+@nodejs.PACKAGES
+@pytest.mark.parametrize("transports", ["polling", "websocket", "polling,websocket"])
+def test_the_stock_client_comes_back_to_its_rooms(transports):
+    """By any worker: `socket.recovered`, and nothing of rooms or namespace is lost, doubled or out of order."""
+    settings = {**SETTINGS, "socketio": {"recovery_ms": 60_000}}
+    with with_app(ROOMS, settings) as hub:
+        url = hub.ws_url.replace("ws://", "http://").rpartition("/connection/")[0]
+        nodejs.run("socketio.mjs", "comesBackToRooms", url, transports, 6)
+
+
 @nodejs.NODE
 @nodejs.PACKAGES
 def test_the_native_sdk_knows_rooms_as_server_side_subscriptions(hub):
