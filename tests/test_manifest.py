@@ -175,3 +175,49 @@ async def test_without_redis_nobody_is_dead_and_nobody_waits(prefix):
             await one.die()
             await until(lambda: other.told)
             assert [entry.client for entry in other.told] == ["c2"]
+
+
+@async_test
+async def test_after_a_pause_of_all_everybody_has_a_whole_lease(valkey_url, prefix):
+    """As when Redis hung: whoever renews first takes nobody for dead who comes within a lease; then, who does not."""
+    async with workers(valkey_url, prefix, 3) as (first, late, dead):
+        await late.enter("late")
+        await dead.enter("dead")
+        for one in (first, late, dead):
+            await one.die()
+        await asyncio.sleep(2 * LEASE_S)  # all leases have ended; there is no event to wait for
+        first.manifest.start()
+        await until(lambda: not first.manifest._down and first.manifest._identity)
+        await asyncio.sleep(LEASE_S / 4)  # some renewals of the first
+        late.manifest.start()
+        await until(lambda: first.told)
+        assert [entry.client for entry in first.told + late.told] == ["dead"]
+        assert (first.lost, late.lost) == (0, 0)
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_what_redis_did_not_take_is_written_again(valkey_url, prefix):
+    """Those who came and those who went; what was noted since is newer."""
+    async with workers(valkey_url, prefix, 1) as (one,):
+        await one.enter("goes")
+        manifest = one.manifest
+        execute, failed = manifest._scripts.execute, []
+
+        async def failing(redis, commands):
+            if commands[0][0] == "EVALSHA" or failed:
+                return await execute(redis, commands)
+            failed.append(commands)
+            manifest.exit("came and went")
+            raise ConnectionError("cut")
+
+        manifest._scripts.execute = failing
+
+        async def goes() -> None:
+            manifest.exit("goes")
+
+        await asyncio.gather(one.enter("comes"), one.enter("came and went"), goes())
+        await until(lambda: failed and not manifest._changes and not manifest._down)
+        redis = Redis.from_url(valkey_url)
+        assert await redis.hkeys(Keys(prefix).manifest(manifest.uid)) == [b"comes"]
+        await redis.aclose()
