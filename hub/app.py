@@ -186,11 +186,11 @@ class App:
         return self._register(CONNECTED, "", namespace)
 
     def on_disconnect(self, namespace: str | None = None) -> Callable[[Given], Given]:
-        """handler(client): it is gone. Once for each client that was let in and told so.
+        """handler(client): it is gone. At least once for each client that was let in.
 
         For clients of a worker that was killed as well: some 5 s later and in another worker, where `client.state` is
-        empty and `client.emit` raises ConnectionError. Twice only where that worker is killed too while it tells, or
-        where a worker was cut off from Redis and its clients had to come in anew.
+        empty and `client.emit` raises ConnectionError. Twice only where a worker is killed while the handler runs or
+        just as it has ended, or where it was cut off from Redis, so that its clients had to come in anew.
         """
         return self._register(DISCONNECT, "", namespace)
 

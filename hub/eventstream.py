@@ -18,7 +18,8 @@ What a client sees:
     event: closed           {"code":3001,"reason":"…","reconnect":true}      the last one
     : and an empty line                                                      a heartbeat
 
-Data is JSON on one line, so binary data comes as its publisher wrote it into JSON, such as base64.
+Data is JSON on one line, so binary data comes as its publisher wrote it into JSON, such as base64; bytes that an
+application emits as {"$base64":"AQI="}, with their number in the tag `binary`.
 
 The id. EventSource sends back the id that it saw last, and only that one, so it must say where the client is in ALL its
 channels; but a publication's bytes are made once for all clients, who are in different places elsewhere. Hence:

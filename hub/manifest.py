@@ -6,7 +6,7 @@ worker whose lease has ended, and have the application told of each client on it
 Does not: run handlers (app_gate), or know sessions.
 Called by: app_gate (enter, exit), worker (builds, starts, closes); only where the application handles disconnects.
 Never break: an entry is struck off only when the application has been told of that client; so it is told at least once,
-whichever worker dies when, and twice only where the one that is telling dies as well, or a worker was cut off.
+whichever worker dies when, and twice only where one dies while it tells or has just told, or was cut off.
 
 A worker that is cut off from Redis for longer than its lease, while others are not, is taken for dead. Its clients have
 been told of then, so as soon as it comes back it sends them away, and they come in anew (`on_lost`). When Redis itself
@@ -83,6 +83,7 @@ class Manifest:
         entry_of: Callable[[str], Entry | None],
         on_lost: Callable[[], None],
         lease_s: float = LEASE_S,
+        pause_s: float = PAUSE_S,
         clock: Callable[[], float] = time.monotonic,
         new_uid: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
@@ -98,6 +99,7 @@ class Manifest:
         self._entry_of = entry_of
         self._on_lost = on_lost
         self._lease_s = lease_s
+        self._pause_s = pause_s
         self._clock = clock
         self._new_uid = new_uid
         self.uid = new_uid()
@@ -166,7 +168,6 @@ class Manifest:
         while not self._closing:
             try:
                 await self._step()
-                self._down = False
             except (RedisError, OSError) as error:
                 self._fail()
                 self._trouble.warning(logger, "manifest: Redis at %s: %s", self._store.describe(), error)
@@ -192,6 +193,7 @@ class Manifest:
         now = self._clock()
         if now >= self._renew_at:
             await self._renew()
+            self._down = False
             self._renew_at = now + self._lease_s / RENEWALS_PER_LEASE
         if self._again:
             self._enter_again()
@@ -205,7 +207,7 @@ class Manifest:
 
     async def _renew(self) -> None:
         keys = [self._store.keys.manifests, self._store.keys.manifest(self.uid)]
-        times = [int(seconds * 1000) for seconds in (self._lease_s, KEEP_S, min(PAUSE_S, self._lease_s / 4))]
+        times = [int(seconds * 1000) for seconds in (self._lease_s, KEEP_S, self._pause_s)]
         words = [self.uid, *times, self._identity, int(not self._resting), *self._dead]
         first = not self._identity
         self._identity, state, *dead = await self._script("manifest_lease", keys, words)
