@@ -10,8 +10,11 @@ time).
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import logging
+import socket
+from collections.abc import Awaitable
 from http.client import responses
 from importlib import resources
 from typing import Any
@@ -19,7 +22,7 @@ from typing import Any
 from tornado import httputil, web
 from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer, _HTTPRequestContext
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, StreamClosedError
 
 from .config import HttpSettings
 
@@ -30,6 +33,9 @@ CHUNK_BYTES = 4096
 """Tornado allocates this much for each attempt to read; its own 64 KiB costs more than parsing a small request."""
 END_GRACE_S = 0.1
 """For the answer to a client that has ended its side behind its request: what can be answered at once is."""
+LINGER_S = 1.0
+"""For what a client goes on sending behind a head that was refused: unread, it would make a reset of our answer."""
+TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\nServer: hub\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 SHORTEST_S = 0.1
 """Tornado would take a deadline of 0 for none."""
 DEMO_POLICY = "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'"
@@ -85,11 +91,24 @@ class Server(HTTPServer):
         )
         self._next_request = copy.copy(self.conn_params)
         self._next_request.header_timeout = settings.idle_timeout_s
+        self._body_bytes = settings.body_bytes
+        self._refusals: set[asyncio.Task[None]] = set()
 
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         # Tornado has one time for both; it reads `params` anew for each request of a connection.
         server_conn.params = self._next_request  # type: ignore[attr-defined]
-        return super().start_request(server_conn, request_conn)
+        return _Measured(self, request_conn, super().start_request(server_conn, request_conn))
+
+    def refuses(self, connection: httputil.HTTPConnection, headers: httputil.HTTPHeaders) -> bool:
+        """The body is too large, as its head says; the connection has been taken away and is told 413."""
+        length = headers.get("Content-Length", "")
+        # Whatever is no number is Tornado's to refuse; of a longer one the first digits are enough.
+        if not (length.isascii() and length.isdigit()) or int(length[:20]) <= self._body_bytes:
+            return False
+        refusal = asyncio.ensure_future(_turn_away(connection.detach()))  # type: ignore[attr-defined]
+        self._refusals.add(refusal)
+        refusal.add_done_callback(self._refusals.discard)
+        return True
 
     def take(self, stream: IOStream, address: object, head_timeout_s: float) -> None:
         """Serve a connection whose first head may take `head_timeout_s` more: some of its time was spent before."""
@@ -100,6 +119,48 @@ class Server(HTTPServer):
         connection = HTTP1ServerConnection(stream, params, context)
         self._connections.add(connection)
         connection.start_serving(self)
+
+
+class _Measured(httputil.HTTPMessageDelegate):
+    """A request on its way to Tornado, whose own answer to one that is too large would be 400."""
+
+    __slots__ = ("_connection", "_server", "_taker")
+
+    def __init__(
+        self, server: Server, connection: httputil.HTTPConnection, taker: httputil.HTTPMessageDelegate
+    ) -> None:
+        self._server = server
+        self._connection = connection
+        self._taker = taker
+
+    def headers_received(
+        self, start_line: httputil.RequestStartLine | httputil.ResponseStartLine, headers: httputil.HTTPHeaders
+    ) -> Awaitable[None] | None:
+        if self._server.refuses(self._connection, headers):
+            return None
+        return self._taker.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        return self._taker.data_received(chunk)
+
+    def finish(self) -> None:
+        self._taker.finish()
+
+    def on_connection_close(self) -> None:
+        self._taker.on_connection_close()
+
+
+async def _turn_away(stream: IOStream) -> None:
+    try:
+        async with asyncio.timeout(LINGER_S):
+            await stream.write(TOO_LARGE)
+            stream.socket.shutdown(socket.SHUT_WR)
+            while True:
+                await stream.read_bytes(CHUNK_BYTES, partial=True)
+    except (TimeoutError, StreamClosedError, OSError):
+        pass  # it has gone, or has had its time
+    finally:
+        stream.close()
 
 
 class Handler(web.RequestHandler):

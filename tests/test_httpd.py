@@ -140,7 +140,7 @@ async def test_a_body_that_does_not_come_is_cut():
 @pytest.mark.parametrize(
     ("request_bytes", "answer_begins"),
     [
-        (b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 2000000\r\n\r\n", b"HTTP/1.1 400 "),
+        (b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 2000000\r\n\r\n", b"HTTP/1.1 413 "),
         (b"GET / HTTP/1.1\r\nHost: h\r\nA: " + b"x" * 20_000 + b"\r\n\r\n", b""),
         (b"nonsense\r\n\r\n", b"HTTP/1.1 400 "),
         (
@@ -166,3 +166,35 @@ async def test_a_fault_in_a_handler_is_a_plain_500(caplog):
         answer = await ask(port, b"GET /echo?token=secret HTTP/1.1\r\nHost: h\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 500 ") and b"fault" not in answer and b"Traceback" not in answer
     assert "GET /echo failed" in caplog.text and "a fault of ours" in caplog.text and "secret" not in caplog.text
+
+
+@async_test
+async def test_a_body_over_the_limit_is_413_before_it_is_read():
+    """Also for a client that sends all of it first: the answer is not lost in a reset. At the limit it is taken."""
+    async with serving(body_bytes=100_000) as port:
+        for size, sent, status in (
+            (100_000, 100_000, b"200"),
+            (100_001, 0, b"413"),
+            (10**30, 0, b"413"),
+            (3_000_000, 3_000_000, b"413"),
+        ):
+            head = b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size
+            answer = await ask(port, head + b"x" * sent)
+            assert answer.startswith(b"HTTP/1.1 " + status), (size, answer)
+            assert b"Connection: close\r\n" in answer
+
+
+@async_test
+async def test_who_goes_on_sending_behind_a_refusal_is_cut(monkeypatch):
+    """After LINGER_S."""
+    monkeypatch.setattr(httpd, "LINGER_S", 0.1)
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 413 ")
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(5):
+                while True:
+                    writer.write(b"x" * 1000)
+                    await writer.drain()
+        writer.close()
