@@ -30,6 +30,7 @@ from redis.exceptions import RedisError
 
 from . import httpd, tasks
 from .errors import OwnerFailed, OwnerGone, OwnerSlow, RelayError
+from .limits import TokenBucket
 from .log import Brake
 from .relay import Owner, Relay, parse_owner
 from .store import Store
@@ -43,8 +44,14 @@ KNOWN_S = 10.0
 """How long an address that was found is not looked up again."""
 MAX_KNOWN = 1024
 """Addresses kept so; ids are the clients' words, but only those of living hubs get here."""
+MISSED_S = 1.0
+"""How long a hub that was not found is not looked up again."""
+MAX_MISSED = 1024
+LOOKUPS_PER_S = 500
+"""Redis is asked so often at the most: whoever makes up ids must not have it asked about each of them."""
 HEAD_BYTES = 16_384
 MAX_TIMEOUT_S = 3600.0
+NOWHERE = "no machine has the session's hub"
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*\r\n", re.IGNORECASE)
 STATUSES: dict[type[RelayError], int] = {OwnerGone: 404, OwnerSlow: 504, OwnerFailed: 500}
 ERRORS = {status: error for error, status in STATUSES.items()}
@@ -65,6 +72,8 @@ class Neighbours:
         self.secret = secret
         self._clock = clock
         self._known: dict[str, tuple[str, float]] = {}
+        self._missed: dict[str, float] = {}
+        self._lookups = TokenBucket(LOOKUPS_PER_S, clock)
         self._trouble = Brake()
         self._runner: asyncio.Task[None] | None = None
         relay.elsewhere = self.ask
@@ -112,13 +121,22 @@ class Neighbours:
         url, until = self._known.get(hub, ("", 0.0))
         if self._clock() < until:
             return url
+        if self._clock() < self._missed.get(hub, 0.0):
+            raise OwnerGone(NOWHERE)
+        if not self._lookups.take():
+            if url:
+                return url  # an old address is the better guess
+            raise OwnerSlow("too many hubs are being looked for")
         try:
             found = await self._redis.get(self._keys.neighbour(hub))
         except (RedisError, OSError) as error:
             raise OwnerSlow(f"Redis: {error}") from None
         if found is None:
             self._known.pop(hub, None)
-            raise OwnerGone("no machine has the session's hub")
+            if len(self._missed) >= MAX_MISSED:
+                self._missed.clear()
+            self._missed[hub] = self._clock() + MISSED_S
+            raise OwnerGone(NOWHERE)
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
         url = str(found, errors="replace") if isinstance(found, bytes) else found

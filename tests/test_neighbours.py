@@ -13,9 +13,10 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from hub import httpd
+from hub import neighbours as neighbours_module
 from hub.config import RedisSettings
 from hub.errors import OwnerFailed, OwnerGone, OwnerSlow
-from hub.neighbours import KNOWN_S, LEASE_S, Neighbours
+from hub.neighbours import KNOWN_S, LEASE_S, MISSED_S, Neighbours
 from hub.relay import Home, Limits, Owner, Relay
 from hub.store import Store
 from tests.emulated import http, request
@@ -105,6 +106,38 @@ async def test_an_address_is_kept_for_a_while_and_leased(valkey_url, prefix):
         one.neighbours._clock.advance(KNOWN_S)
         with pytest.raises(OwnerGone):
             await one.relay.ask(two.relay.owner, "loud", b"c")
+
+
+@async_test
+async def test_ids_that_somebody_makes_up_do_not_reach_redis(valkey_url, prefix, monkeypatch):
+    """A hub that was not found is not looked for again for a moment; of others, so many in a second."""
+    monkeypatch.setattr(neighbours_module, "LOOKUPS_PER_S", 3)
+    async with machine(valkey_url, prefix, "a") as one, machine(valkey_url, prefix, "b") as two:
+        two.relay.serve("loud", upper)
+        asked = []
+        get = one.neighbours._redis.get
+
+        def counted(key: str) -> object:
+            asked.append(key)
+            return get(key)
+
+        monkeypatch.setattr(one.neighbours._redis, "get", counted)
+        assert await one.relay.ask(two.relay.owner, "loud", b"a") == b"A"
+        for _ in range(5):
+            with pytest.raises(OwnerGone):
+                await one.relay.ask(Owner("c" * 16, 0, 1), "loud", b"")
+        assert len(asked) == 2
+        with pytest.raises(OwnerGone):
+            await one.relay.ask(Owner("d" * 16, 0, 1), "loud", b"")
+        with pytest.raises(OwnerSlow):
+            await one.relay.ask(Owner("e" * 16, 0, 1), "loud", b"")
+        monkeypatch.setattr(one.neighbours, "_known", {two.relay.owner.hub: (two.url, 0.0)})
+        assert await one.relay.ask(two.relay.owner, "loud", b"b") == b"B"  # by its old address
+        assert len(asked) == 3
+        one.neighbours._clock.advance(MISSED_S)
+        with pytest.raises(OwnerGone):
+            await one.relay.ask(Owner("c" * 16, 0, 1), "loud", b"")
+        assert len(asked) == 4
 
 
 @async_test
