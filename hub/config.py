@@ -175,6 +175,7 @@ class SocketIOSettings(Section):
     connect_timeout_ms: Whole = Field(45_000, ge=200, le=3_600_000, description="connectTimeout: to join a namespace")
     upgrade_timeout_ms: Whole = Field(10_000, ge=200, le=3_600_000, description="upgradeTimeout: of a WebSocket probe")
     recovery_ms: Whole = Field(0, ge=0, le=86_400_000, description="a lost client's state is kept so long; 0 = off")
+    recovery_bytes: Whole = Field(67_108_864, ge=65_536, le=1_099_511_627_776, description="of those, from one worker")
     attachment_timeout_ms: Whole = Field(10_000, ge=200, le=600_000, description="for all attachments of a packet")
     max_payload_bytes: Whole = Field(1_000_000, ge=1024, le=16_777_216, description="maxHttpBufferSize: one message")
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import Callable
 
 from redis.exceptions import RedisError
@@ -33,9 +35,20 @@ Found = Callable[[bytes | None], None]
 class Recall:
     """The records that one worker saves and asks for."""
 
-    def __init__(self, store: Store, ttl_ms: int) -> None:
-        """ttl_ms: how long a record is kept; 0: nothing is ever saved."""
+    def __init__(
+        self,
+        store: Store,
+        ttl_ms: int,
+        most_bytes: int = 67_108_864,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """ttl_ms: how long a record is kept; 0: nothing is ever saved. most_bytes: of all that Redis keeps for us."""
         self.ttl_ms = ttl_ms
+        self._most_bytes = most_bytes
+        self._clock = clock
+        self._kept: deque[tuple[float, int]] = deque()
+        """When each ends that was saved, and its size; that one was taken by another worker is not known here."""
+        self._kept_bytes = 0
         self._redis = store.commands()
         self._key = store.keys.socket
         self._waiting: list[tuple[str, bytes | Found]] = []
@@ -44,6 +57,7 @@ class Recall:
         self._closing = False
         self._runner: asyncio.Task[None] | None = None
         self._trouble = Brake()
+        self._full = Brake()
 
     def start(self) -> None:
         """Talk to Redis until `close`."""
@@ -58,8 +72,15 @@ class Recall:
         await self._redis.aclose()
 
     def save(self, pid: str, record: bytes) -> None:
-        """Keep a record under a name that cannot be guessed. Never waits."""
-        self._add(pid, record)
+        """Keep a record under a name that cannot be guessed, where there is room. Never waits."""
+        now = self._clock()
+        while self._kept and self._kept[0][0] <= now:
+            self._kept_bytes -= self._kept.popleft()[1]
+        if self._kept_bytes + len(record) > self._most_bytes:
+            self._full.warning(logger, "recall: no room for lost clients' records (socketio.recovery_bytes)")
+        elif self._add(pid, record):
+            self._kept.append((now + self.ttl_ms / 1000, len(record)))
+            self._kept_bytes += len(record)
 
     def take(self, pid: str, found: Found) -> None:
         """Have a record, which is gone then; `found(None)` where there is none. Called later, once."""

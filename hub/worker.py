@@ -195,7 +195,7 @@ class Worker:
             self._tunnels = Tunnels(
                 self._reactor, self._neighbours, self._handover, asked.timeout_s, stalled_s, asked.pending
             )
-        self._recall = Recall(self._store, settings.socketio.recovery_ms)
+        self._recall = Recall(self._store, settings.socketio.recovery_ms, settings.socketio.recovery_bytes)
 
     def _load_application(self) -> Gate:
         """Raises BootError for a file that can't be loaded."""

@@ -11,7 +11,7 @@ from hub.config import RedisSettings
 from hub.recall import Recall
 from hub.store import Store
 from tests.nodes import own_valkey
-from tests.support import async_test
+from tests.support import FakeClock, async_test
 
 
 async def taken(recall: Recall, pid: str) -> bytes | None:
@@ -79,6 +79,27 @@ async def test_what_waits_is_bounded(name, valkey_url, prefix, monkeypatch):
     assert await taken(one, "second") is None
     one.save("third", b"x")  # what has been saved counts no more
     assert await taken(one, "third") == (b"x" if name == "MAX_BYTES" else None)
+    await one.close()
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_what_redis_keeps_is_bounded(valkey_url, prefix, caplog):
+    """In bytes, from one worker: a save too many is dropped, with one line, until an earlier record has ended."""
+    clock = FakeClock()
+    one = Recall(store(valkey_url, prefix), 60_000, 10, clock)
+    one.start()
+    for pid in ("first", "second", "third", "fourth"):
+        one.save(pid, b"12345")
+    assert [await taken(one, pid) for pid in ("first", "second", "third", "fourth")] == [b"12345"] * 2 + [None] * 2
+    clock.advance(59.9)
+    one.save("early", b"1")
+    clock.advance(0.1)
+    one.save("in time", b"1234567890")
+    assert [await taken(one, pid) for pid in ("early", "in time")] == [None, b"1234567890"]
+    assert [record.message for record in caplog.records] == [
+        "recall: no room for lost clients' records (socketio.recovery_bytes)"
+    ]
     await one.close()
 
 
