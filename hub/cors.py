@@ -17,6 +17,8 @@ from . import httpd, origin
 MAX_AGE_S = 7200
 """How long a browser need not ask again; Chromium takes no more."""
 REQUEST_HEADERS = "Authorization, Content-Type, Last-Event-ID"
+WANTS_JSON = "Content-Type: allowed is application/json"
+"""Goes with the status 415."""
 PRINTABLE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -37,6 +39,11 @@ def headers(allowed: str) -> dict[str, str]:
     """Of every answer. allowed: as `allowed_origin` has it."""
     # Vary also without an Origin: a cache must not give that answer to a page.
     return {"Vary": "Origin", "Access-Control-Allow-Origin": allowed} if allowed else {"Vary": "Origin"}
+
+
+def says_json(content_type: str) -> bool:
+    """'application/json; charset=utf-8' -> True"""
+    return content_type.partition(";")[0].strip().lower() == "application/json"
 
 
 class CorsHandler(httpd.Handler):
@@ -81,10 +88,9 @@ class CorsHandler(httpd.Handler):
 
         A page can send other types without a preflight (the form types of HTML), so they are refused outright.
         """
-        kind: str = self.request.headers.get("Content-Type", "")
-        if kind.partition(";")[0].strip().lower() == "application/json":
+        if says_json(self.request.headers.get("Content-Type", "")):
             return True
-        self.plain(415, "Content-Type: allowed is application/json")
+        self.plain(415, WANTS_JSON)
         return False
 
     def options(self) -> Any:

@@ -155,6 +155,8 @@ async def request(port: int, method: str, target: str, body: bytes = b"", **head
         lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         if body:
             lines.append(f"Content-Length: {len(body)}")
+            if "Content_Type" not in headers:
+                lines.append("Content-Type: application/json")
         head = [f"{method} {target} HTTP/1.1", "Host: hub.test", "Connection: close", *lines, "", ""]
         writer.write("\r\n".join(head).encode() + body)
         data = await asyncio.wait_for(reader.read(), 30)

@@ -551,7 +551,7 @@ async function post(link, entry, signal) {
   const { channel, data, key } = entry;
   // As text/plain, which it is for want of a type, a page of another origin needs no preflight.
   const body = JSON.stringify({ channel, data, ...(key && { idempotency_key: key }) });
-  const response = await fetch(`${link.url}/publish`, { method: "POST", headers: authorization(link), body, signal });
+  const response = await fetch(`${link.url}/publish`, { method: "POST", headers: { ...authorization(link), "Content-Type": "application/json" }, body, signal });
   if (response.ok) return response.json();
   const error = await failure(response);
   if (error.code !== NOT_AVAILABLE || !entry.key) throw error;

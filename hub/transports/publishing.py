@@ -5,10 +5,10 @@ Does not: check data (publish), nor take the server's key: that is the server AP
 Called by: worker (routes), Tornado.
 Never break: a browser's page of another origin has been refused by plain before a body is looked at.
 
-    POST /publish {"channel":"chat:a","data":{"text":"hi"},"idempotency_key":"…"?}
+    POST /publish {"channel":"chat:a","data":{"text":"hi"},"idempotency_key":"…"?}   Content-Type: application/json
     200 {} or, in mode `stream`, {"ack":"memory","offset":17,"epoch":"4.k3"}; besides plain's statuses
-    413 for a body beyond client.message_bytes, 503 where Redis has not confirmed: with an idempotency key it can be
-        sent again without being published twice
+    413 for a body beyond client.message_bytes, 415 for another type, 503 where Redis has not confirmed: with an
+        idempotency key it can be sent again without being published twice
 
 Who publishes here holds no channel, so the rule "subscriber" lets nobody in.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from .. import errors
+from .. import cors, errors
 from ..broker import Receipt
 from ..channels import may_publish, may_use
 from ..errors import CommandError, HubError
@@ -36,6 +36,10 @@ class PublishHandler(PlainHandler):
     METHODS = "POST"
 
     async def post(self) -> None:
+        # A page can send other types without a preflight (the form types of HTML), so they are refused outright.
+        if not cors.says_json(self.request.headers.get("Content-Type", "")):
+            self.refuse(415, errors.BAD_REQUEST, cors.WANTS_JSON)
+            return
         most = self._door.services.client.message_bytes
         if len(self.request.body) > most:
             self.refuse(413, errors.LIMIT_EXCEEDED, f"body: found {len(self.request.body)} bytes; allowed: {most}")

@@ -32,7 +32,7 @@ async function publish(url, channel, data) {
   const key = channel.startsWith("log:") ? { idempotency_key: `${channel} ${data}` } : {};
   const body = JSON.stringify({ channel, data, ...key });
   await until(async () => {
-    const answer = await fetch(`${url}/publish`, { method: "POST", body }).catch(() => null); // its worker was killed
+    const answer = await fetch(`${url}/publish`, { method: "POST", headers: { "Content-Type": "application/json" }, body }).catch(() => null); // its worker was killed
     if (answer && ![200, 503].includes(answer.status)) assert.fail(await answer.text());
     return answer?.status === 200;
   }, `publishing ${data}`);

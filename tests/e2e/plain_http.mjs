@@ -19,7 +19,7 @@ async function publish(url, channel, number) {
   const body = JSON.stringify({ channel, data: number, idempotency_key: `k${number}` });
   for (const end = Date.now() + DEADLINE_MS; ; ) {
     try {
-      const answer = await fetch(`${url}/publish`, { method: "POST", body });
+      const answer = await fetch(`${url}/publish`, { method: "POST", headers: { "Content-Type": "application/json" }, body });
       if (answer.status === 200) return;
       assert.equal(answer.status, 503, await answer.text());
     } catch (error) {

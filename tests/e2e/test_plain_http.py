@@ -18,6 +18,7 @@ from tests.nodes import until
 from tests.support import async_test
 
 NAMESPACES = {"log": {"mode": "stream", "subscribe": "anyone", "publish": "anyone"}}
+JSON = ("-H", "Content-Type: application/json")
 CURL = pytest.mark.needs("curl", "apt-get install curl")
 
 
@@ -68,7 +69,7 @@ def test_curl_follows_a_channel_until_the_hub_stops(hub: HubProcess) -> None:
             lines = iter(curl.stdout.readline, "")
             assert next(line for line in lines if line.startswith("event: ")) == "event: open\n"
             next(line for line in lines if line == "event: cursor\n")
-            publish = ["curl", "-sS", f"{url}/publish", "-d", '{"channel":"log:a","data":"hi"}']
+            publish = ["curl", "-sS", f"{url}/publish", *JSON, "-d", '{"channel":"log:a","data":"hi"}']
             sent = json.loads(subprocess.run(publish, capture_output=True, check=True, timeout=10).stdout)
             assert (sent["ack"], sent["offset"]) == ("memory", 1)
             data = next(line for line in lines if "hi" in line)
@@ -89,7 +90,7 @@ def test_curl_polls(hub: HubProcess) -> None:
     head = subprocess.run(command, capture_output=True, check=True, timeout=10, text=True).stdout
     assert head.startswith("HTTP/1.1 204 ")
     cursor = next(line.split()[1] for line in head.splitlines() if line.lower().startswith("hub-cursor:"))
-    publish = ["curl", "-sS", f"{base(hub)}/publish", "-d", '{"channel":"log:a","data":"hi"}']
+    publish = ["curl", "-sS", f"{base(hub)}/publish", *JSON, "-d", '{"channel":"log:a","data":"hi"}']
     subprocess.run(publish, capture_output=True, check=True, timeout=10)
     answer = subprocess.run(["curl", "-sS", f"{url}&since={cursor}"], capture_output=True, check=True, timeout=10)
     assert json.loads(answer.stdout)["messages"][0]["pub"]["data"] == "hi"

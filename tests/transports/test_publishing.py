@@ -57,6 +57,17 @@ async def test_bad_bodies_are_refused(valkey_url, prefix):
 
 
 @async_test
+async def test_a_body_must_say_that_it_is_json(valkey_url, prefix):
+    """415 for what a page could send without being asked: the types of forms, and none."""
+    async with plane(valkey_url, prefix) as one:
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "text/json", ""):
+            answer = await request(one.port, "POST", "/publish", body("open:a"), Content_Type=kind)
+            assert (answer.status, answer.json["error"]["code"]) == (415, 107), kind
+        for kind in ("application/json", "Application/JSON; charset=utf-8"):
+            assert (await request(one.port, "POST", "/publish", body("open:a"), Content_Type=kind)).status == 200
+
+
+@async_test
 async def test_an_idempotency_key_publishes_once(valkey_url, prefix):
     async with plane(valkey_url, prefix) as one:
         first = await request(one.port, "POST", "/publish", body("chat:a", idempotency_key="k"))
