@@ -25,8 +25,10 @@ PRINTABLE = re.compile(r"[\x21-\x7e]+")
 def allowed_origin(text: str | None, host: str, allowed_origins: Collection[str]) -> str | None:
     """What may be put into an answer's Access-Control-Allow-Origin: the request's Origin; '' where it has none.
 
-    None: pages of that origin may not ask.
+    '*', with or without an Origin, where pages of all origins may ask; None: pages of that origin may not.
     """
+    if origin.EVERYBODY in allowed_origins:
+        return origin.EVERYBODY
     if not text:
         return ""
     # It goes into our own header, so what `origin` overlooks (a URL's parser drops tabs) ends here.
@@ -37,6 +39,8 @@ def allowed_origin(text: str | None, host: str, allowed_origins: Collection[str]
 
 def headers(allowed: str) -> dict[str, str]:
     """Of every answer. allowed: as `allowed_origin` has it."""
+    if allowed == origin.EVERYBODY:
+        return {"Access-Control-Allow-Origin": allowed}  # the same for all, so caches need not tell them apart
     # Vary also without an Origin: a cache must not give that answer to a page.
     return {"Vary": "Origin", "Access-Control-Allow-Origin": allowed} if allowed else {"Vary": "Origin"}
 

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import AfterValidator
 
 from .app import MODULE
+from .origin import EVERYBODY
 
 # sun_path holds 108 bytes with the closing NUL (unix(7)).
 MAX_UNIX_PATH_BYTES = 107
@@ -66,8 +67,8 @@ def _address(text: str) -> str:
 
 
 def _origin(text: str) -> str:
-    if not re.fullmatch(r"https?://[^/\s*]+", text):
-        raise ValueError("SCHEME://HOST[:PORT] with http or https, no path and no wildcard")
+    if text != EVERYBODY and not re.fullmatch(r"https?://[^/\s*]+", text):
+        raise ValueError('SCHEME://HOST[:PORT] with http or https, no path and no wildcard, or "*" for all origins')
     return text.lower()
 
 

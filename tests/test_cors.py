@@ -36,6 +36,13 @@ def test_every_answer_varies_by_origin():
     assert headers("https://app.example") == {"Vary": "Origin", "Access-Control-Allow-Origin": "https://app.example"}
 
 
+@pytest.mark.parametrize("origin", [None, "", "https://anybody.example", "null", "x\ty"])
+def test_a_star_is_the_answer_to_all_origins(origin):
+    """The same for all, so that caches need not vary by it; what a client sent is never repeated."""
+    assert allowed_origin(origin, "hub.example:8000", {"*"}) == "*"
+    assert headers("*") == {"Access-Control-Allow-Origin": "*"}
+
+
 @async_test
 async def test_a_preflight_is_answered_for_allowed_pages(valkey_url, prefix):
     """204 with what may be sent, without credentials; 403 for others."""

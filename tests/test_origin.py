@@ -36,3 +36,8 @@ LIST = frozenset({"https://shop.example", "http://localhost:3000"})
 def test_an_origin_is_judged_by_host_and_list(origin, host, verdict):
     """Absent, same host and listed are allowed, everything else is not."""
     assert allowed(origin, host, LIST) is verdict
+
+
+@pytest.mark.parametrize("origin", ["https://anybody.example", "null", "file://x", ""])
+def test_a_star_lets_all_origins_in(origin):
+    assert allowed(origin, "hub.example", {"*"}) is True
