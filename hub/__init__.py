@@ -26,6 +26,7 @@ The rooms, and what each is for; the head of each says more:
     transports.plain transports.sse                    plain HTTP: who asks for what; event streams
     transports.longpoll transports.publishing          one request at a time: what is new, and publishing
     transports.engineio transports.polling             Socket.IO: sessions by polls or WebSocket, and their address
+    transports.engineio_raw                            the same sessions without Socket.IO, for an application
     transports.socketio transports.socketio_session    its connections, and clients in namespaces: events and acks
     resume recall                                      its clients that come back: how far they were, their records
     worker seat supervisor processes heartbeat         processes: who builds all rooms, and who watches over them

@@ -45,7 +45,10 @@ Middleware = Callable[["Client", "Call", Proceed], Awaitable[Any]]
 Given = TypeVar("Given", bound=Callable[..., Any])
 MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 CLIENT_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-CONNECT, CONNECTED, DISCONNECT, SUBSCRIBE, PUBLISH, RPC, EVENT = (
+PATH = re.compile(r"/[A-Za-z0-9_.\-/]{1,63}")
+OWN_PATHS = re.compile(r"/(?:api|connection|emulation|hub\.js|poll|publish|relay|socket\.io|sse|static)(?:/.*)?")
+"""Addresses of the hub itself, which no application can have."""
+CONNECT, CONNECTED, DISCONNECT, SUBSCRIBE, PUBLISH, RPC, EVENT, MESSAGE = (
     "connect",
     "connected",
     "disconnect",
@@ -53,6 +56,7 @@ CONNECT, CONNECTED, DISCONNECT, SUBSCRIBE, PUBLISH, RPC, EVENT = (
     "publish",
     "rpc",
     "event",
+    "message",
 )
 
 
@@ -83,6 +87,7 @@ class Peer(Protocol):
     async def ask(self, name: str, args: tuple[Any, ...], timeout_s: float) -> Any: ...
     async def enter(self, channel: str) -> None: ...
     async def exit(self, channel: str) -> None: ...
+    def send(self, data: str | bytes) -> None: ...
     def end(self) -> None: ...
 
 
@@ -128,6 +133,13 @@ class Client:
 
     async def _emit(self, name: str, args: tuple[Any, ...], volatile: bool) -> None:
         self._peer.emit(name, args, volatile)
+
+    def send(self, data: str | bytes) -> Any:
+        """Send it a message, text or bytes, in order. Of clients of `on_message` only; a TypeError for others."""
+        return self._app.act(self._send(data))
+
+    async def _send(self, data: str | bytes) -> None:
+        self._peer.send(data)
 
     def call(self, name: str, *args: Any, timeout_s: float = 5.0) -> Any:
         """Send it an event and wait for its ack: the one value in it, None for none, or a list of several.
@@ -212,6 +224,19 @@ class App:
         """handler(client, *args): a Socket.IO event. Returned is the ack's value; a tuple is several."""
         return self._register(EVENT, event, namespace)
 
+    def on_message(self, path: str) -> Callable[[Given], Given]:
+        """handler(client, data): a message at an address of its own, such as "/engine.io/": Engine.IO 4, no Socket.IO.
+
+        data: text or bytes; `client.send` answers. A client's messages are handled one by one, in their order. One that
+        the handler fails for, or rejects, ends the connection, as nothing else could tell. `on_connect(path)`,
+        `on_connected(path)` and `on_disconnect(path)` are called for these clients, whose `namespace` is the path.
+        Raises ValueError for an address that is none, or the hub's own.
+        """
+        path = path.rstrip("/") + "/"
+        if not PATH.fullmatch(path) or OWN_PATHS.fullmatch(path):
+            raise ValueError(f"path: found {path!r}; allowed: / and up to 63 of A-Z a-z 0-9 _ . - /, none of the hub's")
+        return self._register(MESSAGE, path, "")
+
     def middleware(self, one: Middleware) -> Middleware:
         """async one(client, call, proceed): around every handler, the first registered outermost.
 
@@ -251,7 +276,11 @@ class App:
 
     def namespaces(self) -> set[str]:
         """Of Socket.IO, that handlers name."""
-        return {namespace for _, _, namespace in self._handlers if namespace}
+        return {namespace for _, _, namespace in self._handlers if namespace} - self.message_paths()
+
+    def message_paths(self) -> set[str]:
+        """Addresses of `on_message`: {'/engine.io/'}."""
+        return {path for kind, path, _ in self._handlers if kind == MESSAGE}
 
     # Acting.
 

@@ -159,6 +159,9 @@ class Seat:
         self.rooms.discard(channel)
         self.session.leave(channel)
 
+    def send(self, data: str | bytes) -> None:
+        raise TypeError("a client of this kind is sent events: emit")
+
     def end(self) -> None:
         self.session.dismiss()
 
@@ -202,6 +205,9 @@ class Departed:
 
     async def exit(self, channel: str) -> None:
         """It is in no room any more."""
+
+    def send(self, data: str | bytes) -> None:
+        raise ConnectionError(GONE)
 
     def end(self) -> None:
         """It has ended."""

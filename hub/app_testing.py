@@ -40,7 +40,10 @@ class Published(NamedTuple):
 
 
 class TestClient:
-    """One client. received: the events that it was sent: (name, *args). full: its socket takes no more for now."""
+    """One client. received: the events that it was sent, (name, *args), and messages, (data,).
+
+    full: its socket takes no more for now.
+    """
 
     __test__ = False  # not a test, whatever pytest thinks of its name
 
@@ -63,6 +66,13 @@ class TestClient:
             raise KeyError(f"no handler of {name!r} in namespace {self.client.namespace!r}")
         result = await self._kit.runner.run(handler, self.client, Call(apps.EVENT, name, args))
         return [] if result is None else list(result) if isinstance(result, tuple) else [result]
+
+    async def send(self, data: str | bytes) -> None:
+        """Send a message, as a client of `on_message` at the path that is its namespace. Raises CommandError."""
+        handler = self._kit.app.handler(apps.MESSAGE, "", self.client.namespace)
+        if handler is None:
+            raise KeyError(f"no on_message handler of {self.client.namespace!r}")
+        await self._kit.runner.run(handler, self.client, Call(apps.MESSAGE, self.client.namespace, (data,)))
 
     async def subscribe(self, channel: str) -> None:
         """Ask the handler whether it may. Raises CommandError."""
@@ -150,6 +160,9 @@ class _Link:
 
     async def exit(self, channel: str) -> None:
         self._owner.rooms.discard(channel)
+
+    def send(self, data: str | bytes) -> None:
+        self._owner.received.append((data,))
 
     def end(self) -> None:
         self._owner.connected = False

@@ -104,7 +104,9 @@ class Reactor:
         close_timeout_s: float = 5.0,
         backlog_bytes: int = 268_435_456,
         clock: Callable[[], float] = time.monotonic,
+        tick_s: float = 0.1,
     ) -> None:
+        """tick_s: so late may a deadline be."""
         self._loop = loop
         self.clock = clock
         self.close_timeout_s = close_timeout_s
@@ -117,7 +119,7 @@ class Reactor:
         """Events that the last slice of reading has not reached, and whose they are."""
         self._graves: list[int] = []
         self._flush_armed = False
-        self._wheel = TimerWheel(clock)
+        self._wheel = TimerWheel(clock, tick_s)
         self._tick: asyncio.TimerHandle | None = None
         self._on_empty: Callable[[], None] | None = None
 

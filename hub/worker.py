@@ -68,6 +68,7 @@ from .ticker import Ticker
 from .transports import (
     emulation,
     engineio,
+    engineio_raw,
     http_stream,
     longpoll,
     polling,
@@ -136,7 +137,8 @@ class Worker:
         settings, client = self._settings, self._settings.client
         loop = asyncio.get_running_loop()
         self._store = Store(settings.redis, self._seat.redis_url)
-        self._reactor = Reactor(loop, client.close_timeout_s, settings.worker.backlog_bytes)
+        tick_s = engineio.tick_s(settings.socketio)
+        self._reactor = Reactor(loop, client.close_timeout_s, settings.worker.backlog_bytes, tick_s=tick_s)
         # Not all on the plane are subscribers, but all who stand in a group are.
         members = cast("Mapping[int, Subscriber]", self._reactor.connections)
         kind = EmittingFanout if settings.app.module else Fanout
@@ -388,12 +390,11 @@ class Worker:
             client=client,
             outbox=outbox_limits(client),
             settings=settings,
-            make=door.new_connection,
             owner=self._relay.owner,
         )
         address = polling.Address(engine, door, self._relay, self._handover, self._tunnels)
         self._handover.start(address.take)
-        return polling.routes(address)
+        return polling.routes(address, engineio_raw.makers(self._services))
 
     def _serve(self, routes: httpd.Routes, listeners: list[socket.socket], fast: bool, margin: int) -> None:
         http = self._settings.http

@@ -46,6 +46,7 @@ from hub.subscribe import Subscriptions
 from hub.transports import (
     emulation,
     engineio,
+    engineio_raw,
     http_stream,
     longpoll,
     polling,
@@ -135,7 +136,9 @@ async def plane(
     """Build everything, wait for Redis, serve; take it down again."""
     store = Store(RedisSettings(prefix=prefix), url)
     settings = ClientSettings(**(client or {}))
-    reactor = Reactor(asyncio.get_running_loop(), settings.close_timeout_s, 10**9)
+    settings_of_engine = SocketIOSettings(**(socketio or {}))
+    tick_s = engineio.tick_s(settings_of_engine)
+    reactor = Reactor(asyncio.get_running_loop(), settings.close_timeout_s, 10**9, tick_s=tick_s)
     fanout = reactor.batches = (EmittingFanout if app else Fanout)(
         reactor.connections, reactor.arm_turn, reactor.clock, asyncio.get_running_loop().call_later, batch_bytes
     )
@@ -220,7 +223,6 @@ async def plane(
     def turn() -> int:
         return fanout.turn
 
-    settings_of_engine = SocketIOSettings(**(socketio or {}))
     socketio_door = wire_socketio.Door(
         shared, socketio_session.new_forms(settings_of_engine, turn, gate), frozenset(origins), door.admit, recall, turn
     )
@@ -229,10 +231,9 @@ async def plane(
         settings.model_copy(update={"message_bytes": settings_of_engine.max_payload_bytes}),
         outbox_limits(settings),
         settings_of_engine,
-        socketio_door.new_connection,
         relay.owner,
     )
-    routes += polling.routes(polling.Address(engine, socketio_door, relay, handover))
+    routes += polling.routes(polling.Address(engine, socketio_door, relay, handover), engineio_raw.makers(shared))
     server = httpd.Server(httpd.application(routes), HttpSettings(**(http or {})))
     sockets = bind_sockets(0, "127.0.0.1")
     for listener in sockets:  # inherited by accepted sockets; small, so that a slow reader shows soon

@@ -38,6 +38,35 @@ def test_the_nearest_handler_is_found():
     assert app.namespaces() == {"/", "/custom"}
 
 
+def test_messages_have_addresses_of_their_own():
+    """No Socket.IO namespaces, also where other handlers name them; none of the hub's own, and no odd ones."""
+    app = App()
+    app.on_message("/engine.io/")(print)
+    app.on_message("/raw/feed")(print)
+    app.on_connect("/engine.io/")(print)
+    app.on("x", "/chat")(print)
+    assert app.message_paths() == {"/engine.io/", "/raw/feed/"}
+    assert app.namespaces() == {"/chat"}
+    assert app.handler(apps.MESSAGE, "", "/raw/feed/") is print
+    with pytest.raises(ValueError, match="second handler"):
+        app.on_message("/engine.io")
+        app.on_message("/engine.io")(print)
+    for path in (
+        "",
+        "/",
+        "engine.io",
+        "/a b/",
+        "/%2e/",
+        "/" + "x" * 64,
+        "/socket.io",
+        "/connection/x",
+        "/api/",
+        "/sse",
+    ):
+        with pytest.raises(ValueError, match="path: found"):
+            app.on_message(path)
+
+
 def test_mistakes_of_the_author_are_told_at_once():
     """A second handler, a hub's own method, and what is no coroutine function."""
     app = App()

@@ -155,3 +155,23 @@ async def test_a_client_comes_back_to_its_rooms():
         other = await kit.connect(data="bob", back=ann)
         assert (other.rooms, other.client.recovered) == (set(), False)
         assert seen == [False, False, True, True, True, False]
+@async_test
+async def test_messages_are_tested_too():
+    """At the address that is their client's namespace."""
+    app = App()
+
+    @app.on_message("/engine.io/")
+    async def echo(client, data):
+        if data == "no":
+            raise Reject("not that")
+        await client.send(data)
+
+    async with Kit(app) as kit:
+        raw, other = await kit.connect(namespace="/engine.io/"), await kit.connect()
+        await raw.send("hi")
+        await raw.send(b"\x00")
+        assert raw.received == [("hi",), (b"\x00",)]
+        with pytest.raises(CommandError, match="not that"):
+            await raw.send("no")
+        with pytest.raises(KeyError):
+            await other.send("hi")

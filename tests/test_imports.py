@@ -97,7 +97,7 @@ LADDER = (
         "transports.sse",
         "tunnel",
     ),
-    ("transports.socketio_session",),
+    ("transports.engineio_raw", "transports.socketio_session"),
     ("transports.socketio",),
     ("transports.polling",),
     ("saving", "worker"),

@@ -38,7 +38,21 @@ POLL_BYTES = 1_048_576
 """About as much goes into one answer; the rest waits for the next poll."""
 CLOSE_ABORTED = Close(errors.CLOSE_PROTOCOL_ERROR.code, "poll aborted")
 CLOSE_SECOND_POLL = Close(errors.CLOSE_PROTOCOL_ERROR.code, "a second poll beside the first")
+CLOSE_SUPERFLUOUS = Close(errors.CLOSE_POLICY.code, "the session has a WebSocket")
+LAST_POLL_S = 0.5
+"""A poll that a client sent before its goodbye may be so much later, by way of another worker."""
+MAX_LAST_POLLS = 10_000
+"""Goodbyes that are remembered for that; beyond, such a poll hears that its session is unknown, which is as true."""
 TO_MS = 1000.0
+TICKS_PER_TIMEOUT = 20
+"""A heartbeat's deadlines are that exact, and as exact as all others of a worker at least."""
+Make = Callable[[int, "Engine", str], "EngineConnection"]
+"""A new session: its descriptor or number, where it belongs, the token of its handshake, '' for none."""
+
+
+def tick_s(settings: SocketIOSettings, usual_s: float = 0.1) -> float:
+    """What the plane's wheel has to tell apart. usual_s: for all that is counted in seconds."""
+    return min(usual_s, settings.ping_timeout_ms / TO_MS / TICKS_PER_TIMEOUT)
 
 
 @dataclass(slots=True)
@@ -50,22 +64,22 @@ class Engine:
     """With `message_bytes` as `max_payload_bytes` has it."""
     outbox: Limits
     settings: SocketIOSettings
-    make: Callable[[int, Engine, str], EngineConnection]
-    """A new session: its descriptor or number, where it belongs, the token of its handshake."""
     owner: Owner
     """This worker."""
     new_id: Callable[[Owner], str] = new_session_id
     sessions: dict[str, EngineConnection] = field(default_factory=dict)
+    last_polls: dict[str, str] = field(default_factory=dict)
+    """Sessions that their clients ended while no poll waited, with their tokens."""
 
-    def open_polling(self, token: str) -> EngineConnection:
+    def open_polling(self, make: Make, token: str) -> EngineConnection:
         """A session without a socket."""
-        session = self.make(new_number(), self, token)
+        session = make(new_number(), self, token)
         session.begin_polling()
         return session
 
-    def open_websocket(self, fd: int, headers: handshake.Headers, early: bytes, token: str) -> None:
+    def open_websocket(self, make: Make, fd: int, headers: handshake.Headers, early: bytes, token: str) -> None:
         """A session on a WebSocket of which the handshake is good."""
-        session = self.make(fd, self, token)
+        session = make(fd, self, token)
         answer, _ = handshake.accept(headers)
         session.begin(answer + encode_frame(session.opening([])), early)
 
@@ -74,6 +88,21 @@ class Engine:
         answer, _ = handshake.accept(headers)
         session.probing = True
         Probe(fd, session).begin(answer, early)
+
+    def expect_last_poll(self, session: EngineConnection) -> None:
+        """A client has ended its session, and may have sent a poll before."""
+        if len(self.last_polls) < MAX_LAST_POLLS:
+            self.last_polls[session.sid] = session.token
+            asyncio.get_running_loop().call_later(LAST_POLL_S, self.last_polls.pop, session.sid, None)
+
+    def is_last_poll(self, sid: str, token: str) -> bool:
+        """It is that poll: there is one for each goodbye."""
+        return self.last_polls.get(sid) == token and self.last_polls.pop(sid, None) is not None
+
+    def turn_away(self, fd: int, headers: handshake.Headers) -> None:
+        """A WebSocket for a session that has one, or that another one tries to take over: opened and closed at once."""
+        answer, _ = handshake.accept(headers)
+        Superfluous(fd, self.reactor, self.client, self.outbox).begin(answer, b"")
 
 
 def encode_frame(packet: bytes, opcode: int = frames.TEXT) -> bytes:
@@ -110,7 +139,7 @@ class EngineConnection(FramedConnection):
         self.sid = engine.new_id(engine.owner)
         self.token = token
         self.user = ""
-        """Whose that was; requests of the session must be the same user's."""
+        """Whose that was."""
         self.probing = False
         """A WebSocket is trying to take over."""
         self.probed = False
@@ -130,6 +159,11 @@ class EngineConnection(FramedConnection):
     @property
     def ready(self) -> bool:
         return self.held if self.polls else super().ready
+
+    @property
+    def users(self) -> set[str]:
+        """Whose session it is: a request with a token must have one of theirs."""
+        return {self.user}
 
     @property
     def name(self) -> str:
@@ -173,6 +207,12 @@ class EngineConnection(FramedConnection):
         """Join the plane without a socket."""
         self.reactor.adopt(self)
         self._schedule()
+
+    def check_due(self) -> None:
+        """Meet deadlines that have passed: a request is not to find a session that is over but for the wheel's tick."""
+        now = self.reactor.clock()
+        if self.state == OPEN and now >= self.next_due():
+            self.on_timer(now)
 
     def begin_poll(self) -> bytes | asyncio.Future[bytes]:
         """What waits, as a body, or a promise of it where nothing does. Only while `polls` and no poll waits."""
@@ -242,6 +282,8 @@ class EngineConnection(FramedConnection):
         if not self.polls:
             self.close(errors.CLOSE_BY_PEER)
             return
+        if self._poll is None:
+            self.engine.expect_last_poll(self)
         self._answer_poll(engineio.ENCODED_NOOP)
         self.end(errors.CLOSE_BY_PEER)
 
@@ -249,7 +291,9 @@ class EngineConnection(FramedConnection):
         if now >= self._pong_due:
             self.close(errors.CLOSE_NO_PONG)
         elif now >= self._ping_due:
-            self._ping_due, self._pong_due = inf, now + self.engine.settings.ping_timeout_ms / TO_MS
+            # Counted from when the ping was due, as clients count. Half of it is theirs though the loop was held up.
+            timeout_s = self.engine.settings.ping_timeout_ms / TO_MS
+            self._ping_due, self._pong_due = inf, max(self._ping_due + timeout_s, now + timeout_s / 2)
             self.on_ping()
             self.put(PING_FRAME)
         if self.state == OPEN and now >= self.app_due():
@@ -333,6 +377,32 @@ class EngineConnection(FramedConnection):
                     self._pong(payload)
         if self.state == OPEN:
             self.on_bytes(b"")  # for what is unfinished, or was found broken, behind those
+
+
+class Superfluous(FramedConnection):
+    """A WebSocket too many. Stock clients take a refused handshake for an error, and a close for what it is."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        return "superfluous"
+
+    def begin(self, head: bytes, early: bytes) -> None:
+        super().begin(head, early)
+        self.close(CLOSE_SUPERFLUOUS)
+
+    def on_message(self, opcode: int, message: bytes) -> None:
+        """Nobody hears it."""
+
+    def on_due(self, now: float) -> None:
+        self.abort()
+
+    def next_due(self) -> float:
+        return self.heard_at
+
+    def on_gone(self) -> None:
+        """Nothing was begun."""
 
 
 class Probe(FramedConnection):

@@ -14,7 +14,8 @@ what a poll took out has no session any more.
     OPTIONS                                       the CORS preflight
 
 A token may come as `Authorization: Bearer` or `?token=`, where the client can't send it when it joins a namespace. Then
-all requests of the session must carry one of the same user: the session's id alone is not enough.
+all requests of the session must carry one of the same user: the session's id alone is not enough. A session that began
+without one is known by its id, of 128 bits of chance; a request with a token of somebody else is refused all the same.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from .. import auth, cors, handshake, httpd
@@ -31,7 +34,7 @@ from ..errors import CLOSE_TOO_BIG, CommandError, OwnerGone, OwnerSlow, Protocol
 from ..handover import Handover
 from ..relay import Relay, owner_of
 from ..tunnel import Tunnel, Tunnels
-from .engineio import CLOSE_ABORTED, CLOSE_SECOND_POLL, TO_MS, Engine, EngineConnection
+from .engineio import CLOSE_ABORTED, CLOSE_SECOND_POLL, TO_MS, Engine, EngineConnection, Make
 from .socketio import Door
 from .websocket import leave_tornado
 
@@ -41,7 +44,9 @@ KIND = "engineio"
 """Of the relay's requests."""
 PROBE = "PROBE"
 """Beside GET and POST: may a WebSocket try to take over?"""
-PATH = r"/socket\.io/?"
+TAKEN = b"taken"
+"""The answer where the session has one already, or is about to."""
+SOCKETIO_PATH = "/socket.io/"
 UPGRADES = ["websocket"]
 BEARER = "Bearer "
 GRACE_S = 5.0
@@ -149,21 +154,28 @@ class Address:
         return (await self._serve(Request.unpack(payload))).pack()
 
     async def _serve(self, request: Request) -> Answer:
+        if request.method == "GET" and self.engine.is_last_poll(request.sid, request.token):
+            return Answer(200, engineio.ENCODED_NOOP)
         session = self.find(request.sid, request.token)
         if isinstance(session, Fault):
             return refusal(session)
         if request.method == PROBE:
-            return refusal(engineio.BAD_REQUEST) if session.probing else Answer(200, b"")
+            return Answer(200, b"" if session.polls and not session.probing else TAKEN)
+        if not session.polls:
+            return refusal(engineio.BAD_REQUEST)
         return await self._poll(session) if request.method == "GET" else self._post(session, request.body)
 
     def find(self, sid: str, token: str) -> EngineConnection | Fault:
-        """The session that polls, of this worker."""
+        """The session, of this worker."""
         session = self.engine.sessions.get(sid)
-        if session is None:
+        if session is not None:
+            session.check_due()
+        if session is None or not session.open:
             return engineio.UNKNOWN_SID
-        if session.token and token != session.token and self.user(token) != session.user:
+        # Stock clients can't send along what they joined with, so a session that began without a token needs none.
+        if token != session.token and (not token or self.user(token) not in session.users):
             return engineio.FORBIDDEN
-        return session if session.polls else engineio.BAD_REQUEST
+        return session
 
     def user(self, token: str) -> str | None:
         """Whose token it is; None for one that is no good."""
@@ -204,7 +216,7 @@ class Address:
 
     def _begin_probe(self, fd: int, probe: Probing) -> None:
         session = self.find(probe.sid, probe.token)
-        if isinstance(session, Fault) or session.probing:
+        if isinstance(session, Fault) or session.probing or not session.polls:
             os.close(fd)  # ended, or moved, since it was asked for
             return
         headers = {"sec-websocket-key": probe.key, "sec-websocket-protocol": probe.protocol}
@@ -244,8 +256,9 @@ class EngineIOHandler(httpd.Handler):
 
     SUPPORTED_METHODS = ("GET", "POST", "OPTIONS", "HEAD", "PUT", "DELETE", "PATCH")
 
-    def initialize(self, address: Address) -> None:
+    def initialize(self, address: Address, make: Make) -> None:
         self._address = address
+        self._make = make
         self._waiting: asyncio.Future[Answer] | None = None
 
     def prepare(self) -> None:
@@ -324,7 +337,7 @@ class EngineIOHandler(httpd.Handler):
         if fault is not None:
             self._answer(refusal(fault))
             return
-        session = self._address.engine.open_polling(self._query.token)
+        session = self._address.engine.open_polling(self._make, self._query.token)
         session.user = self._address.user(self._query.token) or ""
         self._answer(Answer(200, session.opening(UPGRADES)))
 
@@ -348,7 +361,8 @@ class EngineIOHandler(httpd.Handler):
             return
         key, protocol = (headers.get(f"Sec-WebSocket-{name}", "") for name in ("Key", "Protocol"))
         probe = Probing(query.sid, query.token, key, protocol, b"")
-        tunnel = await self._address.reach(probe) if query.sid else None
+        taken = answer is not None and answer.body == TAKEN
+        tunnel = await self._address.reach(probe) if query.sid and not taken else None
         if isinstance(tunnel, Fault):
             self._answer(refusal(tunnel))
             return
@@ -360,10 +374,12 @@ class EngineIOHandler(httpd.Handler):
         fd, early = leave_tornado(self.detach())
         if tunnel is not None:
             await tunnel.begin(fd, early)
+        elif taken:
+            self._address.engine.turn_away(fd, headers)
         elif query.sid:
             self._address.probe(fd, probe._replace(early=early))
         else:
-            self._address.engine.open_websocket(fd, headers, early, query.token)
+            self._address.engine.open_websocket(self._make, fd, headers, early, query.token)
 
     def _answer(self, answer: Answer) -> None:
         self.set_status(answer.status)
@@ -374,6 +390,9 @@ class EngineIOHandler(httpd.Handler):
         self.finish(answer.body)
 
 
-def routes(address: Address) -> httpd.Routes:
-    """Where Socket.IO clients connect."""
-    return [(PATH, EngineIOHandler, {"address": address})]
+def routes(address: Address, others: Mapping[str, Make] | None = None) -> httpd.Routes:
+    """Where Socket.IO clients connect. others: more addresses, such as '/engine.io/', and what their sessions are."""
+    addresses = {SOCKETIO_PATH: address.door.new_connection, **(others or {})}
+    return [
+        (re.escape(path) + "?", EngineIOHandler, {"address": address, "make": make}) for path, make in addresses.items()
+    ]

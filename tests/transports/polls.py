@@ -15,10 +15,12 @@ from tests.plane import Plane
 QUERY = "EIO=4&transport=polling"
 
 
-async def request(hub: Plane, query: str, method: str = "GET", body: bytes | None = None, **options) -> HTTPResponse:
+async def request(
+    hub: Plane, query: str, method: str = "GET", body: bytes | None = None, path: str = "/socket.io/", **options
+) -> HTTPResponse:
     """One request on a connection of its own, whatever its answer."""
     client = AsyncHTTPClient(force_instance=True, defaults={"request_timeout": 5, "connect_timeout": 5})
-    url = f"http://127.0.0.1:{hub.port}/socket.io/?{query}"
+    url = f"http://127.0.0.1:{hub.port}{path}?{query}"
     one = HTTPRequest(url, method, body=body, allow_nonstandard_methods=True, **options)
     try:
         return await client.fetch(one, raise_error=False)

@@ -13,7 +13,7 @@ from hub.relay import Home, Limits, Owner, Relay, new_session_id
 from hub.transports.polling import Address, Probing
 from tests.plane import SECRET, plane
 from tests.support import async_test
-from tests.transports.polls import QUERY, fault, joined, polls, request
+from tests.transports.polls import QUERY, fault, joined, polls, receive, request, websocket
 
 BAD = [
     ("", "GET", (400, 0)),
@@ -122,3 +122,66 @@ async def test_a_websocket_that_cannot_be_brought_to_its_machine_is_refused(valk
         assert found == [engineio_protocol.UNKNOWN_SID, engineio_protocol.SLOW, engineio_protocol.SLOW]
         assert await address.reach(Probing(new_session_id(relay.owner), "", "k", "", b"")) is None
         handover.close()
+async def test_a_session_begun_without_a_token_is_whoevers_joined(valkey_url, prefix):
+    """Stock clients can't send along what they joined with, so none is needed; a foreign one is refused."""
+    ann, bob = (auth.make(user, SECRET, 60, time.time()) for user in ("ann", "bob"))
+    async with plane(valkey_url, prefix) as hub:
+        session = await polls(hub)
+        for token, status in ((ann, 403), ("nonsense", 403), (auth.make("", SECRET, 60, time.time()), 200)):
+            response = await session.post(b"3", headers={"Authorization": f"Bearer {token}"})
+            assert response.code == status
+        assert (await session.post(b'40{"token":"%b"}' % ann.encode())).body == b"ok"
+        for token, status in ((bob, 403), (ann, 200)):
+            assert (await request(hub, f"{session.query}&token={token}", "POST", b"3")).code == status
+        assert (await session.packets())[0].startswith(b'40{"sid":')
+
+
+@async_test
+async def test_a_session_keeps_the_revision_that_it_began_with(valkey_url, prefix):
+    """A request of another one is refused, and the session goes on (CVE-2026-102599)."""
+    async with plane(valkey_url, prefix) as hub:
+        session = await joined(hub)
+        for version in ("3", "5", "4.0", "", "04"):
+            query = session.query.replace("EIO=4", f"EIO={version}")
+            assert fault(await request(hub, query)) == (400, 5)
+            assert fault(await request(hub, query, "POST", b"3")) == (400, 5)
+        assert (await session.post(b'420["unsubscribe",{"channel":"open:a"}]')).body == b"ok"
+        assert await session.packets() == [b"430[{}]"]
+
+
+@async_test
+async def test_more_packets_than_a_body_may_hold_end_the_session(valkey_url, prefix):
+    """16 are taken, 17 are 400, and so are a million separators, at once (CVE-2020-36048)."""
+    event = b'42["unsubscribe",{"channel":"open:a"}]'
+    async with plane(valkey_url, prefix) as hub:
+        for packets, status in (([event] * 16, 200), ([event] * 17, 400), ([b""] * 900_000, 400)):
+            session = await joined(hub)
+            begun = time.process_time()
+            assert (await session.post(*packets)).code == status
+            assert time.process_time() - begun < 1
+            assert (session.sid in hub.engine.sessions) == (status == 200)
+
+
+@async_test
+async def test_no_answer_is_a_script(valkey_url, prefix):
+    """JSONP is off: what a page could load from a foreign origin is text that no browser runs."""
+    async with plane(valkey_url, prefix) as hub:
+        response = await request(hub, f"{QUERY}&j=0")
+        assert response.body.startswith(b'0{"sid":')
+        assert response.headers["Content-Type"] == "text/plain; charset=UTF-8"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@async_test
+async def test_with_a_star_pages_of_all_origins_are_let_in(valkey_url, prefix):
+    """By polls and WebSocket, with the same header for all and never with credentials."""
+    async with plane(valkey_url, prefix, origins=("*",)) as hub:
+        for headers in ({}, {"Origin": "https://anybody.example"}, {"Origin": "null"}):
+            for method, query, status in (("GET", QUERY, 200), ("OPTIONS", QUERY, 204), ("GET", "EIO=4", 400)):
+                response = await request(hub, query, method, headers=headers)
+                assert response.code == status
+                assert response.headers["Access-Control-Allow-Origin"] == "*"
+                assert "Vary" not in response.headers
+                assert "Access-Control-Allow-Credentials" not in response.headers
+        async with websocket(hub, origin="https://anybody.example") as socket:
+            assert (await receive(socket)).startswith("0{")

@@ -1,0 +1,220 @@
+"""Engine.IO without Socket.IO: clients of an application's `on_message`, which send and get bare messages.
+
+Does: have the application asked about a client, hand it the messages one by one in their order, send what it answers.
+Does not: know sessions and polls (engineio), run handlers (app_runner), or channels: these clients are in none.
+Called by: worker (`makers`), transports.polling through them, app_runner through the Client.
+Never break: one call of the application at a time for each client, its disconnect last; what waits is bounded, and
+beyond that the client is ended (3013).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Any, NoReturn
+
+from .. import app as apps
+from .. import auth, errors, frames
+from ..app import Call, Client
+from ..app_gate import Gate
+from ..app_runner import Rejected
+from ..auth import is_user
+from ..connection import OPEN
+from ..errors import Close, CommandError, HubError
+from ..session import Services
+from .engineio import Engine, EngineConnection, Make, encode_frame
+
+logger = logging.getLogger(__name__)
+
+PAYLOADS_AHEAD = 8
+"""So many messages of the largest size may wait for the application, or as many bytes in smaller ones."""
+
+
+def makers(services: Services) -> Mapping[str, Make]:
+    """By address of the application's `on_message`; none without an application."""
+    gate = services.gate
+    if gate is None:
+        return {}
+    return {path: Raw(path, gate, services).new_connection for path in gate.runner.app.message_paths()}
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """One address."""
+
+    path: str
+    gate: Gate
+    services: Services
+
+    def new_connection(self, fd: int, engine: Engine, token: str) -> RawConnection:
+        """A session, as `engineio.Make`."""
+        return RawConnection(fd, engine, token, self)
+
+    def user(self, token: str) -> str:
+        """Whose token it is; it was good when it came."""
+        try:
+            return auth.verify(token, self.services.hmac_secret, self.services.wall_clock()).user if token else ""
+        except HubError:
+            return ""
+
+
+class RawConnection(EngineConnection):
+    """One client."""
+
+    __slots__ = ("_accepted", "_bytes", "_calls", "_client", "_opened_at", "_raw", "_working")
+
+    def __init__(self, fd: int, engine: Engine, token: str, raw: Raw) -> None:
+        super().__init__(fd, engine, token)
+        self._raw = raw
+        self._client = Client(raw.gate.runner.app, _Line(self), raw.services.new_id(), raw.user(token), raw.path)
+        self._calls = deque([(Call(apps.CONNECT, "", (None,)), 0)])
+        """Of the application, in their turn, with the bytes of their messages."""
+        self._bytes = 0
+        """Of all those messages."""
+        self._working = self._accepted = False
+        self._opened_at = self.heard_at
+
+    def begin_polling(self) -> None:
+        super().begin_polling()
+        self._work()
+
+    def begin(self, head: bytes, early: bytes) -> None:
+        super().begin(head, early)
+        self._work()
+
+    # What engineio calls.
+
+    def on_packet(self, data: bytes, binary: bool) -> None:
+        most = PAYLOADS_AHEAD * self.engine.settings.max_payload_bytes
+        if len(self._calls) >= self._raw.gate.pending or self._bytes + len(data) > most:
+            self.close(errors.CLOSE_TOO_MANY_REQUESTS)
+            return
+        self._bytes += len(data)
+        call = Call(apps.MESSAGE, self._raw.path, (data if binary else data.decode(),))
+        self._calls.append((call, len(data)))
+        self._work()
+
+    def app_due(self) -> float:
+        return inf
+
+    def on_app_due(self, now: float) -> None:
+        """Never."""
+
+    def farewell(self, close: Close) -> bytes:
+        return b""
+
+    def on_gone(self) -> None:
+        super().on_gone()
+        # The call under way goes on; what it had yet to hear is of no use to anybody.
+        self._calls.clear()
+        self._bytes = 0
+        self._calls.append((Call(apps.DISCONNECT, "", ()), 0))
+        self._work()
+        logger.info(
+            "closed session=%s path=%s code=%d reason=%r seconds=%.1f",
+            self.name,
+            self._raw.path,
+            self.closed_with.code,
+            self.closed_with.reason,
+            self.reactor.clock() - self._opened_at,
+        )
+
+    # The application's turn.
+
+    def _work(self) -> None:
+        """Have the calls made, unless that is going on."""
+        if self._working:
+            return
+        try:
+            self._raw.gate.runner.begin(self._make_calls())
+        except CommandError as error:
+            logger.debug("session %s: %s", self.name, error)
+            self._calls.clear()
+            self.close(errors.CLOSE_TOO_MANY_REQUESTS)
+        else:
+            self._working = True
+
+    async def _make_calls(self) -> None:
+        try:
+            while self._calls:
+                call, size = self._calls.popleft()
+                self._bytes -= size
+                await self._make(call)
+        except Exception:
+            # A fault of ours: this one client is told to come back.
+            logger.exception("a call of the application, client %s", self._client.id)
+            self.close(errors.CLOSE_SERVER_ERROR)
+        finally:
+            self._working = False
+
+    async def _make(self, call: Call) -> None:
+        if call.kind != apps.CONNECT and not self._accepted:
+            return
+        if call.kind == apps.MESSAGE and self.state != OPEN:
+            return  # behind one for which the connection has ended
+        try:
+            result = await self._call(call)
+            if call.kind == apps.CONNECT:
+                await self._let_in(result)
+        except CommandError as error:
+            # The runner has logged what was no Reject.
+            refused = isinstance(error, Rejected)
+            self.close(errors.CLOSE_PERMISSION_DENIED if refused else errors.CLOSE_SERVER_ERROR)
+
+    async def _call(self, call: Call) -> Any:
+        app, runner = self._raw.gate.runner.app, self._raw.gate.runner
+        key = ("", self._raw.path) if call.kind == apps.MESSAGE else (self._raw.path, "")
+        handler = app.handler(call.kind, *key)
+        if handler is None and call.kind != apps.CONNECT:
+            return None
+        return await runner.run(handler, self._client, call)
+
+    async def _let_in(self, claims: Any) -> None:
+        if claims is not None:
+            if not isinstance(claims, Mapping) or not _is_user(claims.get("user", "")):
+                logger.warning("the application's connect handler returned neither None nor claims with a user's name")
+                raise CommandError(errors.INTERNAL, "the application failed")
+            self._client.claims = claims
+            self._client.user = claims.get("user", self._client.user)
+        if self.state == OPEN:
+            self._accepted = True
+            await self._call(Call(apps.CONNECTED, "", (None,)))
+
+
+class _Line:
+    """The Client's way to its connection: its Peer."""
+
+    def __init__(self, connection: RawConnection) -> None:
+        self._connection = connection
+
+    def send(self, data: str | bytes) -> None:
+        if isinstance(data, str):
+            self._connection.put(encode_frame(b"4" + data.encode()))
+        else:
+            self._connection.put(encode_frame(bytes(data), frames.BINARY))
+
+    def end(self) -> None:
+        self._connection.close(errors.CLOSE_FORCE_DISCONNECT)
+
+    def emit(self, name: str, args: tuple[Any, ...]) -> None:
+        _no_events()
+
+    async def ask(self, name: str, args: tuple[Any, ...], timeout_s: float) -> Any:
+        _no_events()
+
+    async def enter(self, channel: str) -> None:
+        raise TypeError("a client of on_message is in no room")
+
+    async def exit(self, channel: str) -> None:
+        raise TypeError("a client of on_message is in no room")
+
+
+def _no_events() -> NoReturn:
+    raise TypeError("a client of on_message has messages and no events: send")
+
+
+def _is_user(name: object) -> bool:
+    return isinstance(name, str) and is_user(name)
