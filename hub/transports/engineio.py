@@ -269,9 +269,12 @@ class EngineConnection(FramedConnection):
             self.on_packet(packet.data, packet.binary)
         elif packet.kind == engineio.PONG:
             if self._pong_due != inf:
+                settings = self.engine.settings
+                # From ping to ping: counted from the pong, the way to the client and back would be added each time.
+                from_pong_due_ms = settings.ping_interval_ms - settings.ping_timeout_ms
+                self._ping_due = max(self.reactor.clock(), self._pong_due + from_pong_due_ms / TO_MS)
                 self._pong_due = inf
                 self.on_pong()
-                self._ping_due = self.reactor.clock() + self.engine.settings.ping_interval_ms / TO_MS
                 self._schedule()
         elif packet.kind == engineio.CLOSE:
             self._peer_ends()

@@ -51,8 +51,14 @@ def quick() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
+def patient() -> Iterator[int]:
+    """It pings as often, and can wait for pongs: a machine that is busy for 200 ms is no failure."""
+    yield from app_at_port(ping_timeout_ms=60_000, connect_timeout_ms=60_000)
+
+
+@pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """Without heartbeats, for cases that are not about them: a machine that is busy for 200 ms is no failure."""
+    """Without heartbeats, for cases that are not about them."""
     yield from app_at_port(ping_interval_ms=60_000, ping_timeout_ms=60_000)
 
 
@@ -220,12 +226,12 @@ def test_a_poll_that_is_given_up_ends_the_session(port, path):
 
 @BOTH
 @async_test
-async def test_pings_are_answered_by_pongs(quick, path):
-    target = session(quick, path)
+async def test_pings_are_answered_by_pongs(patient, path):
+    target = session(patient, path)
     for _ in range(3):
-        assert ask(quick, target) == (200, "2")
-        assert ask(quick, target, "POST", "3") == (200, "ok")
-    async with opened(quick, path + WEBSOCKET) as one:
+        assert ask(patient, target) == (200, "2")
+        assert ask(patient, target, "POST", "3") == (200, "ok")
+    async with opened(patient, path + WEBSOCKET) as one:
         handshake(await receive(one))
         for _ in range(3):
             assert await receive(one) == "2"
@@ -323,8 +329,8 @@ async def test_who_joins_nothing_is_told_and_ended(port):
 
 
 @async_test
-async def test_leaving_a_namespace_leaves_the_transport_open(quick):
-    async with member(quick) as one:
+async def test_leaving_a_namespace_leaves_the_transport_open(patient):
+    async with member(patient) as one:
         await receive(one)
         await one.send("41")
         assert await receive(one) == "2"

@@ -81,7 +81,7 @@ async def test_too_large_is_413_and_a_foreign_type_415(valkey_url, prefix):
         assert await one.send('{"id":2,"rpc":{"method":"%s"}}' % ("ü" * 600)) == 413
         # Refused by its head alone, and before any of it is kept.
         head = http("POST", "/emulation", Content_Type="application/json", Content_Length="4001")
-        assert (await request(hub.http_url, head))[0] == 400
+        assert (await request(hub.http_url, head))[0] == 413
         assert await one.send("{}", Content_Type="text/plain") == 415
         assert await one.command(rpc={"method": "hub.time"})
 
