@@ -163,7 +163,7 @@ class Client:
         return self._app.act(self._peer.exit(channel))
 
     def disconnect(self) -> Any:
-        """End its connection; it does not come back by itself."""
+        """End its connection, or on Socket.IO its stay in this namespace; it does not come back by itself."""
         return self._app.act(self._end())
 
     async def _end(self) -> None:

@@ -228,12 +228,25 @@ class SocketIOConnection(EngineConnection):
         elif packet.kind == EVENT:
             session.handle_event(packet)
         elif packet.kind == DISCONNECT:
-            del self._sessions[packet.namespace]
-            session.on_gone()
-            if session is self._main:
-                self._main = None
+            self._leave(session)
         else:
             session.handle_ack(packet)
+
+    def _leave(self, session: SocketSession) -> None:
+        del self._sessions[session.form.namespace]
+        session.on_gone()
+        if session is self._main:
+            self._main = None
+
+    def dismiss(self, session: SocketSession) -> None:
+        """What its session calls. Upon that packet stock clients don't come back by themselves."""
+        namespace = session.form.namespace
+        if self.in_namespace(session):
+            self.put(encode_packet(DISCONNECT, namespace))
+            self._leave(session)
+        elif self._joining.get(namespace) is session:
+            session.on_gone()
+            self._reject(session, CommandError(errors.PERMISSION_DENIED))
 
     def _connect(self, namespace: str, claims: Mapping[str, Any]) -> None:
         form = self._door.forms.get(namespace)
@@ -320,10 +333,10 @@ class SocketIOConnection(EngineConnection):
     def _new_session(self, form: SocketIOForm) -> SocketSession:
         if self._main is None and self.group is None:
             self.wire = form
-            self._main = SocketSession(self._door.services, self, form)
+            self._main = SocketSession(self._door.services, self, form, self)
             return self._main
         branch = Branch(self, form)
-        branch.session = SocketSession(self._door.services, branch, form)
+        branch.session = SocketSession(self._door.services, branch, form, self)
         return branch.session
 
     def _refuse(self, namespace: str, reason: dict[str, Any]) -> None:

@@ -138,6 +138,13 @@ class SocketTransport(Transport, Protocol):
         """Have what the batch under way holds for it before what is put now."""
 
 
+class Namespaces(Protocol):
+    """A connection of several sessions."""
+
+    def dismiss(self, session: SocketSession) -> None:
+        """Put one client out of its namespace; the others, and the connection, stay."""
+
+
 class SocketSession(Session):
     """A client in one namespace: a session of which commands come as events and replies go as acks."""
 
@@ -146,6 +153,7 @@ class SocketSession(Session):
         "_back",
         "_came",
         "_catch_up",
+        "_connection",
         "_events",
         "_put",
         "_rejoining",
@@ -159,11 +167,15 @@ class SocketSession(Session):
         "returning",
     )
 
-    def __init__(self, services: Services, transport: SocketTransport, form: SocketIOForm) -> None:
+    def __init__(
+        self, services: Services, transport: SocketTransport, form: SocketIOForm, connection: Namespaces
+    ) -> None:
+        """connection: the one that has the namespace, and `transport` as its own or a branch."""
         super().__init__(services, transport)
         self.form = form
         self._catch_up = transport.catch_up
         self._put = transport.put
+        self._connection = connection
         self._events: dict[int, str] = {}
         """Names of events that asked for no ack and are not done, by command id; below 0, so that no ack has one."""
         self.pid = ""
@@ -243,6 +255,9 @@ class SocketSession(Session):
     def acknowledge(self, number: int, args: tuple[Any, ...]) -> None:
         """The ack of an event. Raises TypeError and ValueError as `emit_event`: for what can't be sent."""
         self._put_values(ACK, number, args)
+
+    def dismiss(self) -> None:
+        self._connection.dismiss(self)
 
     def fail_event(self, name: str, number: int | None, error: HubError) -> None:
         """The same of one that failed."""

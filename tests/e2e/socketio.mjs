@@ -1,4 +1,5 @@
-/* The stock Socket.IO client (npm `socket.io-client`) against a hub: one scenario for each test of test_socketio.py.
+/* The stock Socket.IO client (npm `socket.io-client`) against a hub: one scenario for each test of test_socketio.py and
+   test_socketio_app.py.
 
    Run: node socketio.mjs SCENARIO URL TRANSPORTS [ARGUMENT…]; exit status 0, or 1 with what was not so on standard error.
    TRANSPORTS: joined by commas, in the client's order. Every polling request has a TCP connection of its own.
@@ -199,7 +200,115 @@ async function comesBackToRooms(rounds) {
   }
 }
 
-const scenarios = { comesBackToRooms, comesBack,  talks, sendsBytes, joinsNamespaces, staysIdle, isMany };
+// With the application of test_socketio_app.py.
+
+const auth = { name: "ann" };
+const bytes = Buffer.from([0, 1, 254, 255]);
+
+/** Events and acks with any JSON and bytes, both ways, in order. */
+async function echoes() {
+  const socket = await connect("", { auth });
+  const heard = [];
+  socket.on("echoed", (...args) => heard.push(args));
+  const sent = [[], [1, "2", { 3: [true, null] }], [bytes], [{ deep: [bytes, { er: Buffer.alloc(100_000, 7) }] }, "text", bytes]];
+  for (const round of [...Array(5).keys()]) {
+    for (const args of sent) {
+      const ack = await new Promise((resolve) => socket.emit("echo", ...args, (...values) => resolve(values)));
+      assert.deepEqual(ack, args, `round ${round}`);
+    }
+    if (round === 2) await settled(socket);
+  }
+  if (heard.length < 20) await next(socket, "echoed", () => heard.length === 20);
+  assert.deepEqual(heard, Array(5).fill(sent).flat());
+}
+
+/** Acks in both directions, awaited with timeouts; who is late is passed over, and the connection goes on. */
+async function asks() {
+  const socket = await connect("", { auth });
+  socket.on("question", (value, answer) => answer({ value, bytes }));
+  assert.deepEqual(await socket.timeout(DEADLINE_MS).emitWithAck("ask", 7), { value: 7, bytes });
+  assert.equal(await socket.timeout(DEADLINE_MS).emitWithAck("ask in vain"), "no ack");
+  await assert.rejects(socket.timeout(100).emitWithAck("hang"), /timed out/);
+  assert.deepEqual((await socket.timeout(DEADLINE_MS).emitWithAck("fail")).error.code, 100);
+  assert.deepEqual(await socket.timeout(DEADLINE_MS).emitWithAck("ask", 8), { value: 8, bytes });
+  assert.ok(socket.connected);
+}
+
+/** Two namespaces on one connection, each with its own identity and events; one is left, by client and by server. */
+async function hasNamespaces() {
+  const main = await connect("", { auth });
+  const admin = main.io.socket("/admin", { auth: { name: "root" } });
+  await next(admin, "connect");
+  assert.notEqual(main.id, admin.id);
+  for (const [socket, name] of [[main, "ann at /"], [admin, "root at /admin"]]) {
+    assert.equal(await socket.timeout(DEADLINE_MS).emitWithAck("who"), name);
+  }
+  const ended = next(admin, "disconnect");
+  admin.emit("kick");
+  assert.equal((await ended)[0], "io server disconnect");
+  assert.equal(await main.timeout(DEADLINE_MS).emitWithAck("who"), "ann at /");
+  admin.connect();
+  await next(admin, "connect");
+  admin.disconnect();
+  assert.equal(await main.timeout(DEADLINE_MS).emitWithAck("who"), "ann at /");
+}
+
+/** The words and data of who refuses: the connect handler, a middleware, the hub. An event that is refused has an ack. */
+async function isRefused() {
+  for (const [namespace, options, message, data] of [
+    ["", {}, "who are you?", { code: 103 }],
+    ["", { auth: { name: "eve" } }, "not you", { until: "tomorrow", tries: 3 }],
+    ["/random", { auth }, "Invalid namespace", undefined],
+  ]) {
+    const socket = make(namespace, options);
+    const [error] = await next(socket, "connect_error");
+    assert.equal(error.message, message);
+    assert.deepEqual(error.data, data);
+    assert.ok(!socket.connected);
+    socket.auth = auth;
+    if (namespace !== "/random") {
+      socket.connect();
+      await next(socket, "connect");
+      assert.deepEqual((await socket.timeout(DEADLINE_MS).emitWithAck("forbidden")).error, { code: 103, message: "not that" });
+    }
+  }
+}
+
+/** What is volatile reaches a server that is there, and is not kept for one that is not. */
+async function isVolatile() {
+  const socket = make("", { auth, autoConnect: false });
+  socket.volatile.emit("note", "lost");
+  socket.emit("note", "kept");
+  socket.connect();
+  await next(socket, "connect");
+  assert.deepEqual(await socket.timeout(DEADLINE_MS).emitWithAck("notes"), ["kept"]);
+  await settled(socket);
+  socket.volatile.emit("note", "sent");
+  let notes;
+  await until(async () => (notes = await socket.timeout(DEADLINE_MS).emitWithAck("notes")).length === 2);
+  assert.deepEqual(notes, ["kept", "sent"]);
+}
+
+/** Rooms across workers: everybody but the sender hears each line once, in order. */
+async function meets() {
+  const sockets = await Promise.all(Array.from({ length: 8 }, () => connect("", { auth })));
+  const heard = sockets.map(() => []);
+  sockets.forEach((socket, at) => socket.on("said", (line) => heard[at].push(line)));
+  const room = `room:${transports}`;
+  for (const socket of sockets) await socket.timeout(DEADLINE_MS).emitWithAck("enter", room);
+  const lines = [...Array(20).keys()];
+  for (const line of lines) await sockets[0].timeout(DEADLINE_MS).emitWithAck("say", room, line);
+  await until(async () => {
+    await sockets[0].timeout(DEADLINE_MS).emitWithAck("who");
+    return heard.slice(1).every((one) => one.length >= lines.length);
+  });
+  assert.deepEqual(heard, [[], ...Array(7).fill(lines)]);
+}
+
+const scenarios = {
+  comesBack, comesBackToRooms, talks, sendsBytes, joinsNamespaces, staysIdle, isMany,
+  echoes, asks, hasNamespaces, isRefused, isVolatile, meets,
+};
 const [scenario, url, names, ...rest] = process.argv.slice(2);
 const transports = names.split(",");
 scenarios[scenario](...rest).then(

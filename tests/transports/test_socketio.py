@@ -12,6 +12,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from hub import auth, protocol
+from hub.app import App
 from hub.errors import CLOSE_FORCE_DISCONNECT, CLOSE_SHUTDOWN
 from hub.notice import Notice, Notices
 from hub.resume import STEP
@@ -463,3 +464,38 @@ async def test_who_may_have_lost_something_starts_anew(valkey_url, prefix, why):
             again = await welcome(socket, claims)
             assert again.get("pid", "none") != claims["pid"]
             assert not hub.fanout.subscriptions
+
+
+@async_test
+async def test_the_application_disconnects_one_namespace(valkey_url, prefix):
+    """The other one and the connection stay; also before the client is in, which is a refusal then."""
+    app, gone = App(), []
+
+    @app.on_connect("/admin")
+    async def connect(client, data):
+        if data:
+            await client.disconnect()
+
+    @app.on_disconnect()
+    async def disconnect(client):
+        gone.append(client.namespace)
+
+    @app.on("kick")
+    @app.on("kick", "/admin")
+    async def kick(client):
+        await client.disconnect()
+
+    async with plane(valkey_url, prefix, app=app) as hub, member(hub) as socket:
+        await socket.send('40/admin,{"kick":true}')
+        assert await receive(socket) == '44/admin,{"message":"permission denied","data":{"code":103}}'
+        for _ in range(2):
+            await socket.send("40/admin,")
+            assert (await receive(socket)).startswith('40/admin,{"sid":')
+            await socket.send('42/admin,["kick"]')
+            assert await receive(socket) == "41/admin,"
+        assert await emit(socket, 1, "unsubscribe", channel="open:a") == {}
+        await socket.send('42["kick"]')
+        assert await receive(socket) == "41"
+        await socket.send("40")
+        assert (await receive(socket)).startswith('40{"sid":')
+        await until(lambda: gone == ["/admin", "/admin", "/"])
