@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from math import inf
 
 import orjson
 import pytest
@@ -300,3 +301,21 @@ async def test_the_handshake_says_what_the_settings_say(valkey_url, prefix):
     assert [one.pop("upgrades") for one in openings] == [["websocket"], []]
     assert len({one.pop("sid") for one in openings}) == 2
     assert openings == [{"pingInterval": 300, "pingTimeout": 200, "maxPayload": 2000}] * 2
+
+
+@async_test
+async def test_heartbeats_keep_time(valkey_url, prefix):
+    """Pings are due from ping to ping, pongs from when the ping was due; what is over is over for a request at once."""
+    async with plane(valkey_url, prefix) as hub:
+        session = await joined(hub)
+        connection = hub.engine.sessions[session.sid]
+        now = hub.reactor.clock()
+        for late_s, left_s in ((0.0, 20.0), (0.25, 19.75), (15.0, 10.0)):
+            connection._ping_due, connection._pong_due = now - late_s, inf
+            connection.on_due(now)
+            assert connection._pong_due == pytest.approx(now + left_s)
+            assert (await session.post(b"3")).code == 200
+            assert connection._ping_due == pytest.approx(now + left_s - 20 + 25)
+        connection._pong_due = now  # and the wheel has yet to notice
+        assert fault(await session.post(b"3")) == (400, 1)
+        assert session.sid not in hub.engine.sessions
