@@ -306,7 +306,8 @@ class EngineIOHandler(httpd.Handler):
 
     def options(self) -> None:
         self.set_status(204)
-        self.set_header("Access-Control-Allow-Methods", "GET, POST")
+        # Also those that are refused: a page is to read why, and not that CORS forbade it to ask.
+        self.set_header("Access-Control-Allow-Methods", ", ".join(self.SUPPORTED_METHODS))
         self.set_header("Access-Control-Allow-Headers", cors.REQUEST_HEADERS)
         self.set_header("Access-Control-Max-Age", str(cors.MAX_AGE_S))
         self.finish()

@@ -12,7 +12,8 @@ from websockets.exceptions import ConnectionClosed
 
 from hub import frames
 from hub.audience import ELSEWHERE
-from hub.transports.engineio import encode_frame, unframe
+from hub.config import SocketIOSettings
+from hub.transports.engineio import encode_frame, tick_s, unframe
 from tests.nodes import until
 from tests.plane import plane
 from tests.support import async_test
@@ -301,6 +302,12 @@ async def test_the_handshake_says_what_the_settings_say(valkey_url, prefix):
     assert [one.pop("upgrades") for one in openings] == [["websocket"], []]
     assert len({one.pop("sid") for one in openings}) == 2
     assert openings == [{"pingInterval": 300, "pingTimeout": 200, "maxPayload": 2000}] * 2
+
+
+def test_deadlines_are_as_exact_as_the_shortest_timeout_needs():
+    """The plane's usual 100 ms, or a twentieth of pingTimeout."""
+    for timeout_ms, expected_s in ((20_000, 0.1), (2000, 0.1), (1000, 0.05), (200, 0.01)):
+        assert tick_s(SocketIOSettings(ping_timeout_ms=timeout_ms)) == pytest.approx(expected_s)
 
 
 @async_test

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from hub import auth, engineio_protocol
 from hub.errors import OwnerFailed, OwnerGone, OwnerSlow
@@ -92,6 +93,9 @@ async def test_a_session_begun_with_a_token_stays_its_users(valkey_url, prefix):
         for headers in ({}, {"Authorization": f"Bearer {bob}"}, {"Authorization": "Bearer nonsense"}):
             assert fault(await session.post(b"40", headers=headers)) == (403, 4)
             assert fault(await session.get(headers=headers)) == (403, 4)
+            with pytest.raises(InvalidStatus, match="HTTP 403"):
+                async with websocket(hub, session.sid, additional_headers=headers):
+                    pass
         renewed = auth.make("ann", SECRET, 61, time.time())
         for token in (ann, renewed):
             assert (await session.post(b"3", headers={"Authorization": f"Bearer {token}"})).body == b"ok"
@@ -183,5 +187,8 @@ async def test_with_a_star_pages_of_all_origins_are_let_in(valkey_url, prefix):
                 assert response.headers["Access-Control-Allow-Origin"] == "*"
                 assert "Vary" not in response.headers
                 assert "Access-Control-Allow-Credentials" not in response.headers
+        assert {"GET", "POST", "PUT"} <= set(
+            (await request(hub, QUERY, "OPTIONS")).headers["Access-Control-Allow-Methods"].split(", ")
+        )
         async with websocket(hub, origin="https://anybody.example") as socket:
             assert (await receive(socket)).startswith("0{")
