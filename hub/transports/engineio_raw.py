@@ -90,7 +90,7 @@ class RawConnection(EngineConnection):
     def on_packet(self, data: bytes, binary: bool) -> None:
         most = PAYLOADS_AHEAD * self.engine.settings.max_payload_bytes
         if len(self._calls) >= self._raw.gate.pending or self._bytes + len(data) > most:
-            self.close(errors.CLOSE_TOO_MANY_REQUESTS)
+            self.refuse(errors.CLOSE_TOO_MANY_REQUESTS)
             return
         self._bytes += len(data)
         call = Call(apps.MESSAGE, self._raw.path, (data if binary else data.decode(),))
@@ -108,9 +108,7 @@ class RawConnection(EngineConnection):
 
     def on_gone(self) -> None:
         super().on_gone()
-        # The call under way goes on; what it had yet to hear is of no use to anybody.
-        self._calls.clear()
-        self._bytes = 0
+        # Behind what it had sent before it went, which was taken and so is handled.
         self._calls.append((Call(apps.DISCONNECT, "", ()), 0))
         self._work()
         logger.info(
@@ -131,7 +129,8 @@ class RawConnection(EngineConnection):
         try:
             self._raw.gate.runner.begin(self._make_calls())
         except CommandError as error:
-            logger.debug("session %s: %s", self.name, error)
+            if self._accepted and self.state != OPEN:
+                logger.warning("no disconnect handler for client %s: %s", self._client.id, error)
             self._calls.clear()
             self.close(errors.CLOSE_TOO_MANY_REQUESTS)
         else:
@@ -153,8 +152,6 @@ class RawConnection(EngineConnection):
     async def _make(self, call: Call) -> None:
         if call.kind != apps.CONNECT and not self._accepted:
             return
-        if call.kind == apps.MESSAGE and self.state != OPEN:
-            return  # behind one for which the connection has ended
         try:
             result = await self._call(call)
             if call.kind == apps.CONNECT:
@@ -162,7 +159,15 @@ class RawConnection(EngineConnection):
         except CommandError as error:
             # The runner has logged what was no Reject.
             refused = isinstance(error, Rejected)
-            self.close(errors.CLOSE_PERMISSION_DENIED if refused else errors.CLOSE_SERVER_ERROR)
+            self.refuse(errors.CLOSE_PERMISSION_DENIED if refused else errors.CLOSE_SERVER_ERROR)
+
+    def refuse(self, close: Close) -> None:
+        """End it; messages that wait are not handled behind that for which it ends."""
+        left = [call for call in self._calls if call[0].kind != apps.MESSAGE]
+        self._calls.clear()
+        self._calls.extend(left)
+        self._bytes = 0
+        self.close(close)
 
     async def _call(self, call: Call) -> Any:
         app, runner = self._raw.gate.runner.app, self._raw.gate.runner
@@ -197,7 +202,7 @@ class _Line:
             self._connection.put(encode_frame(bytes(data), frames.BINARY))
 
     def end(self) -> None:
-        self._connection.close(errors.CLOSE_FORCE_DISCONNECT)
+        self._connection.refuse(errors.CLOSE_FORCE_DISCONNECT)
 
     def emit(self, name: str, args: tuple[Any, ...]) -> None:
         _no_events()

@@ -90,6 +90,27 @@ async def test_messages_come_back_in_order_by_every_transport(valkey_url, prefix
 
 
 @async_test
+async def test_what_was_taken_is_handled_though_its_client_goes(valkey_url, prefix):
+    """By polls and on a WebSocket: the messages before the goodbye, and then the disconnect."""
+    raw = Raw()
+    async with plane(valkey_url, prefix, app=raw.app) as hub:
+        for way in ("polls", "websocket"):
+            raw.hold.clear()
+            if way == "polls":
+                sid = (await ask(hub, QUERY)).body.split(b'"')[3].decode()
+                assert (await ask(hub, f"{QUERY}&sid={sid}", "POST", b"4a\x1e4b\x1e1")).body == b"ok"
+            else:
+                async with raw_socket(hub) as socket:
+                    await socket.send("4a")
+                    await socket.send("4b")
+            await until(lambda: not hub.engine.sessions)
+            raw.hold.set()
+            await until(lambda: raw.calls and raw.calls[-1] == ("on_disconnect", ""))
+            assert [call[-1] for call in raw.calls if call[0] == "message"] == ["a", "b"]
+            raw.calls.clear()
+
+
+@async_test
 async def test_a_token_names_the_user(valkey_url, prefix):
     """A good one; another one is refused before the application is asked."""
     raw = Raw()
