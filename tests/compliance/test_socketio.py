@@ -32,6 +32,7 @@ BOTH = pytest.mark.parametrize("path", [ENGINE, SOCKET])
 POLLING, WEBSOCKET = "?EIO=4&transport=polling", "?EIO=4&transport=websocket"
 INTERVAL_S, TIMEOUT_S = 0.3, 0.2
 HANDSHAKE = {"pingInterval": 300, "pingTimeout": 200, "maxPayload": 1_000_000}
+JOIN = {ENGINE: "4hello", SOCKET: "40"}
 BYTES = [b"\x01\x02\x03", b"\x04\x05\x06"]
 
 
@@ -53,13 +54,13 @@ def quick() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def patient() -> Iterator[int]:
     """It pings as often, and can wait for pongs: a machine that is busy for 200 ms is no failure."""
-    yield from app_at_port(ping_timeout_ms=60_000, connect_timeout_ms=60_000)
+    yield from app_at_port(ping_timeout_ms=60_000)
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """Without heartbeats, for cases that are not about them."""
-    yield from app_at_port(ping_interval_ms=60_000, ping_timeout_ms=60_000)
+    """Without any of its deadlines, for cases that are not about them."""
+    yield from app_at_port(ping_interval_ms=60_000, ping_timeout_ms=60_000, connect_timeout_ms=60_000)
 
 
 class Answer(NamedTuple):
@@ -227,14 +228,21 @@ def test_a_poll_that_is_given_up_ends_the_session(port, path):
 @BOTH
 @async_test
 async def test_pings_are_answered_by_pongs(patient, path):
+    """One at a time, the next one behind its pong."""
     target = session(patient, path)
-    for _ in range(3):
-        assert ask(patient, target) == (200, "2")
+    assert ask(patient, target, "POST", JOIN[path]) == (200, "ok")
+    heard: list[str] = []
+    while len(heard) < 3:
+        answer = ask(patient, target)
+        assert answer.status == 200
+        heard += [packet for packet in answer.body.split("\x1e") if packet in ("1", "2")]
         assert ask(patient, target, "POST", "3") == (200, "ok")
+    assert heard == ["2"] * 3
     async with opened(patient, path + WEBSOCKET) as one:
-        handshake(await receive(one))
+        await one.send(JOIN[path])
         for _ in range(3):
-            assert await receive(one) == "2"
+            while await receive(one) != "2":
+                pass
             await one.send("3")
 
 
@@ -313,7 +321,7 @@ async def test_namespaces_are_joined(port, hello, prefix, auth):
 
 
 @async_test
-async def test_who_joins_nothing_is_told_and_ended(port):
+async def test_who_joins_nothing_is_told_and_ended(port, patient):
     """An unknown namespace; what is no packet; nothing within connectTimeout."""
     async with opened(port, SOCKET + WEBSOCKET) as one:
         handshake(await receive(one))
@@ -321,7 +329,7 @@ async def test_who_joins_nothing_is_told_and_ended(port):
         assert await receive(one) == '44/random,{"message":"Invalid namespace"}'
         await one.send("4abc")
         await closes(one)
-    async with opened(port, SOCKET + WEBSOCKET) as one:
+    async with opened(patient, SOCKET + WEBSOCKET) as one:
         handshake(await receive(one))
         begun = time.monotonic()
         await closes(one)
