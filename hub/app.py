@@ -229,7 +229,8 @@ class App:
 
         data: text or bytes; `client.send` answers. A client's messages are handled one by one, in their order. One that
         the handler fails for, or rejects, ends the connection, as nothing else could tell. `on_connect(path)`,
-        `on_connected(path)` and `on_disconnect(path)` are called for these clients, whose `namespace` is the path.
+        `on_connected(path)` and `on_disconnect(path)`, or else those without a namespace, are called for these clients;
+        the path is their `namespace`, and their data is None.
         Raises ValueError for an address that is none, or the hub's own.
         """
         path = path.rstrip("/") + "/"

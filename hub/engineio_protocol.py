@@ -37,8 +37,10 @@ ENCODED_PING = b"2"
 ENCODED_PROBE_ANSWER = b"3probe"
 ENCODED_CLOSE = b"1"
 ENCODED_NOOP = b"6"
+MESSAGE_MARKS = (b"4", b"b")
 MAX_PACKETS = 16
-"""In one polling body from a client, as other servers have it: work is bounded by more than bytes."""
+"""In one polling body from a client, as other servers have it: work is bounded by more than bytes. Stock clients put
+all messages that wait into one body, so of one that has been let in more are taken, but of messages alone."""
 
 
 class Packet(NamedTuple):
@@ -81,14 +83,18 @@ def decode_text(message: bytes) -> Packet:
     return Packet(kind, message[1:])
 
 
-def decode_payload(body: bytes) -> list[Packet]:
+def decode_payload(body: bytes, messages: int = MAX_PACKETS) -> list[Packet]:
     r"""b'4a\x1ebAQI=' -> [Packet(MESSAGE, b'a'), Packet(MESSAGE, b'\x01\x02', True)].
 
-    Raises ProtocolError for anything that is no packet, text that is not UTF-8, or more than MAX_PACKETS.
+    messages: so many packets may be in it, at most MAX_PACKETS of them no messages.
+    Raises ProtocolError for anything that is no packet, text that is not UTF-8, or more packets than that.
     """
-    parts = body.split(SEPARATOR, MAX_PACKETS)
-    if len(parts) > MAX_PACKETS:
-        raise ProtocolError(CLOSE_PROTOCOL_ERROR, f"over {MAX_PACKETS} packets in one body")
+    parts = body.split(SEPARATOR, messages)
+    others = sum(not part.startswith(MESSAGE_MARKS) for part in parts) if len(parts) > MAX_PACKETS else 0
+    if len(parts) > messages or others > MAX_PACKETS:
+        raise ProtocolError(
+            CLOSE_PROTOCOL_ERROR, f"over {messages} packets in one body, or {MAX_PACKETS} of no message"
+        )
     try:
         body.decode("utf-8")
     except UnicodeDecodeError:

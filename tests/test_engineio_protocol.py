@@ -69,6 +69,15 @@ def test_packets_of_a_body_are_bounded():
         engineio.decode_payload(b"\x1e".join([*packets, b"4a"]))
 
 
+def test_more_packets_may_be_messages():
+    """As many as the caller says; the others stay at sixteen."""
+    assert len(engineio.decode_payload(b"\x1e".join([b"4a", b"bAQ=="] * 20), 40)) == 40
+    assert len(engineio.decode_payload(b"\x1e".join([b"4a"] * 24 + [b"3"] * 16), 40)) == 40
+    for packets in ([b"4a"] * 41, [b"4a"] * 23 + [b"3"] * 17, [b"3"] * 17):
+        with pytest.raises(ProtocolError):
+            engineio.decode_payload(b"\x1e".join(packets), 40)
+
+
 def test_packets_are_joined_as_others_join_them():
     """The oracle reads what we write."""
     body = engineio.encode_payload([b"2", b"4hi", engineio.encode_bytes(b"\x00\xff")])

@@ -38,6 +38,7 @@ POLL_BYTES = 1_048_576
 """About as much goes into one answer; the rest waits for the next poll."""
 CLOSE_ABORTED = Close(errors.CLOSE_PROTOCOL_ERROR.code, "poll aborted")
 CLOSE_SECOND_POLL = Close(errors.CLOSE_PROTOCOL_ERROR.code, "a second poll beside the first")
+CLOSE_SECOND_POST = Close(errors.CLOSE_PROTOCOL_ERROR.code, "a second post beside the first")
 CLOSE_SUPERFLUOUS = Close(errors.CLOSE_POLICY.code, "the session has a WebSocket")
 LAST_POLL_S = 0.5
 """A poll that a client sent before its goodbye may be so much later, by way of another worker."""
@@ -130,7 +131,7 @@ def unframe(data: bytes) -> Iterator[bytes]:
 class EngineConnection(FramedConnection):
     """One session."""
 
-    __slots__ = ("_ping_due", "_poll", "_pong_due", "engine", "probed", "probing", "sid", "token", "user")
+    __slots__ = ("_ping_due", "_poll", "_pong_due", "_posting", "engine", "probed", "probing", "sid", "token", "user")
 
     def __init__(self, fd: int, engine: Engine, token: str) -> None:
         """fd: negative for a session that polls. token: of the handshake, '' for none."""
@@ -144,6 +145,8 @@ class EngineConnection(FramedConnection):
         """A WebSocket is trying to take over."""
         self.probed = False
         """It has been answered: the client waits for its poll to end."""
+        self._posting = False
+        """A post is being handled."""
         self._blocked = self.polls
         self._poll: asyncio.Future[bytes] | None = None
         """The one that waits."""
@@ -164,6 +167,11 @@ class EngineConnection(FramedConnection):
     def users(self) -> set[str]:
         """Whose session it is: a request with a token must have one of theirs."""
         return {self.user}
+
+    @property
+    def max_packets(self) -> int:
+        """In one post, while there is nothing to tell a client from anybody."""
+        return engineio.MAX_PACKETS
 
     @property
     def name(self) -> str:
@@ -228,14 +236,26 @@ class EngineConnection(FramedConnection):
         """A poll waits."""
         return self._poll is not None
 
-    def post(self, body: bytes) -> bool:
-        """What a client has posted. False: it was no good, and the session is over."""
+    async def post(self, body: bytes) -> bool:
+        """What a client has posted. False: it was no good, and the session is over. Cancelled, it is over too.
+
+        Many packets are handled over several turns of the loop; a second post meanwhile would come between them.
+        """
+        if self._posting:
+            self.close(CLOSE_SECOND_POST)
+            return False
         self.heard_at = self.reactor.clock()
+        self._posting = True
         try:
-            for packet in engineio.decode_payload(body):
+            for at, packet in enumerate(engineio.decode_payload(body, self.max_packets)):
+                if at and not at % engineio.MAX_PACKETS:
+                    await asyncio.sleep(0)
                 if self.state != OPEN:
                     break
                 self._handle(packet)
+        except asyncio.CancelledError:
+            self.end(CLOSE_ABORTED)
+            raise
         except ProtocolError as error:
             logger.debug("session %s: %s", self.name, error)
             self.close(error.close)
@@ -244,6 +264,8 @@ class EngineConnection(FramedConnection):
             # The border of one connection, as in Connection.receive.
             self._fail()
             return False
+        finally:
+            self._posting = False
         return True
 
     def end(self, close: Close) -> None:

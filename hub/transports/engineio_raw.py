@@ -87,6 +87,10 @@ class RawConnection(EngineConnection):
 
     # What engineio calls.
 
+    @property
+    def max_packets(self) -> int:
+        return self.engine.settings.max_packets
+
     def on_packet(self, data: bytes, binary: bool) -> None:
         most = PAYLOADS_AHEAD * self.engine.settings.max_payload_bytes
         if len(self._calls) >= self._raw.gate.pending or self._bytes + len(data) > most:

@@ -163,7 +163,7 @@ class Address:
             return Answer(200, b"" if session.polls and not session.probing else TAKEN)
         if not session.polls:
             return refusal(engineio.BAD_REQUEST)
-        return await self._poll(session) if request.method == "GET" else self._post(session, request.body)
+        return await self._poll(session) if request.method == "GET" else await self._post(session, request.body)
 
     def find(self, sid: str, token: str) -> EngineConnection | Fault:
         """The session, of this worker."""
@@ -235,11 +235,11 @@ class Address:
                 raise
         return Answer(200, found)
 
-    def _post(self, session: EngineConnection, body: bytes) -> Answer:
+    async def _post(self, session: EngineConnection, body: bytes) -> Answer:
         if len(body) > self.engine.settings.max_payload_bytes:
             session.close(CLOSE_TOO_BIG)
             return refusal(engineio.TOO_BIG)
-        return Answer(200, b"ok") if session.post(body) else refusal(engineio.BAD_REQUEST)
+        return Answer(200, b"ok") if await session.post(body) else refusal(engineio.BAD_REQUEST)
 
 
 class Query(NamedTuple):

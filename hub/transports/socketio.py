@@ -135,6 +135,10 @@ class SocketIOConnection(EngineConnection):
         # Who began without a token is whoever joined, and nobody in particular until then.
         return {self.user} if self.token or not self._sessions else {one.user for one in self._sessions.values()}
 
+    @property
+    def max_packets(self) -> int:
+        return self.engine.settings.max_packets if self._sessions else super().max_packets
+
     def on_packet(self, data: bytes, binary: bool) -> None:
         if binary:
             packet = self._decoder.feed_bytes(data)

@@ -9,6 +9,7 @@
 import assert from "node:assert/strict";
 import http from "node:http";
 import https from "node:https";
+import { Socket as Engine } from "engine.io-client";
 import { io } from "socket.io-client";
 import { DEADLINE_MS, nextArguments as next } from "./events.mjs";
 
@@ -222,6 +223,18 @@ async function echoes() {
   assert.deepEqual(heard, Array(5).fill(sent).flat());
 }
 
+/** A burst, of which a polling client makes one request: an ack for each, in order. */
+async function bursts() {
+  const socket = await connect("", { auth });
+  const acks = [];
+  for (let i = 0; i < 500; i++) socket.emit("echo", i, (value) => acks.push(value));
+  await until(async () => {
+    await socket.timeout(DEADLINE_MS).emitWithAck("who");
+    return acks.length === 500;
+  });
+  assert.deepEqual(acks, [...Array(500).keys()]);
+}
+
 /** Acks in both directions, awaited with timeouts; who is late is passed over, and the connection goes on. */
 async function asks() {
   const socket = await connect("", { auth });
@@ -305,9 +318,28 @@ async function meets() {
   assert.deepEqual(heard, [[], ...Array(7).fill(lines)]);
 }
 
+/** Bare Engine.IO, with the client under Socket.IO's: text and bytes come back in order, across the upgrade too. */
+async function echoesMessages() {
+  const socket = new Engine(url, { path: "/engine.io/", transports, agent });
+  const heard = [];
+  socket.on("message", (data) => heard.push(data));
+  await next(socket, "open");
+  const sent = [...Array(200).keys()].map((i) => (i % 4 ? `${i} ☃` : Buffer.alloc(i * 50, i)));
+  for (const [i, data] of sent.entries()) {
+    socket.send(data);
+    if (i % 20 === 0 && heard.length <= i) await next(socket, "message", () => heard.length > i);
+  }
+  if (heard.length < sent.length) await next(socket, "message", () => heard.length === sent.length);
+  assert.deepEqual(heard.map((one) => (typeof one === "string" ? one : Buffer.from(one))), sent);
+  assert.equal(socket.transport.name, transports.at(-1));
+  const closed = next(socket, "close");
+  socket.close();
+  await closed;
+}
+
 const scenarios = {
   comesBack, comesBackToRooms, talks, sendsBytes, joinsNamespaces, staysIdle, isMany,
-  echoes, asks, hasNamespaces, isRefused, isVolatile, meets,
+  echoes, bursts, asks, hasNamespaces, isRefused, isVolatile, meets, echoesMessages,
 };
 const [scenario, url, names, ...rest] = process.argv.slice(2);
 const transports = names.split(",");

@@ -1,4 +1,7 @@
-"""An application of four workers under the stock Socket.IO clients: npm `socket.io-client`, PyPI `python-socketio`."""
+"""An application of four workers under the stock clients.
+
+npm `socket.io-client` and the `engine.io-client` under it, PyPI `python-socketio`.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +73,16 @@ async def forbidden(client):
     return "never"
 
 
+@app.on_connect("/engine.io/")
+async def anybody(client, data):
+    pass
+
+
+@app.on_message("/engine.io/")
+async def message(client, data):
+    await client.send(data)
+
+
 async def who(client):
     return f"{client.user} at {client.namespace}"
 
@@ -121,7 +134,9 @@ def url() -> Iterator[str]:
 
 
 @EACH_WAY
-@pytest.mark.parametrize("scenario", ["echoes", "asks", "hasNamespaces", "isRefused", "isVolatile", "meets"])
+@pytest.mark.parametrize(
+    "scenario", ["echoes", "bursts", "asks", "hasNamespaces", "isRefused", "isVolatile", "meets", "echoesMessages"]
+)
 @nodejs.NODE
 @nodejs.PACKAGES
 def test_the_javascript_client(url: str, scenario: str, transports: str) -> None:

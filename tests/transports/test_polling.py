@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -155,11 +156,21 @@ async def test_a_session_keeps_the_revision_that_it_began_with(valkey_url, prefi
 
 @async_test
 async def test_more_packets_than_a_body_may_hold_end_the_session(valkey_url, prefix):
-    """16 are taken, 17 are 400, and so are a million separators, at once (CVE-2020-36048)."""
+    """16 are, and of a client that has joined max_packets if they are messages, as stock clients join what waits; one
+    more is 400, and so are a million separators, at once (CVE-2020-36048)."""
     event = b'42["unsubscribe",{"channel":"open:a"}]'
-    async with plane(valkey_url, prefix) as hub:
-        for packets, status in (([event] * 16, 200), ([event] * 17, 400), ([b""] * 900_000, 400)):
-            session = await joined(hub)
+    async with plane(valkey_url, prefix, socketio={"max_packets": 100}) as hub:
+        for packets, begin, status in (
+            ([b"3"] * 16, polls, 200),
+            ([b"3"] * 17, polls, 400),
+            ([b"40", *[event] * 16], polls, 400),
+            ([event] * 100, joined, 200),
+            ([event] * 101, joined, 400),
+            ([*[event] * 84, *[b"3"] * 16], joined, 200),
+            ([*[event] * 83, *[b"3"] * 17], joined, 400),
+            ([b""] * 900_000, joined, 400),
+        ):
+            session = await begin(hub)
             begun = time.process_time()
             assert (await session.post(*packets)).code == status
             assert time.process_time() - begun < 1
@@ -192,3 +203,28 @@ async def test_with_a_star_pages_of_all_origins_are_let_in(valkey_url, prefix):
         )
         async with websocket(hub, origin="https://anybody.example") as socket:
             assert (await receive(socket)).startswith("0{")
+
+
+@async_test
+async def test_a_long_post_is_handled_in_order_and_by_turns(valkey_url, prefix):
+    """A second one beside it would come between, and ends the session; the loop serves others meanwhile."""
+    events = [b'42%d["unsubscribe",{"channel":"open:a"}]' % number for number in range(200)]
+    async with plane(valkey_url, prefix) as hub:
+        session = await joined(hub)
+        assert (await session.post(*events)).body == b"ok"
+        assert await session.packets() == [b"43%d[{}]" % number for number in range(200)]
+        connection = hub.engine.sessions[session.sid]
+        post = asyncio.create_task(connection.post(b"\x1e".join(events)))
+        await asyncio.sleep(0)
+        assert not post.done()
+        assert not await connection.post(b"3")
+        await post
+        assert await session.gone()
+        session = await joined(hub)
+        connection = hub.engine.sessions[session.sid]
+        post = asyncio.create_task(connection.post(b"\x1e".join(events)))
+        await asyncio.sleep(0)
+        post.cancel()  # its client has gone, and can't know what was taken
+        with pytest.raises(asyncio.CancelledError):
+            await post
+        assert await session.gone()
