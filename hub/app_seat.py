@@ -207,7 +207,7 @@ class Departed:
         """It is in no room any more."""
 
     def send(self, data: str | bytes) -> None:
-        raise ConnectionError(GONE)
+        raise ConnectionError("the client is gone")
 
     def end(self) -> None:
         """It has ended."""

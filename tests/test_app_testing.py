@@ -155,6 +155,8 @@ async def test_a_client_comes_back_to_its_rooms():
         other = await kit.connect(data="bob", back=ann)
         assert (other.rooms, other.client.recovered) == (set(), False)
         assert seen == [False, False, True, True, True, False]
+
+
 @async_test
 async def test_messages_are_tested_too():
     """At the address that is their client's namespace."""

@@ -208,7 +208,7 @@ class _Line:
     def end(self) -> None:
         self._connection.refuse(errors.CLOSE_FORCE_DISCONNECT)
 
-    def emit(self, name: str, args: tuple[Any, ...]) -> None:
+    def emit(self, name: str, args: tuple[Any, ...], volatile: bool = False) -> None:
         _no_events()
 
     async def ask(self, name: str, args: tuple[Any, ...], timeout_s: float) -> Any:

@@ -245,7 +245,7 @@ class SocketIOConnection(EngineConnection):
     def dismiss(self, session: SocketSession) -> None:
         """What its session calls. Upon that packet stock clients don't come back by themselves."""
         namespace = session.form.namespace
-        if self.in_namespace(session):
+        if self._sessions.get(namespace) is session:
             self.put(encode_packet(DISCONNECT, namespace))
             self._leave(session)
         elif self._joining.get(namespace) is session:

@@ -127,6 +127,8 @@ async def test_a_websocket_that_cannot_be_brought_to_its_machine_is_refused(valk
         assert found == [engineio_protocol.UNKNOWN_SID, engineio_protocol.SLOW, engineio_protocol.SLOW]
         assert await address.reach(Probing(new_session_id(relay.owner), "", "k", "", b"")) is None
         handover.close()
+
+
 async def test_a_session_begun_without_a_token_is_whoevers_joined(valkey_url, prefix):
     """Stock clients can't send along what they joined with, so none is needed; a foreign one is refused."""
     ann, bob = (auth.make(user, SECRET, 60, time.time()) for user in ("ann", "bob"))
