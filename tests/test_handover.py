@@ -6,17 +6,18 @@ import asyncio
 import os
 import socket
 import tempfile
+from collections.abc import Callable
 
 import pytest
 
-from hub.errors import OwnerFailed, OwnerGone
+from hub.errors import OwnerFailed, OwnerGone, OwnerSlow
 from hub.handover import MAX_BYTES, Handover
 from hub.relay import Home, Owner
 from tests.nodes import until
 from tests.support import async_test
 
 HUB = "0123456789abcdef"
-FIRST, SECOND = Owner(HUB, 0, 1), Owner(HUB, 1, 2)
+FIRST, SECOND, THIRD = (Owner(HUB, slot, slot + 1) for slot in range(3))
 
 
 @async_test
@@ -65,6 +66,85 @@ async def test_many_at_once_all_arrive():
         assert taken == [b"%d" % i for i in range(100)]
         one.close()
         other.close()
+
+
+def fill(one: Handover, owner: Owner) -> int:
+    """Hand over more than any kernel keeps for a worker that takes nothing; how many."""
+    count = 0
+    while not one.waiting:
+        one.send(owner, 0, b"%d" % count)
+        count += 1
+    return count
+
+
+@async_test
+async def test_what_finds_a_full_queue_waits_and_arrives():
+    """A storm of upgrades, far beyond net.unix.max_dgram_qlen, in one turn: none is lost, and no other worker waits."""
+    taken: dict[Owner, list[bytes]] = {SECOND: [], THIRD: []}
+
+    def taker(owner: Owner) -> Callable[[int, bytes], None]:
+        def take(fd: int, words: bytes) -> None:
+            os.close(fd)
+            taken[owner].append(words)
+
+        return take
+
+    with tempfile.TemporaryDirectory(prefix="hub-test-") as directory:
+        home = Home(HUB, directory)
+        one, other, third = (Handover(home, owner) for owner in (FIRST, SECOND, THIRD))
+        other.start(taker(SECOND))
+        third.start(taker(THIRD))
+        count = fill(one, SECOND)
+        for i in range(count, count + 100):
+            one.send(SECOND, 0, b"%d" % i)
+        one.send(THIRD, 0, b"third")
+        await until(lambda: len(taken[SECOND]) == count + 100)
+        assert sorted(taken[SECOND], key=int) == [b"%d" % i for i in range(count + 100)]
+        assert taken[THIRD] == [b"third"]
+        assert not one.waiting
+        for worker in (one, other, third):
+            worker.close()
+
+
+@async_test
+async def test_what_waits_for_a_worker_that_goes_is_closed():
+    """So is what waits when this one ends: the client sees its end, and no descriptor is left."""
+    with tempfile.TemporaryDirectory(prefix="hub-test-") as directory:
+        home = Home(HUB, directory)
+        before = os.listdir("/proc/self/fd")
+        for goes in (SECOND, FIRST):
+            one, other = Handover(home, FIRST), Handover(home, SECOND)
+            other.start(lambda fd, words: os.close(fd))
+            fill(one, SECOND)
+            client, server = socket.socketpair()
+            one.send(SECOND, server.fileno(), b"")
+            server.close()
+            (other if goes == SECOND else one).close()
+            await until(lambda one=one: not one.waiting)
+            assert client.recv(1) == b""
+            client.close()
+            (one if goes == SECOND else other).close()
+        assert os.listdir("/proc/self/fd") == before
+
+
+@async_test
+async def test_a_worker_that_takes_nothing_is_not_waited_for_for_ever(monkeypatch):
+    """Nor is more kept than the bound."""
+    monkeypatch.setattr("hub.handover.WAIT_S", 0.0)
+    monkeypatch.setattr("hub.handover.MAX_WAITING", 3)
+    with tempfile.TemporaryDirectory(prefix="hub-test-") as directory:
+        home = Home(HUB, directory)
+        one = Handover(home, FIRST)
+        deaf = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        deaf.bind(home.path(1, 2).removesuffix(".sock") + "-fds.sock")
+        fill(one, SECOND)
+        for _ in range(2):
+            one.send(SECOND, 0, b"")
+        with pytest.raises(OwnerSlow):
+            one.send(SECOND, 0, b"")
+        await until(lambda: not one.waiting)
+        deaf.close()
+        one.close()
 
 
 @async_test
