@@ -29,7 +29,7 @@ class Work(NamedTuple):
     in_short: bool = True
 
 
-FAST = "hub c-loop bun nats nchan ws websockets socket.io"
+FAST = "hub hub-socketio c-loop bun nats nchan ws websockets socket.io"
 WORKS = [
     Work("broadcast-1000", "fanout.py --messages 60"),
     Work("broadcast-5000", f"fanout.py --subscribers 5000 --messages 30 --servers {FAST}"),

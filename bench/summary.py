@@ -152,10 +152,16 @@ def _broadcast_goals() -> list[Goal]:
     goals = []
     slots = slots_of(newest("broadcast-1000"), 1)
     work = "broadcast to 1,000, CPU per delivery"
-    others = [name for name in slots if name not in ("hub", "c-loop", "bun")]
+    others = [name for name in slots if name not in ("hub", "hub-socketio", "c-loop", "bun")]
     for other, limit in [("c-loop", 1.25), ("bun", 1.1), *[(name, 1.0) for name in others]]:
         if ratio := _ratio(slots, "hub", other):
             goals.append(_most(work, limit, f"× {other}", ratio, "broadcast-1000"))
+    work = "broadcast to 1,000 Socket.IO clients, CPU per delivery"
+    if ratio := _ratio(slots, "hub-socketio", "hub"):
+        goals.append(_most(work, 1.3, "× hub's own protocol", ratio, "broadcast-1000"))
+    for other, limit in (("socket.io", 2), ("python-socketio", 8)):
+        if ratio := _ratio(slots, other, "hub-socketio"):
+            goals.append(_least(work, limit, f"times less than {other}", ratio, "broadcast-1000"))
     if ratio := _ratio(slots_of(newest("broadcast-5000"), 2), "hub", "bun"):
         goals.append(_most("broadcast to 5,000, 2 in flight", 1.1, "× bun", ratio, "broadcast-5000"))
     if ratio := _ratio(slots_of(newest("pace")), "hub", "c-loop", "p99_us"):

@@ -6,6 +6,9 @@ Does: start a hub for each wire, connect N raw sockets, publish in a closed loop
 proportional memory (PSS) per idle connection, and ratios to WebSocket formed inside a round.
 Does not: measure latency or peers (fanout does), nor parse what comes: it counts how often MARK does.
 Never break: a message is published when everybody has the one before; who has more than was sent fails the run.
+
+A row is one of WIRES, whose `enter` makes a connected socket listen. Who polls does so on one kept connection, as
+browsers do, and asks again at once; the worker is charged for that.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import json
 import os
 import re
 import select
@@ -20,9 +24,10 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from rig import report
-from rig.hub import LAST_ID, greet, hub
+from rig.hub import LAST_ID, SOCKETIO_PATH, greet, hub
 from rig.processes import BenchError, memory_bytes, pick_cpus
 from rig.server import CHANNEL, Server, data
 from rig.slots import rotated
@@ -30,10 +35,9 @@ from rig.slots import rotated
 WARM_UP_CONNECTIONS = 100
 """Before memory is read: what a worker sets up once is not any connection's."""
 WARM_UP_MESSAGES = 20
+BREATH = 50
+"""Clients that connect before the others are looked after."""
 PATIENCE_S = 30.0
-MARK = b'"pub":'
-"""Once in each message, which comes in one read, as it was written at once and nothing else is on its way."""
-PING, PONG = b"\x81\x02{}", b"\x81\x82\0\0\0\0{}"
 SETTLE_S = 1.0
 """Of idle clients, in which the worker ends what it began for their connecting."""
 READ_BYTES = 65_536
@@ -47,22 +51,99 @@ class Turn:
     bytes: float
 
 
-def websocket() -> tuple[bytes, bytes]:
-    """What a client sends, and how the last bytes of what it is answered begin."""
+class Wire(NamedTuple):
+    """How one of its sockets listens.
+
+    enter: makes a connected socket listen; what it returns asks for the next messages, b'' where these come by
+    themselves. mark: once in each message, which comes in one read, as it was written at once and nothing else is on
+    its way. ping: finds one in a read; pong: the answer to it.
+    """
+
+    enter: Callable[[socket.socket], bytes]
+    mark: bytes
+    ping: re.Pattern[bytes]
+    pong: Callable[[bytes], bytes]
+    """Of what `enter` returned."""
+
+
+def frame(text: str) -> bytes:
+    """With a mask of zeros, which leaves the text as it is."""
+    assert len(text) < 126  # a frame with the shortest head
+    return bytes([0x81, 0x80 | len(text)]) + bytes(4) + text.encode()
+
+
+def request(method: str, path: str, *headers: str, body: str = "") -> bytes:
+    """Of HTTP."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: bench", *headers]
+    if method == "POST":
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", body]).encode()
+
+
+def upgrade(path: str) -> bytes:
+    """The handshake of a WebSocket."""
     key = base64.b64encode(bytes(16)).decode()
-    upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key
-    head = f"GET /connection/websocket HTTP/1.1\r\nHost: bench\r\n{upgrade}\r\n\r\n".encode()
-    text = greet([CHANNEL]).encode()
-    assert len(text) < 126  # a frame with the shortest head; its mask of zeros leaves the text as it is
-    return head + bytes([0x81, 0x80 | len(text)]) + bytes(4) + text, b'"id":%d,' % LAST_ID
+    headers = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}")
+    return request("GET", path, *headers)
 
 
-def sse() -> tuple[bytes, bytes]:
-    """The same of an event stream."""
-    return f"GET /sse?channel={CHANNEL} HTTP/1.1\r\nHost: bench\r\n\r\n".encode(), b"event: open"
+def ask(sock: socket.socket, sends: bytes, answer: bytes) -> bytes:
+    """Send something, and read until `answer` is in what was read. Raises BenchError."""
+    sock.sendall(sends)
+    found = b""
+    while answer not in found:
+        if not (some := sock.recv(READ_BYTES)):
+            raise BenchError(f"a client was turned away: {found!r}")
+        found += some
+    return found
 
 
-WIRES: dict[str, Callable[[], tuple[bytes, bytes]]] = {"websocket": websocket, "sse": sse}
+SUBSCRIBE = f'420["subscribe",{{"channel":"{CHANNEL}"}}]'
+
+
+def enter_websocket(sock: socket.socket) -> bytes:
+    ask(sock, upgrade("/connection/websocket") + frame(greet([CHANNEL])), b'"id":%d,' % LAST_ID)
+    return b""
+
+
+def enter_sse(sock: socket.socket) -> bytes:
+    ask(sock, request("GET", f"/sse?channel={CHANNEL}"), b"event: open")
+    return b""
+
+
+def enter_socketio(sock: socket.socket) -> bytes:
+    ask(sock, upgrade(SOCKETIO_PATH + "websocket") + frame("40") + frame(SUBSCRIBE), b"430[")
+    return b""
+
+
+def enter_polling(sock: socket.socket) -> bytes:
+    path = SOCKETIO_PATH + "polling"
+    found = ask(sock, request("GET", path), b"}")
+    path += "&sid=" + json.loads(found.partition(b"\r\n\r\n0")[2])["sid"]
+    poll = request("GET", path)
+    for packet, answer in (("40", b"40{"), (SUBSCRIBE, b"430[")):
+        ask(sock, request("POST", path, body=packet), b"ok")
+        ask(sock, poll, answer)
+    sock.sendall(poll)
+    return poll
+
+
+def pong_by_post(poll: bytes) -> bytes:
+    path = poll.split(b" ", 2)[1].decode()
+    return request("POST", path, body="3")
+
+
+NATIVE_PING = re.compile(rb"\x81\x02\{\}")
+NO_PING = re.compile(rb"(?!)")
+"""Heartbeats of event streams are not answered."""
+WIRES = {
+    "websocket": Wire(enter_websocket, b'"pub":', NATIVE_PING, lambda _: frame("{}")),
+    "sse": Wire(enter_sse, b'"pub":', NO_PING, lambda _: b""),
+    "socketio": Wire(enter_socketio, b'"publication",', re.compile(rb"\x81\x012"), lambda _: frame("3")),
+    "socketio-polling": Wire(
+        enter_polling, b'"publication",', re.compile(rb"(?:\r\n\r\n|\x1e)2(?:\x1e|\Z)"), pong_by_post
+    ),
+}
 
 
 class Listeners:
@@ -71,7 +152,8 @@ class Listeners:
     def __init__(self, server: Server, wire: str) -> None:
         host, _, port = server.load.server.partition(":")
         self._address = (host, int(port))
-        self._sends, self._answer = WIRES[wire]()
+        self._name, self._wire = wire, WIRES[wire]
+        self._asks: dict[int, bytes] = {}
         self._epoll = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
         self._received: dict[int, int] = {}
@@ -85,15 +167,14 @@ class Listeners:
         """So many more, each answered before the next."""
         for _ in range(count):
             sock = socket.create_connection(self._address, PATIENCE_S)
-            sock.sendall(self._sends)
-            answer = b""
-            while self._answer not in answer:
-                if not (some := sock.recv(READ_BYTES)):
-                    raise BenchError(f"a client was turned away: {answer!r}")
-                answer += some
+            self._asks[sock.fileno()] = self._wire.enter(sock)
             sock.setblocking(False)
             self._sockets[sock.fileno()] = sock
             self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def breathe(self) -> None:
+        """Answer pings that have come."""
+        self._read(0)
 
     def drain(self, seconds: float) -> None:
         """Read for so long whatever comes, and count anew from then on."""
@@ -115,12 +196,15 @@ class Listeners:
     def _read(self, timeout_s: float) -> None:
         for fd, _ in self._epoll.poll(timeout_s):
             if not (some := os.read(fd, READ_BYTES)):
-                raise BenchError("the hub closed a client")
-            if PING in some:
-                os.write(fd, PONG)
-            if MARK in some:
-                self._received[fd] = self._received.get(fd, 0) + some.count(MARK)
+                raise BenchError(f"the hub closed a client of {self._name}")
+            pinged, messages = self._wire.ping.search(some), some.count(self._wire.mark)
+            if pinged:
+                os.write(fd, self._wire.pong(self._asks[fd]))
+            if messages:
+                self._received[fd] = self._received.get(fd, 0) + messages
                 self.size = len(some)
+            if (pinged or messages) and self._asks[fd]:
+                os.write(fd, self._asks[fd])
 
     def close(self) -> None:
         for sock in self._sockets.values():
@@ -131,8 +215,10 @@ class Listeners:
 class Work:
     """A hub, its listeners on one wire, and the way in for messages."""
 
-    def __init__(self, server: Server, wire: str, arguments: argparse.Namespace) -> None:
+    def __init__(self, server: Server, wire: str, arguments: argparse.Namespace, breathe: Callable[[], None]) -> None:
+        """breathe: lets the clients of all other works answer pings, for which the hub does not wait long."""
         self._server = server
+        self._breathe = breathe
         self.listeners = Listeners(server, wire)
         self._redis = socket.socket(socket.AF_UNIX)
         self._redis.connect(server.load.publish.removeprefix("unix:"))
@@ -140,7 +226,9 @@ class Work:
         self.listeners.connect(WARM_UP_CONNECTIONS)
         self.listeners.drain(SETTLE_S)
         before = memory_bytes(server.pids[0])["pss"]
-        self.listeners.connect(arguments.subscribers)
+        for _ in range(0, arguments.subscribers, BREATH):
+            self.listeners.connect(min(BREATH, arguments.subscribers + WARM_UP_CONNECTIONS - len(self.listeners)))
+            breathe()
         self.listeners.drain(SETTLE_S)
         self.idle_bytes = (memory_bytes(server.pids[0])["pss"] - before) / arguments.subscribers
         self.turn(WARM_UP_MESSAGES)
@@ -157,6 +245,7 @@ class Work:
         for number in range(messages):
             self._publish()
             self.listeners.wait(number + 1)
+            self._breathe()
         used_s = self._server.cpu_s() - before
         return Turn(used_s / messages / len(self.listeners) * 1e6, self.listeners.size)
 
@@ -173,9 +262,14 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, list[Turn]], dict[str,
     with contextlib.ExitStack() as stack:
         # All hubs before any client: the rig waits for a hub by select(2), which knows no descriptor beyond 1023.
         servers = {wire: stack.enter_context(hub(server_cpu)) for wire in WIRES}
-        works = {}
+        works: dict[str, Work] = {}
+
+        def breathe() -> None:
+            for work in works.values():
+                work.listeners.breathe()
+
         for wire, server in servers.items():
-            works[wire] = stack.enter_context(contextlib.closing(Work(server, wire, arguments)))
+            works[wire] = stack.enter_context(contextlib.closing(Work(server, wire, arguments, breathe)))
         for number in range(arguments.rounds):
             for wire in rotated(list(WIRES), number):
                 results[wire].append(works[wire].turn(arguments.messages))

@@ -426,6 +426,24 @@ def test_the_summary_makes_its_table_and_its_picture(tmp_path, monkeypatch):
     assert ElementTree.fromstring(summary.picture()).tag.endswith("svg")
 
 
+def test_socket_io_is_compared_with_the_hubs_own_protocol_and_with_its_peers(tmp_path, monkeypatch):
+    """Ratios of one round each; the hub is not asked to beat itself."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    summary = importlib.import_module("summary")
+    monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    us = {"hub": [4.0, 8.0], "hub-socketio": [5.0, 10.0], "socket.io": [10.0, 18.0], "python-socketio": [30.0, 60.0]}
+    slots = {name: [{"server_us": one} for one in found] for name, found in us.items()}
+    outcome = {"in_flight": {"1": slots}, "machine": {"cpus": 2, "cpu": "a CPU", "kernel": "6"}}
+    (tmp_path / "2020-01-01-broadcast-1000.json").write_text(json.dumps(outcome))
+    cells = [[cell.strip() for cell in line.split("|")] for line in summary.must_reach().splitlines()[2:]]
+    assert [row[2:5] for row in cells if "Socket.IO" in row[1]] == [
+        ["≤ 1.3 × hub's own protocol", "1.25 (1.25–1.25)", "yes"],
+        ["≥ 2 times less than socket.io", "1.90 (1.80–2.00)", "**no**"],
+        ["≥ 8 times less than python-socketio", "6.00 (6.00–6.00)", "**no**"],
+    ]
+    assert not any("× hub-socketio" in row[2] for row in cells)
+
+
 def test_one_storm_that_asks_for_each_client_misses_the_goal(tmp_path, monkeypatch):
     """Of the recovery's counts the highest decides, and a CPU ratio is formed inside a round."""
     monkeypatch.syspath_prepend(ROOT / "bench")

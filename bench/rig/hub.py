@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hub.message import Publication, encode_body, pack
@@ -30,6 +31,7 @@ from .server import CHANNEL, READY_TIMEOUT_S, Batch, Server, Topics
 
 SECRET = "bench-secret-of-at-least-32-bytes-0"
 KEYS = Keys("hub")
+SOCKETIO_PATH = "/socket.io/?EIO=4&transport="
 LAST_ID = 1000
 """Of a client's last command, whatever their number."""
 SETTINGS = f"""\
@@ -76,6 +78,21 @@ def hub(cpu: int | None, workers: int = 1) -> Iterator[Server]:
             yield _running(started, directory)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def hub_socketio(cpu: int | None) -> Iterator[Server]:
+    """The same hub, and the same messages to its Socket.IO clients on WebSockets."""
+    with hub(cpu) as server:
+        load = replace(
+            server.load,
+            path=SOCKETIO_PATH + "websocket",
+            sends=("40", f'420["subscribe",{{"channel":"{CHANNEL}"}}]'),
+            ready_text="430[{",
+            ping="2",
+            pong="3",
+        )
+        yield replace(server, load=load, ticker=None, chat=None)
 
 
 def _running(started: subprocess.Popen[bytes], directory: Path) -> Server:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from . import peers
-from .hub import hub
+from .hub import hub, hub_socketio
 from .server import Server
 
 
@@ -25,6 +25,7 @@ class Row(NamedTuple):
 
 SERVERS: dict[str, Row] = {
     "hub": Row(hub),
+    "hub-socketio": Row(hub_socketio),
     "c-loop": Row(peers.c_loop),
     "bun": Row(peers.bun, peers.bun_program),
     "nats": Row(peers.nats, peers.nats_program),
