@@ -240,6 +240,22 @@ def _other_goals() -> list[Goal]:
     return goals
 
 
+def _session_goals() -> list[Goal]:
+    """Of `make wires`: all faults of all clients of one wire together."""
+    record = newest("sessions")
+    if record is None:
+        return []
+    arguments = record["arguments"]
+    load = f"{arguments['clients']:,} Socket.IO clients × {arguments['events']} events, {arguments['workers']} workers"
+    goals = []
+    for wire, outcome in record["wires"].items():
+        faults = sum(group[fault] for group in outcome["groups"].values() for fault in record["faults"])
+        found = float(faults + len(outcome["findings"]))
+        unit = "lost, doubled, out of order, unknown or cut off"
+        goals.append(Goal(f"{load}, {wire}", f"0 {unit}", Spread(found, found, found), not found, "sessions", 0))
+    return goals
+
+
 def _slow_goals(record: Record) -> list[Goal]:
     goals = []
     for name, work in record["works"].items():
@@ -256,6 +272,7 @@ def _slow_goals(record: Record) -> list[Goal]:
 def must_reach() -> str:
     """Every line of the goals with its figure."""
     goals = [*_broadcast_goals(), *_ticker_goals(), *_connection_goals(), *_recovery_goals(), *_other_goals()]
+    goals += _session_goals()
     rows = [
         [
             goal.work,
@@ -277,7 +294,7 @@ def _commit(name: str) -> str:
 
 
 def _command(name: str) -> str:
-    return f"`python bench/suite.py --only {name}`"
+    return "`make wires`" if name == "sessions" else f"`python bench/suite.py --only {name}`"
 
 
 def main() -> None:

@@ -444,6 +444,22 @@ def test_socket_io_is_compared_with_the_hubs_own_protocol_and_with_its_peers(tmp
     assert not any("× hub-socketio" in row[2] for row in cells)
 
 
+@pytest.mark.parametrize(("lost", "findings", "cell"), [(0, [], "yes"), (2, [], "**no**"), (0, ["error"], "**no**")])
+def test_a_single_lost_event_misses_the_goal(tmp_path, monkeypatch, lost, findings, cell):
+    """So does an error in the hub's log."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    summary = importlib.import_module("summary")
+    monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    groups = {"polling": {"lost": 0, "gone": 0}, "polling, npm": {"lost": lost, "gone": 0}}
+    arguments = {"clients": 1000, "events": 100, "workers": 4}
+    wires = {"polling": {"groups": groups, "findings": findings}}
+    outcome = {"arguments": arguments, "machine": {}, "faults": ["lost", "gone"], "wires": wires}
+    (tmp_path / "2020-01-01-sessions.json").write_text(json.dumps(outcome))
+    (row,) = [[cell.strip() for cell in line.split("|")] for line in summary.must_reach().splitlines()[2:]]
+    assert row[1] == "1,000 Socket.IO clients × 100 events, 4 workers, polling"
+    assert (row[4], row[6]) == (cell, "`make wires`")
+
+
 def test_one_storm_that_asks_for_each_client_misses_the_goal(tmp_path, monkeypatch):
     """Of the recovery's counts the highest decides, and a CPU ratio is formed inside a round."""
     monkeypatch.syspath_prepend(ROOT / "bench")

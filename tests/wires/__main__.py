@@ -130,8 +130,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if findings:
         text += "\n\nWhat was found:\n\n" + "\n".join(f"- {finding}" for finding in findings)
     arguments.keep = str(arguments.keep or "")
-    outcome = {"bench": "sessions", "arguments": vars(arguments), "machine": machine, "wires": record(outcomes)}
-    report.finish(outcome, text, arguments)
+    outcome = {"bench": "sessions", "arguments": vars(arguments), "machine": machine, "faults": FAULTS}
+    report.finish({**outcome, "wires": record(outcomes)}, text, arguments)
     return 1 if failed(outcomes) else 0
 
 

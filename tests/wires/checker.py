@@ -61,6 +61,7 @@ class _Client:
     heard: set[int] = field(default_factory=set)
     last_heard: int = -1
     left: bool = False
+    gone: bool = False
 
 
 class Checker:
@@ -104,7 +105,7 @@ class Checker:
             unheard = self._messages - len(client.heard & self._published)
             self._count(client.figures, "lost", unheard, f"{name}: messages not heard")
             self._count(client.figures, "wrong", len(client.heard - self._published), f"{name}: nobody's messages")
-            if not client.left:
+            if not client.left and not client.gone:
                 self._count(client.figures, "gone", 1, f"{name}: it never said that it was done")
 
     def _figures(self, group: str) -> Figures:
@@ -177,4 +178,6 @@ class Checker:
         self._count(self._of(event.client), fault, 1, f"{event.client}: HTTP {event.status}, code {event.code}")
 
     def _on_gone(self, event: Gone) -> None:
+        if (client := self._clients.get(event.client)) is not None:
+            client.gone = True
         self._count(self._of(event.client), "gone", 1, f"{event.client}: {event.why}")

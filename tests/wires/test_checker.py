@@ -96,7 +96,7 @@ LIES = {
         {"unknown_sid": 1, "gone": 1},
     ),
     "any other refusal": ([*honest(), Refused("ann", 504, 3)], {"refused": 1}),
-    "a client that was cut off": ([*honest(), Gone("ann", "closed")], {"gone": 1}),
+    "a client that was cut off": (instead(Left("ann", COUNT), Gone("ann", "closed")), {"gone": 1}),
     "a client that never said that it was done": (without(Left("ear", None)), {"gone": 1}),
     "a client that came in twice": ([Entered("ann", GROUP, True), *honest()], {"doubled": 1}),
     "a client that never got in": ([*honest(), Gone("eve", "TimeoutError")], {"gone": 1}),

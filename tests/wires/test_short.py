@@ -49,6 +49,15 @@ def test_nor_to_stock_clients(wire, tmp_path):
     assert (figures.clients, figures.events, figures.heard, len(figures.ack_ms)) == (16, 320, 320, 320)
 
 
+@nodejs.NODE
+@nodejs.PACKAGES
+def test_nor_to_those_who_emit_everything_at_once(tmp_path):
+    """A stock client that polls sends all that it has in one body."""
+    outcome = run("polling", STOCK._replace(clients=4, npm=4, events=100, window=100), tmp_path)
+    assert not outcome.findings
+    assert [(one.events, one.failed) for one in outcome.groups.values()] == [(400, False)]
+
+
 LIES = {
     "drops": {"lost", "gone"},  # who waits for the message never says that it is done
     "repeats": {"doubled"},
