@@ -12,7 +12,7 @@ import asyncio
 
 from hub.app import App, Client
 
-READ_ALONE_S = 0.02
+READ_ALONE_S = 0.05
 """The suites begin to listen for a message when they have read the one before, and lose one that comes with it."""
 
 app = App()
