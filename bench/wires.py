@@ -1,9 +1,10 @@
-"""Wires: what a delivery and an idle connection cost a worker on each wire of the hub, one channel → N subscribers.
+"""Wires: what a delivery and an idle connection cost a worker on each wire of the hub, 1 or 5 channels → N subscribers.
 
     python bench/wires.py [--subscribers 1000] [--bytes 128] [--messages 100] [--rounds 5] [--json] [--save [NAME]]
 
-Does: start a hub for each wire, connect N raw sockets, publish in a closed loop, go round; print CPU per delivery and
-proportional memory (PSS) per idle connection, and ratios to WebSocket formed inside a round.
+Does: start a hub for each wire, connect N raw sockets, publish in a closed loop to one channel after the other, go
+round; print CPU per delivery and proportional memory (PSS) per idle connection, and ratios formed inside a round, to
+WebSocket and to event streams of one `stream` channel.
 Does not: measure latency or peers (fanout does), nor parse what comes: it counts how often MARK does.
 Never break: a message is published when everybody has the one before; who has more than was sent fails the run.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -24,13 +26,20 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import NamedTuple
 
+import hiredis
 from rig import report
-from rig.hub import LAST_ID, SOCKETIO_PATH, greet, hub
+from rig.hub import KEYS, LAST_ID, SOCKETIO_PATH, greet, hub
 from rig.processes import BenchError, memory_bytes, pick_cpus
 from rig.server import CHANNEL, Server, data
 from rig.slots import rotated
+
+from hub.broker import stream_command
+from hub.channels import Namespace
+from hub.message import Publication, PublishOptions, encode_body
+from hub.scripts import Nonces, Scripts
 
 WARM_UP_CONNECTIONS = 100
 """Before memory is read: what a worker sets up once is not any connection's."""
@@ -64,6 +73,8 @@ class Wire(NamedTuple):
     ping: re.Pattern[bytes]
     pong: Callable[[bytes], bytes]
     """Of what `enter` returned."""
+    channels: tuple[str, ...] = (CHANNEL,)
+    """That are published to in turn."""
 
 
 def frame(text: str) -> bytes:
@@ -106,8 +117,9 @@ def enter_websocket(sock: socket.socket) -> bytes:
     return b""
 
 
-def enter_sse(sock: socket.socket) -> bytes:
-    ask(sock, request("GET", f"/sse?channel={CHANNEL}"), b"event: open")
+def enter_sse(channels: tuple[str, ...], sock: socket.socket) -> bytes:
+    query = "&".join(f"channel={channel}" for channel in channels)
+    ask(sock, request("GET", f"/sse?{query}"), b"event: open")
     return b""
 
 
@@ -136,9 +148,18 @@ def pong_by_post(poll: bytes) -> bytes:
 NATIVE_PING = re.compile(rb"\x81\x02\{\}")
 NO_PING = re.compile(rb"(?!)")
 """Heartbeats of event streams are not answered."""
+STREAMS = tuple(f"kept:{number}" for number in range(5))
+
+
+def event_stream(*channels: str) -> Wire:
+    return Wire(partial(enter_sse, channels), b'"pub":', NO_PING, lambda _: b"", channels)
+
+
 WIRES = {
     "websocket": Wire(enter_websocket, b'"pub":', NATIVE_PING, lambda _: frame("{}")),
-    "sse": Wire(enter_sse, b'"pub":', NO_PING, lambda _: b""),
+    "sse": event_stream(CHANNEL),
+    "sse 1 stream": event_stream(*STREAMS[:1]),
+    "sse 5 streams": event_stream(*STREAMS),
     "socketio": Wire(enter_socketio, b'"publication",', re.compile(rb"\x81\x012"), lambda _: frame("3")),
     "socketio-polling": Wire(
         enter_polling, b'"publication",', re.compile(rb"(?:\r\n\r\n|\x1e)2(?:\x1e|\Z)"), pong_by_post
@@ -222,7 +243,7 @@ class Work:
         self.listeners = Listeners(server, wire)
         self._redis = socket.socket(socket.AF_UNIX)
         self._redis.connect(server.load.publish.removeprefix("unix:"))
-        self._message = server.write(data(arguments.bytes))
+        self._messages = itertools.cycle(self._commands(WIRES[wire].channels, data(arguments.bytes)))
         self.listeners.connect(WARM_UP_CONNECTIONS)
         self.listeners.drain(SETTLE_S)
         before = memory_bytes(server.pids[0])["pss"]
@@ -233,9 +254,21 @@ class Work:
         self.idle_bytes = (memory_bytes(server.pids[0])["pss"] - before) / arguments.subscribers
         self.turn(WARM_UP_MESSAGES)
 
+    def _commands(self, channels: tuple[str, ...], body: bytes) -> list[bytes]:
+        if channels == (CHANNEL,):
+            return [self._server.write(body)]
+        scripts, nonces, rules = Scripts("publish_stream"), Nonces(), Namespace(mode="stream", subscribe="anyone")
+        self._ask(hiredis.pack_command(("SCRIPT", "LOAD", scripts.text("publish_stream"))))
+        publications = [Publication(channel, encode_body(json.loads(body))) for channel in channels]
+        commands = (stream_command(scripts, KEYS, rules, one, PublishOptions(), nonces()) for one in publications)
+        return [hiredis.pack_command(command) for command in commands]
+
     def _publish(self) -> None:
-        self._redis.sendall(self._message)
-        if not re.match(rb":\d+\r\n", reply := self._redis.recv(4096)):
+        self._ask(next(self._messages))
+
+    def _ask(self, command: bytes) -> None:
+        self._redis.sendall(command)
+        if not re.match(rb"[:*$]\d+\r\n", reply := self._redis.recv(4096)):
             raise BenchError(f"Valkey answered {reply!r}")
 
     def turn(self, messages: int) -> Turn:
@@ -278,14 +311,16 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, list[Turn]], dict[str,
 
 def text(arguments: argparse.Namespace, found: dict, results: dict[str, list[Turn]], idle: dict[str, float]) -> str:
     """The outcome as Markdown."""
-    base = [turn.server_us for turn in results["websocket"]]
+    bases = [[turn.server_us for turn in results[wire]] for wire in ("websocket", "sse 1 stream")]
     rows = []
     for wire, turns in results.items():
         own = [turn.server_us for turn in turns]
-        cells = [report.spread(own).text(), report.paired(own, base).text(), f"{turns[0].bytes:.0f}"]
+        ratios = [report.paired(own, base).text() for base in bases]
+        cells = [report.spread(own).text(), *ratios, f"{turns[0].bytes:.0f}"]
         rows.append([wire, *cells, f"{idle[wire]:,.0f}"])
-    head = ["wire", "CPU µs per delivery", "× websocket", "bytes", "PSS per idle connection, bytes"]
-    title = f"Wires: 1 channel → {arguments.subscribers} subscribers, {arguments.bytes} bytes of data, closed loop"
+    head = ["wire", "CPU µs per delivery", "× websocket", "× 1 stream", "bytes", "PSS per idle connection, bytes"]
+    work = f"1 or 5 channels → {arguments.subscribers} subscribers, {arguments.bytes} bytes of data, closed loop"
+    title = f"Wires: {work}"
     return "\n".join([title, "", report.machine_text(found), "", report.table(head, rows)])
 
 

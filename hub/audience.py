@@ -20,6 +20,7 @@ from operator import itemgetter
 from typing import Protocol
 
 from .channels import Mode
+from .position import Position
 
 
 class WireForm(Protocol):
@@ -120,7 +121,7 @@ class Board:
 class Audience:
     """The subscribers of one channel on one wire."""
 
-    __slots__ = ("channel", "frames", "full", "groups", "mark", "mode", "pause_s", "size", "slot", "wire")
+    __slots__ = ("channel", "frames", "full", "groups", "mark", "mode", "pause_s", "position", "size", "slot", "wire")
 
     def __init__(self, channel: str, wire: WireForm, mode: Mode, mark: int, slot: int, pause_s: float = 0.0) -> None:
         self.channel = channel
@@ -139,12 +140,14 @@ class Audience:
         self.groups: set[Group] = set()
         self.frames: list[bytes] = []
         """What the batch that is being swept holds for it; the same as one piece lies on the board."""
+        self.position: Position | None = None
+        """For a wire form with a `stamp`, and kept by that."""
 
 
 class Group:
     """Subscribers with exactly the same audiences."""
 
-    __slots__ = ("_members", "alone", "audiences", "fds", "key", "others", "pick")
+    __slots__ = ("_members", "alone", "audiences", "fds", "key", "others", "pick", "stamp")
 
     def __init__(self, key: int, audiences: Iterable[Audience]) -> None:
         """audiences: one or more, each once. Whoever makes the group enters it in their `groups`."""
@@ -152,6 +155,9 @@ class Group:
         self.audiences = tuple(audiences)
         self.pick = _pick([audience.slot for audience in self.audiences])
         """Takes its part from the board's `ready`, to be joined."""
+        self.stamp: Callable[[Group], bytes] | None = getattr(self.audiences[0].wire, "stamp", None)
+        """Of a wire form whose clients are told at the end of each batch where they are: what to say behind this one,
+        the same for all members, b'' for nothing. None for all other forms, which have no such method."""
         self.alone = ELSEWHERE
         """The one member's descriptor, where there is but one and that is direct; ELSEWHERE otherwise."""
         self.fds: list[int] = []
@@ -196,7 +202,7 @@ class Group:
         self.add(subscriber)
 
     def pending_frames(self, dirty: list[Audience]) -> Iterator[tuple[Audience, bytes]]:
-        """The same as `pending`, frame by frame, in the same order."""
+        """The same as `pending`, frame by frame, in the same order; without the stamp."""
         concerned = self.audiences if self.picks_from(dirty) else self._of(dirty)
         return ((audience, frame) for audience in concerned for frame in audience.frames)
 
@@ -206,8 +212,10 @@ class Group:
         The sweep does the same itself for groups of one.
         """
         if self.picks_from(dirty):
-            return b"".join(self.pick(ready))
-        return b"".join([ready[audience.slot] for audience in self._of(dirty)])
+            data = b"".join(self.pick(ready))
+        else:
+            data = b"".join([ready[audience.slot] for audience in self._of(dirty)])
+        return data + self.stamp(self) if self.stamp is not None and data else data
 
     def picks_from(self, dirty: list[Audience]) -> bool:
         """All slots are read; False where the batch is so small for this group that each of its audiences is tried."""

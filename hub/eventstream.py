@@ -26,10 +26,10 @@ channels; but a publication's bytes are made once for all clients, who are in di
 
 - a client with one `stream` channel, the usual case, or with none: the whole cursor is that channel's position, the
   same for all clients there. It stands in the publication's own bytes (PositionedForm), which all of them share.
-- a client with several: publications come without an id (PLAIN) and are shared as well; behind what one flush writes,
-  its connection adds one `cursor` event of its own, which makes a delivery about twice as dear. Not in front of the
-  last publication, as what waits may yet be conflated; and an event, as an id alone is passed over by the npm
-  `eventsource` package.
+- a client with several: publications come without an id and are shared as well; behind what one flush writes comes one
+  `cursor` event. All who listen to the same channels, and have caught up, stand at the same places, so it is made once
+  for all of them (transports.sse, StampedForm). Not in front of the last publication, as what waits may yet be
+  conflated; and an event, as an id alone is passed over by the npm `eventsource` package.
 
 A cursor stands behind everything that it claims, so whatever is cut off is sent again and nothing is passed over. What
 was written behind the last cursor that arrived comes twice: at least once, with offsets to tell.
@@ -53,7 +53,7 @@ HEARTBEAT = b":\n\n"
 LINE_END = re.compile(rb"\r\n|\r|\n")
 UNSAFE = re.compile(rb"[\r\n\0]")
 NUMBERED = re.compile(rb'data: \{"channel":"([^"]+)","pub":\{"offset":([0-9]+)')
-"""The beginning of a `stream` channel's publication on PLAIN; names need no escapes in JSON (channels.NAME)."""
+"""The beginning of a `stream` channel's publication without an id; names need no escapes in JSON (channels.NAME)."""
 OFFSET = re.compile(rb'\{"offset":([0-9]+)')
 """The beginning of its body, as publish_stream.lua writes it."""
 NOTICE = b'{"push":{"message":'
@@ -119,7 +119,7 @@ def encode_closed(close: Close, retry_ms: int) -> bytes:
 
 
 def numbered(frame: bytes) -> tuple[str, int] | None:
-    """Channel and offset of a PLAIN publication of a `stream` channel; None for all else."""
+    """Channel and offset of a publication without an id, of a `stream` channel; None for all else."""
     found = NUMBERED.match(frame)
     return (str(found[1], "ascii"), int(found[2])) if found else None
 
@@ -151,7 +151,7 @@ class PositionedForm(PlainForm):
         self._epoch_of = epoch_of
 
     def encode_publication(self, channel: str, body: bytes) -> bytes:
-        r"""b'id: 1~q3Fz1A~17~4.k3f9x1\ndata: {"channel":"a","pub":{"offset":17,"data":1}}\n\n'"""
+        r"""b'id: 1~q3f7v0a1~17~4.k3f9x1\ndata: {"channel":"a","pub":{"offset":17,"data":1}}\n\n'"""
         frame = PlainForm.encode_publication(self, channel, body)
         offset = OFFSET.match(body)
         if offset is None:

@@ -151,7 +151,8 @@ class Sweep:
             if fd in skip:
                 continue
             # As `pending` does it, whose call would cost as much as all else here.
-            data = join(group.pick(ready)) if len(group.audiences) <= wide else group.pending(dirty, ready)
+            plain = len(group.audiences) <= wide and group.stamp is None
+            data = join(group.pick(ready)) if plain else group.pending(dirty, ready)
             size = len(data)
             if not size:
                 continue
@@ -240,6 +241,12 @@ class Sweep:
                 break
         for audience, frame in frames:
             subscriber.offer(audience, frame)
+        self._stamp(subscriber, subscriber.group)
+
+    def _stamp(self, subscriber: Subscriber, group: Group | None) -> None:
+        """Behind all frames of the batch; what ended its subscriber has taken it out of its group."""
+        if group is not None and group.stamp is not None and (stamp := group.stamp(group)):
+            subscriber.put(stamp)
 
     def _offer(self, subscriber: Subscriber) -> None:
         group = subscriber.group
@@ -247,3 +254,4 @@ class Sweep:
             if group in audience.groups:
                 for frame in audience.frames:
                     subscriber.offer(audience, frame)
+        self._stamp(subscriber, group)

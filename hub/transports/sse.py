@@ -16,8 +16,9 @@ an end as a reason to come back. Before the end there is a `retry:`, jittered, s
 An EventSource gives up for good on any status but 200. So to one who can't be let in now, as too many come at a time or
 this worker drains, the stream says so: 200, `retry:`, `closed`. Others are answered 503.
 
-How positions are kept: see the head of eventstream. A connection that keeps its own (`_positions`) is never `direct`,
-so that each frame passes by; one with a single `stream` channel is, and knows nothing of where it is.
+How positions are kept: see the head of eventstream. A connection with several `stream` channels keeps its own until it
+has joined them all (`_positions`); so long it is never `direct`, so that each frame passes by. From then on it is in
+step with its group: it knows nothing of where it is, and each batch ends with the group's cursor (StampedForm).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from math import inf
 from tornado import httputil
 
 from .. import cursor, errors, eventstream, httpd
-from ..audience import Audience
+from ..audience import Audience, Group
 from ..auth import Claims
 from ..channels import Namespace
 from ..connection import OPEN, Connection
@@ -62,6 +63,36 @@ HEADERS = {
 }
 
 
+class StampedForm(PlainForm):
+    """Wire form of clients with several `stream` channels: a batch ends with one cursor over all of them.
+
+    An audience's `position` is where everybody of it who is in step stands: behind the last batch, or behind this one
+    as soon as any of its groups has been stamped in it.
+    """
+
+    def stamp(self, group: Group) -> bytes:
+        """The cursor behind the group's part of the batch that is being swept; b'' if nobody in it is in step, or
+        nobody has moved.
+        """
+        positions: list[tuple[str, Position]] = []
+        moved = False
+        for audience in group.audiences:
+            if audience.mode != "stream":
+                continue
+            if audience.position is None:
+                return b""
+            if audience.frames and (found := eventstream.numbered(audience.frames[-1])):
+                moved = True
+                audience.position = audience.position._replace(offset=found[1])
+            positions.append((audience.channel, audience.position))
+        return eventstream.encode_stamp(tuple(positions)) if moved else b""
+
+
+STAMPED = StampedForm()
+STAMP = b"id: "
+"""How it begins. Publications of STAMPED have no id."""
+
+
 class EventStreamConnection(Connection):
     """A client that listens to an event stream."""
 
@@ -71,6 +102,8 @@ class EventStreamConnection(Connection):
         "_opened_at",
         "_positions",
         "_services",
+        "_stamp",
+        "_streams",
         "_unstamped",
         "_watch",
         "client",
@@ -90,9 +123,13 @@ class EventStreamConnection(Connection):
         self._channels: dict[str, Namespace] = {}
         """Those that it is in."""
         self._positions: dict[str, Position] | None = None
-        """Of its `stream` channels, where it has several: behind what has been queued."""
+        """Of its `stream` channels, where it has several and is not in step: behind what has been queued."""
         self._unstamped = False
         """They have moved since the last cursor."""
+        self._streams = 0
+        """So many `stream` channels are asked for."""
+        self._stamp = b""
+        """The group's cursor, to be queued behind what is queued now; a slow reader needs none but the last."""
         self._opened_at = self.heard_at
         self.wire = PLAIN
         self.client = services.new_id()
@@ -105,6 +142,7 @@ class EventStreamConnection(Connection):
         if len(streams) == 1:
             self.wire = positioned
         elif streams:
+            self.wire, self._streams = STAMPED, len(streams)
             # What it came with stays true of a channel until that one has been joined.
             known = ((channel, wish.since.position(channel)) for channel in streams)
             self._positions = {channel: position for channel, position in known if position is not None}
@@ -163,6 +201,9 @@ class EventStreamConnection(Connection):
         return self._positions is None and self.state == OPEN and not self._blocked
 
     def put(self, frame: bytes) -> None:
+        if self._streams and frame.startswith(STAMP):
+            self._keep(frame)
+            return
         Connection.put(self, frame)
         if self._positions is not None:
             self._note(frame)
@@ -171,6 +212,12 @@ class EventStreamConnection(Connection):
         Connection.offer(self, audience, frame)
         if self._positions is not None:
             self._note(frame)
+
+    def _keep(self, stamp: bytes) -> None:
+        """The group's cursor, behind the group's frames; of one that is not in step it says too much, or too little."""
+        if self._positions is None and self.state == OPEN:
+            self._stamp = stamp
+            self._arm()
 
     def _note(self, frame: bytes) -> None:
         """A frame was queued, unless it was too much: then the connection is not OPEN any more."""
@@ -190,23 +237,43 @@ class EventStreamConnection(Connection):
 
     def _take_stamp(self) -> bytes:
         """The cursor to be queued behind what is queued now; b'' if the last one still holds."""
-        if not self._unstamped or self._positions is None:
-            return b""
-        self._unstamped = False
-        return eventstream.encode_stamp(tuple(self._positions.items()))
+        if self._unstamped and self._positions is not None:
+            self._unstamped = False
+            return eventstream.encode_stamp(tuple(self._positions.items()))
+        stamp, self._stamp = self._stamp, b""
+        return stamp
 
-    def _stamp(self) -> None:
+    def _write_stamp(self) -> None:
         if stamp := self._take_stamp():
             Connection.put(self, stamp)
+        if self._positions is not None and self.state == OPEN:
+            self._fall_in(self._positions)
+
+    def _fall_in(self, positions: dict[str, Position]) -> None:
+        """Be in step with the group, once that has all our channels: we have what all its members have.
+
+        The fan-out lets us in between two batches, behind the one in which we joined; so we stand where the members of
+        each audience stand, or behind the batch that is being swept if we have had our part of it.
+        """
+        audiences = [one for one in self.group.audiences if one.mode == "stream"] if self.group is not None else []
+        if len(audiences) < self._streams:
+            return
+        for audience in audiences:
+            own, known = positions[audience.channel], audience.position
+            if known is None or known.epoch != own.epoch or known.offset < own.offset:
+                audience.position = own
+        self._positions = None
+        self.reactor.batches.replace(self)
 
     def flush(self) -> None:
-        if not self._blocked:
-            self._stamp()
+        if self._streams and not self._blocked:
+            self._write_stamp()
         Connection.flush(self)
 
     def on_writable(self) -> None:
         # Once for each time that the socket takes something: one that is always behind gets its cursors all the same.
-        self._stamp()
+        if self._streams:
+            self._write_stamp()
         Connection.on_writable(self)
 
     # What the plane calls.
