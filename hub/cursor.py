@@ -6,12 +6,13 @@ Called by: eventstream (`id:`), transports.sse and transports.longpoll (what com
 Never break: a cursor never claims more than its client has been sent; `decode` takes nothing that `encode` can't have
 made, in time linear in its length.
 
-    1~q3Fz1A~17~4.k3f9x1~Zp0_aa~v~x9K2m4Qh
+    1~q3f7v0a1~17~4.k3f9x1~0d3k9v2m~v~x9K2m4Qh
 
 Behind the version three fields for each channel: a hash of its name, then offset and epoch of its position, or `v` and
 a hash of its newest value. Hashes, since 128 names of 255 characters fit in no header; so a cursor says nothing of
-channels that its request does not name. All characters are unreserved in a URL (RFC 3986 §2.3), or @ and commas, which
-a query may hold as they are.
+channels that its request does not name. That of a name is one which a page can compute in three lines as well
+(static/hub.js), as browsers bring none that is there without TLS; who makes two names collide has only lost its own
+place. All characters are unreserved in a URL (RFC 3986 §2.3), or @ and commas, which a query may hold as they are.
 
 It is not signed: who forges one reads from another place what it may read anyway.
 """
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from base64 import urlsafe_b64encode
+from base64 import b32hexencode, urlsafe_b64encode
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
@@ -35,11 +36,12 @@ MAX_LENGTH = 12_288
 CLIP_LENGTH = 4096
 """A longer one names only the newest generation of each epoch: after two failovers, of which the second goes back, its
 client is told of a loss that may be none."""
-KEY_BYTES = 5
-"""Of a name's hash, hence 7 characters: two of 128 channels share one in about one of 10^8 lists."""
+KEY_BITS = 40
+"""Of a name's hash, hence 8 characters: two of 128 channels share one in about one of 10^8 lists."""
+FNV_OFFSET, FNV_PRIME = 0xCBF29CE484222325, 0x100000001B3
 MARK_BYTES = 6
 VALUE = "v"
-FIELD = re.compile(r"[A-Za-z0-9_\-]{7}")
+FIELD = re.compile(r"[0-9a-v]{8}")
 MARK = re.compile(r"[A-Za-z0-9_\-]{8}")
 OFFSET = re.compile(r"[0-9]{1,16}")
 EPOCH = re.compile(rf"[A-Za-z0-9_.@,\-]{{1,{MAX_EPOCH_LENGTH}}}")
@@ -66,17 +68,17 @@ NOWHERE = Cursor({}, {})
 
 @lru_cache(4096)
 def key_of(channel: str) -> str:
-    """'chat:room' -> 7 characters that stand for it."""
-    return _short(channel.encode(), KEY_BYTES)
+    """'chat:room' -> 8 characters that stand for it: FNV-1a of 64 bits, folded to 40, in base 32."""
+    value = FNV_OFFSET
+    for byte in channel.encode():
+        value = (value ^ byte) * FNV_PRIME & 0xFFFFFFFFFFFFFFFF
+    folded = (value ^ value >> KEY_BITS) & (1 << KEY_BITS) - 1
+    return b32hexencode(folded.to_bytes(KEY_BITS // 8, "big")).decode().lower()
 
 
 def mark_of(body: bytes) -> str:
     """A value of a `latest` channel -> 8 characters that stand for it."""
-    return _short(body, MARK_BYTES)
-
-
-def _short(data: bytes, size: int) -> str:
-    return urlsafe_b64encode(hashlib.blake2b(data, digest_size=size).digest()).decode().rstrip("=")
+    return urlsafe_b64encode(hashlib.blake2b(body, digest_size=MARK_BYTES).digest()).decode()
 
 
 def encode(positions: Mapping[str, Position], marks: Mapping[str, str] | None = None) -> str:

@@ -90,3 +90,13 @@ def test_a_changed_cursor_is_refused_or_is_another_one() -> None:
         except ValueError:
             continue
         assert len(found.positions) + len(found.marks) == 1
+
+
+def test_a_channels_key_is_fnv_1a_folded() -> None:
+    """The vectors are those of the hash's authors, whose upper 24 bits are folded in here."""
+    for channel, vector in {"": 0xCBF29CE484222325, "a": 0xAF63DC4C8601EC8C, "foobar": 0x85944171F73967E8}.items():
+        assert int(cursor.key_of(channel), 32) == (vector & 0xFFFFFFFFFF) ^ (vector >> 40)
+
+
+def test_names_that_are_alike_have_keys_that_are_not() -> None:
+    assert len({cursor.key_of(f"chat:{number}") for number in range(10_000)}) == 10_000

@@ -9,6 +9,7 @@ log line repeats a token or what else the client sent.
     400  101… {"error":{"code":107,"message":"…"}}   a bad parameter, body, cursor or name; too many channels (106)
     401  an invalid or expired token                  403  the origin, or the namespace's rule, does not allow it
     404  an unknown namespace (102)                   405, 406, 413  method, Accept, size of the body
+         with "index":2 in the error where it is the third of the channels (each counted once) that is not granted
     429  too much waits (111)                         503  too many requests at a time, draining, Redis is away (100)
 
 A token is the `Authorization: Bearer` header's or, for EventSource, which can't send one, `?token=`: then it stands in
@@ -58,6 +59,14 @@ class Wish:
     channels: dict[str, Namespace]
     since: Cursor
     join_leave: bool
+
+
+class ChannelError(CommandError):
+    """One of the channels that a request names is not granted. index: which one, as no answer repeats its name."""
+
+    def __init__(self, cause: CommandError, index: int) -> None:
+        super().__init__(cause.reply, str(cause))
+        self.index = index
 
 
 class PlainHandler(httpd.Handler):
@@ -122,7 +131,12 @@ class PlainHandler(httpd.Handler):
         join_leave = self.parameter("join_leave", "false")
         if join_leave not in ("true", "false"):
             raise CommandError(errors.BAD_REQUEST, "join_leave: allowed are true and false")
-        channels = {name: self._readable(name, caller.user, join_leave == "true") for name in names}
+        channels: dict[str, Namespace] = {}
+        for index, name in enumerate(names):
+            try:
+                channels[name] = self._readable(name, caller.user, join_leave == "true")
+            except CommandError as error:
+                raise ChannelError(error, index) from None
         return Wish(caller, channels, self._since(), join_leave == "true")
 
     def _readable(self, channel: str, user: str, join_leave: bool) -> Namespace:
@@ -157,7 +171,8 @@ class PlainHandler(httpd.Handler):
         if isinstance(error, ProtocolError):  # the one kind that comes here is a bad token
             self.refuse(401, errors.UNAUTHORIZED, error.close.reason)
         elif isinstance(error, CommandError):
-            self.refuse(STATUS.get(error.reply.code, 400), error.reply, str(error))
+            place = {"index": error.index} if isinstance(error, ChannelError) else {}
+            self._answer_error(STATUS.get(error.reply.code, 400), {**error_body(error), **place})
         else:
             self._answer_error(503, error_body(error))
 

@@ -130,6 +130,13 @@ def test_a_page_that_was_offline_has_missed_nothing(hub: HubProcess, wire: str) 
 
 @WIRES
 @chromium_test
+def test_a_page_that_slept_has_missed_nothing(hub: HubProcess, wire: str) -> None:
+    """Frozen by the browser; and a page that is looked at again does not wait for a timer to find its hub silent."""
+    run(hub, "hidden", wire)
+
+
+@WIRES
+@chromium_test
 def test_a_page_misses_nothing_when_all_workers_are_killed(hub: HubProcess, wire: str) -> None:
     run(hub, "survivesInPage", wire, pids(hub))
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import orjson
@@ -80,6 +83,68 @@ def test_curl_follows_a_channel_until_the_hub_stops(hub: HubProcess) -> None:
             assert curl.returncode == 0
         finally:
             curl.kill()
+
+
+RETRY = ["curl", "-sSN", "--retry", "20", "--retry-all-errors", "--retry-delay", "1"]
+
+
+class CurlReader:
+    """Event streams by curl, one after the other, each with the last id of the one before."""
+
+    def __init__(self, hub: HubProcess) -> None:
+        self._url = f"{base(hub)}/sse?channel=log:a&channel=log:b"
+        self._offsets = {"log:a": 0, "log:b": 0}
+        self.last_id = ""
+        self.got: list[int] = []
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[subprocess.Popen[str]]:
+        """One of them; it is in both channels."""
+        command = [*RETRY, "-H", f"Last-Event-ID: {self.last_id}", self._url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as curl:
+            try:
+                self.until(curl, lambda: self.last_id.count("~") == 6)
+                yield curl
+            finally:
+                curl.kill()
+
+    def until(self, curl: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+        """Read on until it is so."""
+        while not condition():
+            line = curl.stdout.readline()
+            assert line, f"ended with {self.got}"
+            name, _, value = line.strip().partition(": ")
+            if name == "id":
+                self.last_id = value
+            elif name == "data" and "pub" in (message := json.loads(value)):
+                channel, pub = message["channel"], message["pub"]
+                if pub["offset"] > self._offsets[channel]:
+                    self._offsets[channel] = pub["offset"]
+                    self.got.append(pub["data"])
+
+
+@CURL
+def test_curl_goes_on_where_it_was_when_all_workers_are_killed(hub: HubProcess) -> None:
+    """With the last id as the header, over two channels: each message, and each but once by its offset."""
+
+    def publish(*numbers: int) -> None:
+        for number in numbers:
+            body = {"channel": f"log:{'ab'[number % 2]}", "data": number, "idempotency_key": f"k{number}"}
+            command = [*RETRY, "-f", f"{base(hub)}/publish", "-d", json.dumps(body)]
+            subprocess.run(command, capture_output=True, check=True, timeout=60)
+
+    reader = CurlReader(hub)
+    with reader.reading() as curl:
+        publish(0, 1, 2, 3)
+        reader.until(curl, lambda: len(reader.got) == 4)
+        for pid in hub.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        curl.kill()
+    publish(4, 5, 6, 7)
+    with reader.reading() as curl:
+        publish(8, 9)
+        reader.until(curl, lambda: len(reader.got) == 10)
+    assert sorted(reader.got) == list(range(10))
 
 
 @CURL

@@ -72,6 +72,22 @@ async def test_the_cursor_may_come_as_last_event_id(valkey_url, prefix):
 
 
 @async_test
+async def test_an_answer_that_was_lost_on_its_way_comes_again(valkey_url, prefix):
+    """The client's cursor is still the one of before, and nothing is kept of what it was answered."""
+    async with plane(valkey_url, prefix) as one:
+        await publish(one, "ticker:A", 7)
+        start = (await poll(one, "channel=chat:a&channel=chat:b", wait=0)).cursor
+        await publish(one, "chat:a", 1, 2)
+        await publish(one, "chat:b", 3)
+        await arrived(one, "chat:b", 1)
+        query = "channel=chat:a&channel=chat:b&channel=ticker:A"
+        lost, again = [await poll(one, query, start) for _ in range(2)]
+        assert sorted(data(lost)) == [1, 2, 3, 7]
+        assert sorted(map(str, again.json["messages"])) == sorted(map(str, lost.json["messages"]))
+        assert (await poll(one, query, again.cursor, wait=0)).status == 204
+
+
+@async_test
 async def test_messages_of_one_batch_come_in_one_answer(valkey_url, prefix):
     async with plane(valkey_url, prefix) as one, held(one, "channel=open:a") as task:
         one.fanout.deliver([Publication("open:a", b'{"data":%d}' % number) for number in range(40)])

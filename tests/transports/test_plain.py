@@ -48,6 +48,20 @@ async def test_bad_requests_have_a_status_and_a_code(valkey_url, prefix):
 
 
 @async_test
+async def test_a_refusal_says_which_channel_it_is_about(valkey_url, prefix):
+    """By its place among the names, each counted once; other refusals have none."""
+    async with plane(valkey_url, prefix) as one:
+        for path in PATHS:
+            answer = await request(
+                one.port, "GET", f"{path}?channel=open:a&channel=open:a&channel=closed:a&channel=open:b"
+            )
+            assert (answer.status, answer.json["error"]["index"]) == (403, 1)
+            assert "closed" not in answer.body.decode()
+            answer = await request(one.port, "GET", f"{path}?channel=open:a&since=nonsense")
+            assert "index" not in answer.json["error"]
+
+
+@async_test
 async def test_a_bad_last_event_id_is_refused(valkey_url, prefix):
     async with plane(valkey_url, prefix) as one:
         answer = await request(one.port, "GET", "/sse?channel=chat:a", Last_Event_ID="1~x~y~z")
