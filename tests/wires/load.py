@@ -9,8 +9,8 @@ Called by: rig. stock.mjs takes the same words and says the same.
 Never break: a client that is cut off stays so and is written down; the process goes on with the others.
 
 Commands on standard input, one a line: `go`, when all clients of all processes are in; `leave`, when all have done.
-On standard output, one JSON object a line: {"event":"ready"}, {"event":"progress","acked":…,"heard":…},
-{"event":"done"}, when every client has all acks and messages or was cut off, and {"event":"left"}.
+On standard output, one JSON object a line: {"event":"ready"}, {"event":"progress","acked":…,"heard":…,
+"left":…}, {"event":"done"}, when every client has all acks and messages or was cut off, and {"event":"left"}.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Totals:
     def __init__(self) -> None:
         self.acked = 0
         self.heard = 0
+        self.left = 0
 
 
 class Worker:
@@ -138,6 +139,7 @@ class Worker:
                 self._on_lost(error)
             return
         self._log.write(Left(self.name, seen))
+        self._totals.left += 1
 
     def _on_stray_ack(self, number: int, arguments: list[Any]) -> None:
         # The first event asks to be let in, so the one of number 0 has ack 1. Written behind the first ack, which may
@@ -168,7 +170,7 @@ def say(**words: Any) -> None:
 
 async def report(totals: Totals) -> None:
     while True:
-        say(event="progress", acked=totals.acked, heard=totals.heard)
+        say(event="progress", acked=totals.acked, heard=totals.heard, left=totals.left)
         await asyncio.sleep(PROGRESS_S)
 
 

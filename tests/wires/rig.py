@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +44,16 @@ MAX_PAUSE_S = 1.0
 """Between two messages of the room, however few acks come: those of clients that were cut off never do."""
 
 
+ERROR = re.compile(r"[\d-]+ [\d:,]+ (?:ERROR|CRITICAL) |Traceback")
+WARNING = re.compile(r"[\d-]+ [\d:,]+ (?:WARNING|ERROR|CRITICAL) |Traceback")
+ENDED = re.compile(r"code=(\d+) reason='[^']*'")
+NORMAL = {"1000", "1001", "3000"}
+MAX_TOLD = 20
+PING_TIMEOUT_MS = 120_000
+"""Four thousand events are on their way at a time, and a pong waits behind some of them. What a busy machine makes of
+its time is not what is looked for here."""
+
+
 class Size(NamedTuple):
     """How much. npm: of the clients, so many are stock ones. receivers: on each of the hub's other wires.
 
@@ -57,6 +69,14 @@ class Size(NamedTuple):
     workers: int = 4
     window: int = 4
     patience_s: float = 60.0
+
+
+class Counts(NamedTuple):
+    """What clients have come to: acks, messages heard, clients that have left."""
+
+    acked: int = 0
+    heard: int = 0
+    left: int = 0
 
 
 class Outcome(NamedTuple):
@@ -76,8 +96,7 @@ class _Process:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._said: dict[str, asyncio.Event] = {word: asyncio.Event() for word in ("ready", "done", "left")}
-        self.acked = 0
-        self.heard = 0
+        self.counts = Counts()
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -85,7 +104,7 @@ class _Process:
         while line := await self._process.stdout.readline():
             words = json.loads(line)
             if words["event"] == "progress":
-                self.acked, self.heard = words["acked"], words["heard"]
+                self.counts = Counts(words["acked"], words["heard"], words["left"])
             else:
                 self._said[words["event"]].set()
 
@@ -145,16 +164,14 @@ class Run:
         for number in range(count):
             share = clients // count + (number < clients % count)
             names = f"{group} {number}-"
-            log = str(
-                self._directory / f"{len(list(self._directory.iterdir()))}-{group}-{number}.jsonl".replace(" ", "_")
-            )
+            log = str(self._directory / f"{group}-{number}.jsonl".replace(" ", "-"))
             size = self._size
             spec = Spec(host, int(port), log, group, names, wire, share, size.events, size.messages, size.window)
             found.append((command, spec))
         return found
 
     async def run(self) -> float:
-        """Everything; seconds of work. Raises TimeoutError when not everybody got in or out."""
+        """Everything; seconds of work. Raises TimeoutError where not everybody got in, or was refused, in time."""
         specs = self.specs()
         try:
             for command, spec in specs:
@@ -173,9 +190,9 @@ class Run:
             await asyncio.gather(*[process.end() for process in self._processes])
 
     async def _while_it_goes_on(self, work: Awaitable[Any]) -> None:
-        """Wait for it as long as any acks or messages come; what is missing then is lost, says the checker."""
+        """Wait for it as long as clients get anywhere; what is missing then is lost, says the checker."""
         task = asyncio.ensure_future(work)
-        before: tuple[int, int] | None = None
+        before: Counts | None = None
         while not task.done() and before != (now := self._progress_made()):
             before = now
             await asyncio.wait((task,), timeout=self._size.patience_s)
@@ -184,8 +201,9 @@ class Run:
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    def _progress_made(self) -> tuple[int, int]:
-        return sum(process.acked for process in self._processes), sum(process.heard for process in self._processes)
+    def _progress_made(self) -> Counts:
+        counts = [process.counts for process in self._processes]
+        return Counts(*(sum(getattr(one, name) for one in counts) for name in Counts._fields))
 
     async def _all(self, word: str) -> None:
         await asyncio.gather(*[process.said(word) for process in self._processes])
@@ -201,7 +219,7 @@ class Run:
         said_s = published_s = time.monotonic()
         try:
             while self._published < size.messages:
-                acked, _ = self._progress_made()
+                acked = self._progress_made().acked
                 due = size.messages * acked // (size.clients * size.events) + 1
                 if self._published >= min(due, size.messages) and time.monotonic() - published_s < MAX_PAUSE_S:
                     await asyncio.sleep(0.01)
@@ -226,7 +244,7 @@ class Run:
             raise RuntimeError(f"a message was refused: {answer}")
 
     def _say(self, what: str) -> None:
-        acked, heard = self._progress_made()
+        acked, heard, _ = self._progress_made()
         total = self._size.clients * self._size.events
         self._progress(f"{NAMES[self._wire]}: {what}; {acked:,} of {total:,} acks, {heard:,} messages heard")
 
@@ -240,7 +258,13 @@ def settings(size: Size) -> dict[str, Any]:
     """Of the hub, over those of tests.hubs."""
     room = {"mode": "stream", "subscribe": "anyone"}
     app = {"module": "wires_app:app", "directory": str(HERE)}
-    return {"workers": size.workers, "namespaces": {"room": room}, "app": app, "worker": {"handshakes_per_s": 0}}
+    return {
+        "workers": size.workers,
+        "namespaces": {"room": room},
+        "app": app,
+        "worker": {"handshakes_per_s": 0},
+        "socketio": {"ping_timeout_ms": PING_TIMEOUT_MS},
+    }
 
 
 async def run_wire(wire: str, size: Size, directory: Path, progress: Progress, module: str = "hub") -> Outcome:
@@ -252,7 +276,11 @@ async def run_wire(wire: str, size: Size, directory: Path, progress: Progress, m
     checker = Checker(size.messages, size.events, NAMES[wire])
     checker.read(events.read(sorted(directory.glob("*.jsonl"))))
     checker.finish()
-    findings = checker.findings + [
-        f"the hub: {line}" for line in log.splitlines() if " ERROR " in line or "Traceback" in line
-    ]
-    return Outcome(checker.groups, findings, seconds)
+    return Outcome(checker.groups, checker.findings + told(log, checker.failed), seconds)
+
+
+def told(log: str, failed: bool) -> list[str]:
+    """What the hub itself says: errors; of a run that failed also warnings, and why it ended sessions."""
+    found = [f"the hub: {line}" for line in log.splitlines() if (WARNING if failed else ERROR).match(line)]
+    ends = Counter(end[0] for end in ENDED.finditer(log) if failed and end[1] not in NORMAL)
+    return found[:MAX_TOLD] + [f"the hub: {count} × {end}" for end, count in ends.most_common(MAX_TOLD)]

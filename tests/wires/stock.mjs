@@ -20,7 +20,7 @@ const url = `http://${spec.host}:${spec.port}`;
 const transports = spec.wire.split(",");
 const agent = new http.Agent({ keepAlive: false, maxSockets: Infinity });
 const log = fs.openSync(spec.log, "w");
-const totals = { acked: 0, heard: 0 };
+const totals = { acked: 0, heard: 0, left: 0 };
 let lines = [];
 
 const write = (...event) => {
@@ -121,6 +121,7 @@ class Worker {
     this.over = true;
     this.socket.disconnect();
     write("left", this.name, seen);
+    totals.left++;
   }
 }
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.wires.__main__ import failed, parsed, quantile, record, row, table
 from tests.wires.checker import FAULTS, Figures
-from tests.wires.rig import NAMES, Outcome
+from tests.wires.rig import NAMES, Outcome, told
 
 
 def outcome(**figures) -> Outcome:
@@ -60,3 +60,23 @@ def test_a_record_has_quantiles_in_place_of_every_time():
     assert "ack_ms" not in figures
     assert (figures["lost"], figures["p50_ms"], figures["p99_ms"]) == (3, 5.0, 9.9)
     assert quantile([], 0.5) is None
+
+
+def test_the_hub_s_own_words_are_listed():
+    """Its errors; where something is wrong also its warnings, and why it ended sessions."""
+    words = [
+        "INFO 7 hub.serve: ready",
+        "WARNING 7 hub.supervisor: worker 1 ended",
+        "INFO 8 hub.transports.socketio: closed session=a code=3012 reason='no pong'",
+        "INFO 8 hub.transports.socketio: closed session=b code=1000 reason=''",
+        "INFO 8 hub.transports.socketio: closed session=c code=3012 reason='no pong'",
+        "ERROR 8 hub.connection: a connection failed",
+    ]
+    log = "\n".join(["7:M # WARNING Memory", *[f"2026-01-01 00:00:00,000 {line}" for line in words]])
+    error = f"the hub: 2026-01-01 00:00:00,000 {words[5]}"
+    assert told(log, False) == [error]
+    assert told(log, True) == [
+        f"the hub: 2026-01-01 00:00:00,000 {words[1]}",
+        error,
+        "the hub: 2 × code=3012 reason='no pong'",
+    ]
