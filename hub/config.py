@@ -179,6 +179,7 @@ class SocketIOSettings(Section):
     attachment_timeout_ms: Whole = Field(10_000, ge=200, le=600_000, description="for all attachments of a packet")
     max_packets: Whole = Field(10_000, ge=16, le=1_000_000, description="messages in one polling request of a client")
     max_payload_bytes: Whole = Field(1_000_000, ge=1024, le=16_777_216, description="maxHttpBufferSize: one message")
+    client_dir: str = Field("", description="npm socket.io-client's dist, served to pages; relative to the file")
 
 
 class MailboxSettings(Section):
@@ -191,6 +192,7 @@ class MailboxSettings(Section):
 class AppSettings(Section):
     module: ModuleText = Field("", description="the application, such as chat:app")
     directory: str = Field("", description="where it is found; relative to the settings file")
+    pages: str = Field("", description="its pages, served at /; relative to the settings file")
     timeout_s: Number = Field(5.0, gt=0, le=600, description="for one call of a handler")
     threads: Whole = Field(8, ge=1, le=1000, description="of handlers that are plain functions, per worker")
     pending: Whole = Field(10_000, ge=1, le=1_000_000, description="calls of handlers at a time, per worker")
@@ -345,9 +347,23 @@ def load(path: Path | None) -> Settings:
     if lines:
         # A union reports each of its branches; for a person that is one mistake.
         raise ConfigError("\n".join(dict.fromkeys(lines)))
-    base = Path() if path is None else path.parent
-    app = settings.app.model_copy(update={"directory": str((base / settings.app.directory).resolve())})
-    return settings.model_copy(update={"app": app}) if app.module else settings
+    return _resolved(settings, Path() if path is None else path.parent)
+
+
+def _resolved(settings: Settings, base: Path) -> Settings:
+    """With the directories that it names found from `base`."""
+
+    def found(text: str) -> str:
+        return str((base / text).resolve())
+
+    app, socketio = settings.app, settings.socketio
+    if app.module:
+        app = app.model_copy(update={"directory": found(app.directory)})
+    if app.pages:
+        app = app.model_copy(update={"pages": found(app.pages)})
+    if socketio.client_dir:
+        socketio = socketio.model_copy(update={"client_dir": found(socketio.client_dir)})
+    return settings.model_copy(update={"app": app, "socketio": socketio})
 
 
 def _read_file(path: Path) -> dict[str, Any]:

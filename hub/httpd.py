@@ -1,7 +1,7 @@
 """HTTP: Tornado's server with deadlines and sizes of our own, and the plain pages.
 
-Does: accept HTTP on the inherited listeners, answer what is no endpoint, serve the client module and the demo
-page.
+Does: accept HTTP on the inherited listeners, answer what is no endpoint, serve the client module, the
+client library, and the demo page or the application's.
 Does not: know the API (api) or the wires (transports); worker hands their routes in.
 Called by: worker.
 Never break: no default of Tornado's bounds a client here (3600 s for a head, 100 MB for a body, none for a body's
@@ -13,10 +13,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import re
 import socket
 from collections.abc import Awaitable
 from http.client import responses
 from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 from tornado import httputil, web
@@ -205,19 +208,20 @@ class Alive(Handler):
 
 
 class StaticFile(Handler):
-    """GET of one file from hub/static, with an ETag."""
+    """GET of one file, with an ETag."""
 
     CACHE_CONTROL = "no-cache"
 
-    def initialize(self, name: str) -> None:
-        self._name = name
+    def initialize(self, file: Traversable) -> None:
+        self._file = file
 
     def get(self) -> None:
-        kind = CONTENT_TYPES[self._name.rpartition(".")[2]]
+        kind = CONTENT_TYPES[self._file.name.rpartition(".")[2]]
+        content = self._file.read_bytes()
         self.set_header("Content-Type", f"{kind}; charset=utf-8")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", self.CACHE_CONTROL)
-        self.finish(resources.files("hub").joinpath("static", self._name).read_bytes())
+        self.finish(content)
 
     def head(self) -> None:
         """The same without the body, which Tornado leaves out: CDNs ask so."""
@@ -225,7 +229,7 @@ class StaticFile(Handler):
 
 
 class Page(StaticFile):
-    """A file of the demo page."""
+    """A file of a page of ours, or of the application's."""
 
     def get(self) -> None:
         self.set_header("Content-Security-Policy", DEMO_POLICY)
@@ -245,13 +249,44 @@ class ClientModule(StaticFile):
         self.set_header("Access-Control-Allow-Origin", "*")
 
 
-def pages(demo: bool) -> Routes:
-    """Routes of the client module, and of `/`: the demo page and its files, or a bare 200."""
-    module = (r"/hub\.js", ClientModule, {"name": "hub.js"})
-    if not demo:
+class ClientLibrary(ClientModule):
+    """GET /socket.io/socket.io.js: npm socket.io-client, as stock servers bring it along."""
+
+    def initialize(self, directory: str) -> None:  # type: ignore[override]
+        self._directory = directory
+
+    def get(self, name: str) -> None:  # type: ignore[override]
+        self._file = Path(self._directory, name)
+        if self._directory and self._file.is_file():
+            super().get()
+        else:
+            self.plain(404, "no client library; allowed for socketio.client_dir: npm socket.io-client's dist folder")
+
+    head = get  # a page asks first whether there is one
+
+
+def pages(demo: bool, directory: str = "") -> Routes:
+    """Routes of the client module, and of `/`: an application's pages, the demo page, or a bare 200.
+
+    directory: of the application's; '' for none. Its files are listed now, so that no request names a path.
+    """
+    static = resources.files("hub").joinpath("static")
+    module = (r"/hub\.js", ClientModule, {"file": static.joinpath("hub.js")})
+    files: dict[str, Traversable]
+    if directory:
+        known = (path for path in sorted(Path(directory).iterdir()) if path.suffix[1:] in CONTENT_TYPES)
+        files = {f"/{path.name}".removesuffix("index.html"): path for path in known}
+    elif demo:
+        names = ("demo.js", "demo.css", "favicon.svg")
+        files = {"/": static.joinpath("demo.html"), **{f"/static/{name}": static.joinpath(name) for name in names}}
+    else:
         return [(r"/", Alive, {}), module]
-    files = {"/": "demo.html", **{f"/static/{name}": name for name in ("demo.js", "demo.css", "favicon.svg")}}
-    return [module, *((path.replace(".", r"\."), Page, {"name": name}) for path, name in files.items())]
+    return [module, *((re.escape(path), Page, {"file": file}) for path, file in files.items())]
+
+
+def client_library(directory: str) -> Routes:
+    """Routes of npm socket.io-client; directory: its `dist`, '' where there is none."""
+    return [(r"/socket\.io/(socket\.io(?:\.esm|\.msgpack)?(?:\.min)?\.js)", ClientLibrary, {"directory": directory})]
 
 
 def application(routes: Routes) -> web.Application:

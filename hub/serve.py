@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from . import __version__
 from .app import load
@@ -41,6 +42,8 @@ def check(settings: Settings) -> None:
             "auth.hmac_secret, api.key: found neither; allowed: at least one of them, or demo = true "
             "(`openssl rand -hex 32` makes one)"
         )
+    if settings.app.pages and not Path(settings.app.pages, "index.html").is_file():
+        lines.append(f"app.pages: found {settings.app.pages}; allowed: a directory with an index.html")
     try:
         check_source(settings.ticker)
     except BootError as error:
@@ -103,11 +106,12 @@ def ready_line(settings: Settings, listeners: Listeners) -> str:
     """'hub 0.1.0 ready: 4 workers; clients ws://127.0.0.1:8000/connection/websocket; server API
     http://127.0.0.1:8001/api'
 
-    With the demo page, its URL stands first. Several addresses of one kind are separated by spaces.
+    With the demo page, or the application's, its URL stands first. Several addresses of one kind are separated by
+    spaces.
     """
     workers = len(listeners.slots)
     parts = [f"hub {__version__} ready: {workers} worker{'s' if workers > 1 else ''}"]
-    if settings.demo:
+    if settings.demo or settings.app.pages:
         parts.append("page " + " ".join(url("http", address, "/") for address in listeners.public))
     parts.append("clients " + " ".join(url("ws", address) for address in listeners.public))
     if internal := [*listeners.combined, *listeners.internal]:

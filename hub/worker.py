@@ -340,7 +340,7 @@ class Worker:
             (publishing.PATH, publishing.PublishHandler, {"door": self._door}),
         ]
         clients += self._emulation() + self._socketio()
-        public = httpd.pages(self._settings.demo) + clients
+        public = httpd.pages(self._settings.demo, self._settings.app.pages) + clients
         internal = api.routes(
             api.Api(
                 self._settings.api.key,
@@ -394,7 +394,8 @@ class Worker:
         )
         address = polling.Address(engine, door, self._relay, self._handover, self._tunnels)
         self._handover.start(address.take)
-        return polling.routes(address, engineio_raw.makers(self._services))
+        library = httpd.client_library(settings.client_dir)
+        return library + polling.routes(address, engineio_raw.makers(self._services))
 
     def _serve(self, routes: httpd.Routes, listeners: list[socket.socket], fast: bool, margin: int) -> None:
         http = self._settings.http

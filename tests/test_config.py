@@ -404,6 +404,10 @@ def test_the_application_is_found_from_the_settings_file(file: Any) -> None:
     assert load(file('[app]\nmodule = "chat:app"\ndirectory = "code"')).app.directory.endswith("/code")
     assert load(file('[app]\nmodule = "chat:app"\ndirectory = "/srv"')).app.directory == "/srv"
     assert load(file("")).app.directory == ""
+    assert (load(file("")).app.pages, load(file("")).socketio.client_dir) == ("", "")
+    found = load(file('[app]\npages = "page"\n[socketio]\nclient_dir = "../dist"'))
+    assert found.app.pages == str(path.parent.resolve() / "page")
+    assert found.socketio.client_dir == str(path.parent.parent.resolve() / "dist")
     for module in ("chat", "../chat:app", ":app"):
         allowed = 'allowed: "FILE:NAME" or "PACKAGE.FILE:NAME", as in Python, without .py'
         [line] = mistakes(file(f'[app]\nmodule = "{module}"'))

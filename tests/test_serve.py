@@ -210,6 +210,15 @@ def test_the_summary_shows_no_secret() -> None:
 # The application
 
 
+def test_pages_need_an_index_and_are_named_in_the_ready_line(tmp_path: Path) -> None:
+    wanted = Settings(demo=True, app={"pages": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"^app\.pages: found .*; allowed: a directory with an index\.html$"):
+        serve.check(wanted)
+    (tmp_path / "index.html").write_text("<p>")
+    serve.check(wanted)
+    assert "; page http://127.0.0.1:" in ready_line(demo=False, api={"key": "k"}, app={"pages": str(tmp_path)})
+
+
 def test_a_check_loads_the_application_and_names_what_is_wrong(tmp_path) -> None:
     """As a mistake in the settings, in one line; a start leaves it to the workers."""
     (tmp_path / "checked_app.py").write_text("from hub.app import App\napp = App()\n")
