@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test chaos wires lint types bench bench-full bench-peers clean
+.PHONY: run chat test chaos wires lint types bench bench-full bench-peers clean
 
 run: $(STAMP)  ## serve the demo: http://127.0.0.1:8000/
 	$(BIN)/hub serve --config config/demo.toml
+
+chat: $(STAMP)  ## serve the chat: http://127.0.0.1:8000/
+	$(BIN)/hub serve --config config/chat.toml
 
 test: $(STAMP)  ## all tests, in parallel
 	$(BIN)/pytest

@@ -111,6 +111,8 @@ def modules() -> dict[str, Path]:
     """Our modules by name below `hub`: 'config', 'transports.websocket'."""
     found = {}
     for path in sorted(HUB.rglob("*.py")):
+        if "demos" in path.parts:
+            continue  # applications, written as everybody writes them; tests/demos has their tests
         parts = path.relative_to(HUB).with_suffix("").parts
         found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
     return found
