@@ -262,7 +262,9 @@ class ClientLibrary(ClientModule):
         else:
             self.plain(404, "no client library; allowed for socketio.client_dir: npm socket.io-client's dist folder")
 
-    head = get  # a page asks first whether there is one
+    def head(self, name: str) -> None:  # type: ignore[override]
+        """A page asks first whether there is one."""
+        self.get(name)
 
 
 def pages(demo: bool, directory: str = "") -> Routes:
