@@ -132,8 +132,8 @@ class SocketIOConnection(EngineConnection):
 
     @property
     def users(self) -> set[str]:
-        # Who began without a token is whoever joined, and nobody in particular until then.
-        return {self.user} if self.token or not self._sessions else {one.user for one in self._sessions.values()}
+        # Who began without a token is whoever joined, by its token, and nobody in particular until then.
+        return {self.user} if self.token or not self._sessions else {one.named for one in self._sessions.values()}
 
     @property
     def max_packets(self) -> int:

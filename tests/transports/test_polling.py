@@ -129,6 +129,7 @@ async def test_a_websocket_that_cannot_be_brought_to_its_machine_is_refused(valk
         handover.close()
 
 
+@async_test
 async def test_a_session_begun_without_a_token_is_whoevers_joined(valkey_url, prefix):
     """Stock clients can't send along what they joined with, so none is needed; a foreign one is refused."""
     ann, bob = (auth.make(user, SECRET, 60, time.time()) for user in ("ann", "bob"))
