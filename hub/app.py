@@ -19,6 +19,12 @@ Never break: what stands here is what applications are written against; a name t
         await app.emit("said", text, to="room:lobby", skip=client)
         return "ok"
 
+Nobody comes past it: clients of Socket.IO and of the native protocol are asked about when they connect, those of plain
+HTTP (`/sse`, `/poll`, `POST /publish`) with each request, `on_connect` first. An event stream is a client like others,
+though it has no acks and no rooms but the channels of its request. A poll or a publication is over with its answer: it
+can be sent nothing, and is neither connected nor disconnected. All that such a request asks shares one `app.timeout_s`;
+a Reject answers it 403, a handler that fails or takes too long 503.
+
 Handlers are coroutine functions, or plain ones, which run in a thread so that they may wait. What an app does returns
 something to await in the former, and is done when it returns in the latter. The file is loaded by each worker, after
 the fork: what its handlers keep in variables is of one worker, and only what they publish reaches the others.
@@ -103,9 +109,10 @@ class Hub(Protocol):
 
 
 class Client:
-    """One connected client: of a Socket.IO namespace, or of the native protocol.
+    """One connected client: of a Socket.IO namespace, of the native protocol, or of plain HTTP.
 
-    id: the hub's name for this connection. user: '' is nobody in particular. namespace: '' on the native protocol.
+    id: the hub's name for this connection, or this request. user: '' is nobody in particular. namespace: '' where there
+    are none: on the native protocol and plain HTTP.
     claims: what the connect handler returned, JSON of at most `app.claims_bytes`. state: the application's own, as long
     as the client is connected. recovered: it was away and comes back to its rooms without loss (socketio.recovery_ms).
     """
@@ -124,10 +131,10 @@ class Client:
 
     def emit(self, name: str, *args: Any, volatile: bool = False) -> Any:
         """Send it an event; bytes go as attachments. To a native client it is a message {"event":…,"data":…}, with
-        {"$base64":…} for bytes and their number as "binary".
+        {"$base64":…} for bytes and their number as "binary"; to an event stream the same, as a `notice`.
 
         volatile: not where it would have to wait: its socket takes no more now, or no poll of its waits.
-        Not before it is connected: until then, a RuntimeError.
+        Not before it is connected: until then, a RuntimeError; so always for a poll or a `POST /publish`.
         """
         return self._app.act(self._emit(name, args, volatile))
 
@@ -144,7 +151,7 @@ class Client:
     def call(self, name: str, *args: Any, timeout_s: float = 5.0) -> Any:
         """Send it an event and wait for its ack: the one value in it, None for none, or a list of several.
 
-        Raises TimeoutError, or ConnectionError once it is gone.
+        Raises TimeoutError, or ConnectionError once it is gone; HubError where the wire has no acks.
         """
         return self._app.act(self._peer.ask(name, args, timeout_s))
 
@@ -154,16 +161,22 @@ class Client:
         It is kept in, and gets what is published from now on; where the hub falls behind something may be missed, also
         in mode stream, for it can't be told to subscribe anew. To a native client this is a server-side subscription,
         of which its SDK raises `subscribed` (again where something may have been missed), `publication` and
-        `unsubscribed`; it ends with the connection. Raises HubError where that can't be.
+        `unsubscribed`; it ends with the connection. Raises HubError where that can't be, as for an event stream.
         """
         return self._app.act(self._peer.enter(channel))
 
     def leave(self, channel: str) -> Any:
-        """Take it out of a room; without effect where it is in none of that name."""
+        """Take it out of a room; without effect where it is in none of that name.
+
+        An event stream that has it ends, comes back by itself, and `on_subscribe` is asked again.
+        """
         return self._app.act(self._peer.exit(channel))
 
     def disconnect(self) -> Any:
-        """End its connection, or on Socket.IO its stay in this namespace; it does not come back by itself."""
+        """End its connection, or on Socket.IO its stay in this namespace; it does not come back by itself.
+
+        A browser's EventSource does, and is asked about again. A poll or publication that has no answer yet gets 403.
+        """
         return self._app.act(self._end())
 
     async def _end(self) -> None:
@@ -186,6 +199,8 @@ class App:
     def on_connect(self, namespace: str | None = None) -> Callable[[Given], Given]:
         """handler(client, data): may it come in? data: what it sent along. Raise Reject, or return None or claims.
 
+        Asked with each request of plain HTTP as well; data is None there.
+
         Asked of a client that comes back as well (`client.recovered`), as it may not be welcome any more. Let in, it is
         in its rooms again, and gets what it missed in those of mode stream and what was emitted to its whole namespace,
         and the newest value in those of mode latest. What was emitted in others or to it alone is gone, and so is
@@ -194,11 +209,14 @@ class App:
         return self._register(CONNECT, "", namespace)
 
     def on_connected(self, namespace: str | None = None) -> Callable[[Given], Given]:
-        """handler(client, data): it has been let in and told so; from now on it can be sent events."""
+        """handler(client, data): it has been let in and told so; from now on it can be sent events.
+
+        Of plain HTTP that is an event stream with all its channels, and nobody else.
+        """
         return self._register(CONNECTED, "", namespace)
 
     def on_disconnect(self, namespace: str | None = None) -> Callable[[Given], Given]:
-        """handler(client): it is gone. At least once for each client that was let in.
+        """handler(client): it is gone. At least once for each client that was let in, as for `on_connected`.
 
         For clients of a worker that was killed as well: some 5 s later and in another worker, where `client.state` is
         empty and `client.emit` raises ConnectionError. Twice only where a worker is killed while the handler runs or
@@ -207,7 +225,10 @@ class App:
         return self._register(DISCONNECT, "", namespace)
 
     def on_subscribe(self, namespace: str | None = None) -> Callable[[Given], Given]:
-        """handler(client, channel): raise Reject to refuse. The rules of the channel's namespace hold besides."""
+        """handler(client, channel): raise Reject to refuse. The rules of the channel's namespace hold besides.
+
+        Of event streams and polls before they are let in, for each channel in the order of the request.
+        """
         return self._register(SUBSCRIBE, "", namespace)
 
     def on_publish(self, namespace: str | None = None) -> Callable[[Given], Given]:

@@ -4,7 +4,7 @@ Does: ask its handlers about a client's connect, commands and events, in order; 
 went with another worker; carry out what it does to all: publish, emit.
 Does not: run handlers (app_runner), act on one client (app_seat), check the namespaces' rules (channels) or know wires
 (transports).
-Called by: session and transports.socketio, where an application is configured; worker builds it.
+Called by: session, transports.socketio and app_guest, where an application is configured; worker builds it.
 Never break: every command, connect and event that wants it has one answer; commands of one client are carried out in
 their order, so while the application thinks about one, those behind wait (at most `pending`), and nobody else's do.
 Events of a client begin in their order, and one does not wait for another.
@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 
@@ -25,9 +25,8 @@ from . import app as apps
 from . import emission, errors, tasks
 from .app import Call, Client, Handler
 from .app_runner import Runner
-from .app_seat import EventMember, Member, Seat, check_event, departed
+from .app_seat import EventMember, Holder, Member, Seat, check_event, departed
 from .audience import Subscriber
-from .auth import is_user
 from .channels import Channels, Namespace, may_publish, may_subscribe, may_use
 from .errands import Errands
 from .errors import CommandError, HubError, ProtocolError
@@ -72,9 +71,9 @@ class Gate:
         self.pending = pending
         self._publisher = publisher
         self._app = runner.app
-        self._seats: dict[Member, Seat] = {}
+        self._seats: dict[Holder, Seat] = {}
         self._by_client: dict[str, Seat] = {}
-        self._claims_bytes = claims_bytes
+        self.claims_bytes = claims_bytes
         self._everyone = everyone
         self._ended: deque[Seat] = deque()
         """Those of which the application is to be told once it has room."""
@@ -104,9 +103,9 @@ class Gate:
 
         namespace: of Socket.IO, or ''. data: what the client sent along. Raises CommandError 111.
         """
-        seat = Seat(self._app, session, namespace, self.channels, self.pending)
-        self._begin(seat, self._connect(seat, data, accept, refuse))
-        self._seats[session] = self._by_client[session.client] = seat
+        seat = self.seat(session, namespace)
+        self._begin(seat, self._connect(seat, session, data, accept, refuse))
+        self._enter(seat)
 
     def connecting(self, session: Member) -> bool:
         """The application is being asked."""
@@ -136,11 +135,11 @@ class Gate:
         if found is None:
             return False
         handler, call = found
-        self._begin(seat, self._ask(seat, command, handler, call))
+        self._begin(seat, self._ask(seat, session, command, handler, call))
         seat.busy = True
         return True
 
-    def gone(self, session: Member) -> None:
+    def gone(self, session: Holder) -> None:
         """A session is over."""
         seat = self._seats.get(session)
         if seat is None:
@@ -229,6 +228,28 @@ class Gate:
         if answer is not None and not answer.done():
             answer.set_result(args)
 
+    # What guests call.
+
+    def seat(self, session: Holder, namespace: str = "") -> Seat:
+        """One for a client that the application has yet to be asked about."""
+        return Seat(self._app, session, namespace, self.channels, self.pending)
+
+    async def let_in(self, seat: Seat, accept: Callable[[], bool]) -> bool:
+        """A client that may come in and stays until it is `gone`. False: it could not be let in any more.
+
+        accept: begins what it came for, unless that can't be done any more. Returns once the application has been told.
+        """
+        if await self._list(seat):
+            self._enter(seat)
+            seat.accepted = accept() and not seat.gone
+        if seat.accepted:
+            await self._tell_connected(seat, None)
+        else:
+            self._remove(seat)
+            if seat.listed:
+                self._strike_off(seat)
+        return seat.accepted
+
     # Calls under way.
 
     def _begin(self, seat: Seat, work: Coroutine[Any, Any, None]) -> None:
@@ -248,14 +269,14 @@ class Gate:
             if not seat.gone:
                 seat.session.transport.close(errors.CLOSE_SERVER_ERROR)
 
-    async def _connect(self, seat: Seat, data: Any, accept: Callable[[], None], refuse: Refuse) -> None:
-        client, session = seat.client, seat.session
+    async def _connect(
+        self, seat: Seat, session: Member, data: Any, accept: Callable[[], None], refuse: Refuse
+    ) -> None:
+        client = seat.client
         handler = self._app.handler(apps.CONNECT, client.namespace)
         client.recovered = session.returns()
         try:
-            claims = await self.runner.run(handler, client, Call(apps.CONNECT, "", (data,)))
-            if claims is not None:
-                self._claim(seat, claims)
+            seat.claim(await self.runner.run(handler, client, Call(apps.CONNECT, "", (data,))), self.claims_bytes)
             client.recovered = session.comes_back()
             if client.namespace and not seat.gone and not client.recovered:
                 await seat.let_in(emission.everyone(client.namespace), self._everyone)
@@ -275,27 +296,13 @@ class Gate:
             await tasks.reply(session.when_back)
         if session.connected:
             # Before what waits: its effects are to find a client that has been told so.
-            handler = self._app.handler(apps.CONNECTED, client.namespace)
-            if handler is not None:
-                await self._tell(seat.client, handler, Call(apps.CONNECTED, "", (data,)))
-        self._resume(seat)
+            await self._tell_connected(seat, data)
+        self._resume(seat, session)
 
-    def _claim(self, seat: Seat, claims: object) -> None:
-        user = claims.get("user", seat.client.user) if isinstance(claims, Mapping) else None
-        if not isinstance(claims, Mapping) or not isinstance(user, str) or not is_user(user):
-            self._fault("returned neither None nor claims with a user's name")
-        try:
-            size = len(orjson.dumps(claims))
-        except TypeError as error:
-            self._fault(f"returned claims that are no JSON: {error}")
-        if size > self._claims_bytes:
-            self._fault(f"returned claims of {size} bytes; allowed: {self._claims_bytes} (app.claims_bytes)")
-        seat.client.claims = claims
-        seat.client.user = seat.session.user = user
-
-    def _fault(self, text: str) -> NoReturn:
-        logger.warning("the application's connect handler %s", text)
-        raise CommandError(errors.INTERNAL, "the application failed")
+    async def _tell_connected(self, seat: Seat, data: Any) -> None:
+        handler = self._app.handler(apps.CONNECTED, seat.client.namespace)
+        if handler is not None:
+            await self._tell(seat.client, handler, Call(apps.CONNECTED, "", (data,)))
 
     async def _list(self, seat: Seat) -> bool:
         """Note a client that is let in where its end must not be forgotten. False: it has gone meanwhile.
@@ -310,8 +317,7 @@ class Gate:
             await self.manifest.enter(entry)
         return not seat.gone
 
-    async def _ask(self, seat: Seat, command: Command, handler: Handler, call: Call) -> None:
-        session = seat.session
+    async def _ask(self, seat: Seat, session: Member, command: Command, handler: Handler, call: Call) -> None:
         try:
             result = await self.runner.run(handler, seat.client, call)
             if seat.gone:
@@ -325,7 +331,7 @@ class Gate:
         except CommandError as error:
             if not seat.gone:
                 session.fail(command.id, error)
-        self._resume(seat)
+        self._resume(seat, session)
 
     async def _handle(self, seat: Seat, session: EventMember, call: Call, number: int | None) -> None:
         handler = self._app.handler(apps.EVENT, seat.client.namespace, call.name)
@@ -350,14 +356,17 @@ class Gate:
             # Nobody waits for an answer; failures are in the log already.
             logger.debug("the application's %s, client %s: %s", call.kind, client.id, error)
 
-    def _resume(self, seat: Seat) -> None:
+    def _resume(self, seat: Seat, session: Member) -> None:
         """Go on with the commands that waited, until the application is asked about one."""
         seat.busy = False
         while seat.queue and not seat.busy and not seat.gone:
             try:
-                seat.session.perform(seat.queue.popleft())
+                session.perform(seat.queue.popleft())
             except ProtocolError as error:
-                seat.session.transport.close(error.close)
+                session.transport.close(error.close)
+
+    def _enter(self, seat: Seat) -> None:
+        self._seats[seat.session] = self._by_client[seat.client.id] = seat
 
     def _remove(self, seat: Seat) -> None:
         seat.lose()

@@ -19,7 +19,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction
-from typing import Any
+from math import inf
+from typing import Any, TypeVar
 
 from . import errors
 from .app import App, Call, Client, Handler, Reject, describe
@@ -27,6 +28,8 @@ from .errors import CommandError, HubError, Reply
 from .log import Brake
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class Rejected(CommandError):
@@ -52,7 +55,7 @@ class Runner:
         self._pool = ThreadPoolExecutor(threads, "app")
         self._free = asyncio.Semaphore(threads)
         """Threads without work: nothing is handed to a pool of which all are busy, so its queue stays empty."""
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._brake = Brake()
 
@@ -81,7 +84,7 @@ class Runner:
             task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def begin(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Have it run, in the order of the calls. Raises CommandError 111 when too much runs."""
         if len(self._calls) >= self._pending:
             work.close()
@@ -89,16 +92,19 @@ class Runner:
         task = asyncio.get_running_loop().create_task(work)
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
+        return task
 
-    async def run(self, handler: Handler | None, client: Client, call: Call) -> Any:
+    async def run(self, handler: Handler | None, client: Client, call: Call, until: float = inf) -> Any:
         """What the handler, or the nearest middleware, returns. None: the middlewares alone are asked.
+
+        until: when it is given up at the latest, by the loop's clock, where several calls share one `timeout_s`.
 
         Raises CommandError: with the words of a Reject, or 100 for a failure of the application's own.
         """
         proceed = partial(self._invoke, handler, client, call)
         for middleware in reversed(self.app.middlewares):
             proceed = partial(middleware, client, call, proceed)
-        limit = asyncio.timeout(self.timeout_s)
+        limit = asyncio.timeout_at(min(asyncio.get_running_loop().time() + self.timeout_s, until))
         try:
             async with limit:
                 return await proceed()

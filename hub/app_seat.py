@@ -10,21 +10,25 @@ Never break: what is done to a client that has gone is no mistake of the applica
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import orjson
 
 from . import errors, tasks
 from .app import App, Client
 from .audience import Subscriber
+from .auth import is_user
 from .channels import Channels, Namespace
 from .errors import Close, CommandError, HubError
 from .manifest import Entry
 from .protocol import Command
 from .socketio_protocol import RESERVED
+
+logger = logging.getLogger(__name__)
 
 
 class Transport(Subscriber, Protocol):
@@ -37,15 +41,28 @@ class Transport(Subscriber, Protocol):
     def close(self, close: Close) -> None: ...
 
 
-class Member(Protocol):
-    """A session, as seen from here."""
+class Holder(Protocol):
+    """Whose seat it is: a session, or a client of plain HTTP."""
 
     client: str
     user: str
-    connected: bool
 
     @property
     def transport(self) -> Transport: ...
+
+    def join(self, channel: str, namespace: Namespace, done: Callable[[HubError | None], None]) -> None: ...
+
+    def leave(self, channel: str) -> None: ...
+
+    def dismiss(self) -> None: ...
+
+    def emit_event(self, name: str, args: tuple[Any, ...], number: int | None = None) -> None: ...
+
+
+class Member(Holder, Protocol):
+    """A session, as seen from here: one that gives commands."""
+
+    connected: bool
 
     def perform(self, command: Command) -> None: ...
 
@@ -63,19 +80,11 @@ class Member(Protocol):
 
     def fail(self, command_id: int, error: HubError) -> None: ...
 
-    def join(self, channel: str, namespace: Namespace, done: Callable[[HubError | None], None]) -> None: ...
-
-    def leave(self, channel: str) -> None: ...
-
-    def dismiss(self) -> None: ...
-
     def returns(self) -> bool: ...
 
     def comes_back(self) -> bool: ...
 
     def when_back(self, done: Callable[[None], None]) -> None: ...
-
-    def emit_event(self, name: str, args: tuple[Any, ...], number: int | None = None) -> None: ...
 
     def tell_displaced(self, channel: str, code: int, reason: str) -> None: ...
 
@@ -106,7 +115,7 @@ class Seat:
         "session",
     )
 
-    def __init__(self, app: App, session: Member, namespace: str, channels: Channels, pending: int) -> None:
+    def __init__(self, app: App, session: Holder, namespace: str, channels: Channels, pending: int) -> None:
         """namespace: of Socket.IO, or ''. pending: acks that are awaited."""
         self._channels = channels
         self._last_number = 0
@@ -173,6 +182,22 @@ class Seat:
         if error is not None:
             raise error
 
+    def claim(self, claims: object, most_bytes: int) -> None:
+        """Take what the connect handler has returned; None is nothing. Raises CommandError 100 for what it must not."""
+        if claims is None:
+            return
+        user = claims.get("user", self.client.user) if isinstance(claims, Mapping) else None
+        if not isinstance(claims, Mapping) or not isinstance(user, str) or not is_user(user):
+            _fault("returned neither None nor claims with a user's name")
+        try:
+            size = len(orjson.dumps(claims))
+        except TypeError as error:
+            _fault(f"returned claims that are no JSON: {error}")
+        if size > most_bytes:
+            _fault(f"returned claims of {size} bytes; allowed: {most_bytes} (app.claims_bytes)")
+        self.client.claims = claims
+        self.client.user = self.session.user = user
+
     def lose(self) -> None:
         """Its session is over: nobody is asked or answered any more."""
         self.gone = True
@@ -189,6 +214,11 @@ class Seat:
     def _check_here(self) -> None:
         if self.gone or not self.accepted:
             raise ConnectionError("the client is not connected")
+
+
+def _fault(text: str) -> NoReturn:
+    logger.warning("the application's connect handler %s", text)
+    raise CommandError(errors.INTERNAL, "the application failed")
 
 
 class Departed:

@@ -47,6 +47,15 @@ class Transport(StreamSubscriber, Protocol):
         """End the connection in order."""
 
 
+def encode_event(name: str, args: tuple[Any, ...], number: int | None) -> bytes:
+    """An event of the application's as a message of the native protocol. Raises as `AppSession.emit_event`."""
+    if number is not None:
+        raise CommandError(errors.NOT_AVAILABLE, "acks are of Socket.IO clients")
+    values, binary = marked(args)
+    data: dict[str, Any] = {"event": name, "data": values[0] if len(values) == 1 else values}
+    return protocol.encode_message(data | ({"binary": binary} if binary else {}))
+
+
 class Attempt:
     """Stands for a subscription that Redis has yet to confirm.
 
@@ -166,12 +175,7 @@ class AppSession:
 
         Raises TypeError for what is neither JSON nor bytes.
         """
-        if number is not None:
-            raise CommandError(errors.NOT_AVAILABLE, "acks are of Socket.IO clients")
-        values, binary = marked(args)
-        data: dict[str, Any] = {"event": name, "data": values[0] if len(values) == 1 else values}
-        message = protocol.encode_message(data | ({"binary": binary} if binary else {}))
-        self._transport.put(self.wire.encode_message(message))
+        self._transport.put(self.wire.encode_message(encode_event(name, args, number)))
 
     def dismiss(self) -> None:
         """End its connection."""

@@ -14,7 +14,8 @@ What a client sees:
     event: cursor           {}                                               nothing to do: it brings an id
     event: lost             {"channel":"chat:a"}                             what is missing can't be had: reload
                             {"dropped":3}                                    so many of `none` channels: read too slowly
-    event: notice           {"data":…}                                       to all of a user's connections
+    event: notice           {"data":…}                                       to all of a user's connections; an event
+                            {"data":{"event":"said","data":…}}               of an application's, to this one
     event: closed           {"code":3001,"reason":"…","reconnect":true}      the last one
     : and an empty line                                                      a heartbeat
 

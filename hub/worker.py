@@ -332,6 +332,7 @@ class Worker:
             allowed_origins=frozenset(self._settings.allowed_origins),
             admit=self._admit,
             forms=websocket.deflated_forms(self._settings.client),
+            draining=self._stopping.is_set,
         )
         clients: httpd.Routes = [
             (handshake.PATH, websocket.WebSocketHandler, {"door": self._door}),

@@ -204,6 +204,7 @@ async def plane(
         frozenset(origins),
         lambda: not draining.is_set() and handshakes.take(),
         websocket.deflated_forms(settings),
+        draining.is_set,
     )
     relay = Relay(Home("0123456789abcdef", ""), 0, 1, RelayLimits())
     handover = Handover(Home("0123456789abcdef", ""), relay.owner)

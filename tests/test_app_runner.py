@@ -121,6 +121,22 @@ async def test_a_handler_that_takes_too_long_is_given_up(caplog):
 
 
 @async_test
+async def test_calls_may_share_one_time(caplog):
+    """A later one has what is left of it, if that is less than its own."""
+    runner = Runner(App(), timeout_s=60)
+    now = asyncio.get_running_loop().time()
+
+    async def hanging(client, value):
+        await asyncio.Event().wait()
+
+    with pytest.raises(CommandError):
+        await runner.run(hanging, client_of(runner.app), CALL, now)
+    assert runner.timed_out == 1
+    await runner.close()
+    caplog.clear()
+
+
+@async_test
 async def test_middlewares_surround_handlers():
     """The first registered is the outermost; each may refuse, change the answer, or be all there is."""
     app, seen = App(), []

@@ -85,7 +85,7 @@ LADDER = (
     ("errands",),
     ("api_mailbox", "app_gate", "app_testing", "presence", "rpc", "subscribe"),
     ("app_session", "asking"),
-    ("api", "session", "supervisor", "ticker"),
+    ("api", "app_guest", "session", "supervisor", "ticker"),
     ("serve", "transports.emulation", "transports.websocket", "transports"),
     ("transports.plain",),
     (

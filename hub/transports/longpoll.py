@@ -15,7 +15,8 @@ its subscriptions end with it.
 What is between two requests: in `stream` channels nothing is lost, for as long as the history has it, and pages follow
 each other however much it is. Of `latest` channels the newest value comes, unless the client has it. Messages of `none`
 channels that nobody waits for are gone, as the mode says. Who begins without a cursor begins now: the first answer has
-one, with wait=0 at once. A poller is in no presence: it would come and go with each request.
+one, with wait=0 at once. A poller is in no presence: it would come and go with each request. An application is asked
+about each poll: `on_connect`, then `on_subscribe` for each channel.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from ..history import Asked, Page
 from ..position import Position, survives
 from ..recovery import Joined
 from ..session import Services
-from .plain import CURSOR_HEADER, PlainHandler, Wish
+from .plain import BUSY, CURSOR_HEADER, PlainHandler, Wish
 from .websocket import Door
 
 PATH = "/poll"
@@ -280,13 +281,20 @@ class PollHandler(PlainHandler):
         super().initialize(door)
         self._polls = polls
         self._poll: Poll | None = None
-        self._gone = False
 
     async def get(self) -> None:
         try:
-            wish, wait_s = self.wish(), self._wait_s()
+            gate, caller = self._door.services.gate, self.caller()
+            if gate is None:
+                wish, wait_s = self.wish(caller), self._wait_s()
+            else:
+                wait_s = self._wait_s()
             if not self.admit():
                 return
+            if gate is not None:
+                _, wish = await self.ask(gate, self.granted(gate, caller))
+                if self._door.draining():
+                    raise CommandError(BUSY)
             poll = self._poll = Poll(self._door.services, wish)
             self._polls.enter(poll)
         except HubError as error:
@@ -346,6 +354,6 @@ class PollHandler(PlainHandler):
         return wait_s
 
     def on_connection_close(self) -> None:
-        self._gone = True
+        super().on_connection_close()
         if self._poll is not None:
             self._poll.end()

@@ -1,16 +1,19 @@
 """Plain HTTP: what SSE, long polling and publishing over HTTP have in common.
 
-Does: check origin, token, channels and rules of one request; answer errors as statuses with JSON; CORS.
+Does: check origin, token, channels and rules of one request, and ask the application; answer errors as statuses with
+JSON; CORS.
 Does not: hold connections or sessions; nothing is known of a client between two requests.
-Called by: transports.sse, transports.longpoll.
-Never break: nothing is subscribed or published before origin, token and rules have been checked; no answer, header or
-log line repeats a token or what else the client sent.
+Called by: transports.sse, transports.longpoll, transports.publishing.
+Never break: nothing is subscribed or published before origin, token and rules have been checked and the application, if
+there is one, has been asked; no answer, header or log line repeats a token or what else the client sent.
 
     400  101… {"error":{"code":107,"message":"…"}}   a bad parameter, body, cursor or name; too many channels (106)
-    401  an invalid or expired token                  403  the origin, or the namespace's rule, does not allow it
+    401  an invalid or expired token                  403  the origin, or the namespace's rule, does not allow it; or
+         the application does not: with the code and the words of its Reject
     404  an unknown namespace (102)                   405, 406, 413  method, Accept, size of the body
          with "index":2 in the error where it is the third of the channels (each counted once) that is not granted
-    429  too much waits (111)                         503  too many requests at a time, draining, Redis is away (100)
+    429  too much waits (111)                         503  too many requests at a time, draining, Redis is away, or the
+         application has failed or taken too long (100)
 
 A token is the `Authorization: Bearer` header's or, for EventSource, which can't send one, `?token=`: then it stands in
 the logs of proxies, so it should be short-lived. There are no cookies, so a page of another site has nobody's rights.
@@ -18,13 +21,18 @@ the logs of proxies, so it should be short-lived. There are no cookies, so a pag
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from .. import auth, cors, cursor, errors, httpd
+from ..app_gate import Gate
+from ..app_guest import Gone, Guest
+from ..app_runner import Rejected
 from ..auth import Claims
 from ..channels import Namespace, may_subscribe, may_use
 from ..cursor import Cursor
@@ -32,6 +40,8 @@ from ..errors import CommandError, HubError, ProtocolError, Reply, error_body
 from .websocket import Door
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 RETRY_AFTER_S = 1
 MAX_PREFLIGHT_AGE_S = 600
@@ -66,6 +76,7 @@ class ChannelError(CommandError):
 
     def __init__(self, cause: CommandError, index: int) -> None:
         super().__init__(cause.reply, str(cause))
+        self.cause = cause
         self.index = index
 
 
@@ -76,6 +87,14 @@ class PlainHandler(httpd.Handler):
 
     def initialize(self, door: Door) -> None:
         self._door = door
+        self._guest: Guest | None = None
+        self._gone = False
+
+    def on_connection_close(self) -> None:
+        """Whatever is still done for it ends."""
+        self._gone = True
+        if self._guest is not None:
+            self._guest.on_gone()
 
     def prepare(self) -> None:
         """Origin first, as all else is only for pages that may read the answer."""
@@ -118,10 +137,9 @@ class PlainHandler(httpd.Handler):
             raise CommandError(errors.BAD_REQUEST, f"{name}: found several; allowed: one")
         return values[0] if values else default
 
-    def wish(self) -> Wish:
-        """Read and check ?channel=…&channel=…&since=…&token=…&join_leave=true. Raises HubError."""
+    def wish(self, caller: Claims) -> Wish:
+        """Read and check ?channel=…&channel=…&since=…&join_leave=true. Raises HubError."""
         services = self._door.services
-        caller = self.caller()
         names = dict.fromkeys(self.get_query_arguments("channel", strip=False))
         most = min(services.client.channels, cursor.MAX_CHANNELS)
         if not names:
@@ -156,6 +174,38 @@ class PlainHandler(httpd.Handler):
         except ValueError as error:
             raise CommandError(errors.BAD_REQUEST, str(error)) from None
 
+    # What the application says.
+
+    async def ask(self, gate: Gate, work: Coroutine[Any, Any, Result]) -> Result:
+        """Have it run as one call of the application's, within their bound. Raises HubError."""
+        try:
+            result = await gate.runner.begin(work)
+        except asyncio.CancelledError:
+            raise CommandError(BUSY) from None  # this worker's last moment has come before the answer
+        if self._gone:
+            raise Gone
+        return result
+
+    async def welcome(self, gate: Gate, caller: Claims) -> tuple[Guest, Claims]:
+        """The client as the application lets it in, and who it is then. Raises HubError."""
+        guest = self._guest = Guest(gate, self._door.services.new_id(), caller.user)
+        if self._gone:
+            guest.on_gone()
+        await guest.connect()
+        return guest, caller._replace(user=guest.user)
+
+    async def granted(self, gate: Gate, caller: Claims) -> tuple[Guest, Wish]:
+        """The same, and what is asked for, with all of its channels granted. Raises HubError."""
+        guest, caller = await self.welcome(gate, caller)
+        wish = self.wish(caller)
+        for index, channel in enumerate(wish.channels):
+            try:
+                await guest.subscribe(channel)
+            except CommandError as error:
+                # Without the index where it may pass: clients give the one channel up that is not granted.
+                raise error if errors.is_temporary(error) else ChannelError(error, index) from None
+        return guest, wish
+
     # Answers.
 
     def admit(self) -> bool:
@@ -166,13 +216,17 @@ class PlainHandler(httpd.Handler):
         return False
 
     def fail(self, error: HubError) -> None:
-        """Answer an error, by the table at the top."""
+        """Answer an error, by the table at the top, if somebody is still there."""
         logger.debug("%s: %s", self.request.path, error)
+        if self._gone or self._finished:
+            return
         if isinstance(error, ProtocolError):  # the one kind that comes here is a bad token
             self.refuse(401, errors.UNAUTHORIZED, error.close.reason)
         elif isinstance(error, CommandError):
             place = {"index": error.index} if isinstance(error, ChannelError) else {}
-            self._answer_error(STATUS.get(error.reply.code, 400), {**error_body(error), **place})
+            cause = error.cause if isinstance(error, ChannelError) else error
+            status = 403 if isinstance(cause, Rejected) else STATUS.get(error.reply.code, 400)
+            self._answer_error(status, {**error_body(error), **place})
         else:
             self._answer_error(503, error_body(error))
 

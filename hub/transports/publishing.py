@@ -1,6 +1,7 @@
 """Publishing over HTTP: `POST /publish`, for clients that have only requests.
 
-Does: check the caller and the namespace's rule, hand the data to the one door in, answer with its receipt.
+Does: check the caller and the namespace's rule, ask the application, hand the data to the one door in, answer with its
+receipt.
 Does not: check data (publish), nor take the server's key: that is the server API's `publish` (api), which may do all.
 Called by: worker (routes), Tornado.
 Never break: a browser's page of another origin has been refused by plain before a body is looked at.
@@ -10,7 +11,8 @@ Never break: a browser's page of another origin has been refused by plain before
     413 for a body beyond client.message_bytes, 415 for another type, 503 where Redis has not confirmed: with an
         idempotency key it can be sent again without being published twice
 
-Who publishes here holds no channel, so the rule "subscriber" lets nobody in.
+Who publishes here holds no channel, so the rule "subscriber" lets nobody in. An application is asked about each
+request: `on_connect`, then `on_publish`. What a client asked for that has gone while it thought is not published.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from typing import Any
 import orjson
 
 from .. import cors, errors
+from ..app_gate import Gate
+from ..auth import Claims
 from ..broker import Receipt
-from ..channels import may_publish, may_use
+from ..channels import Namespace, may_publish, may_use
 from ..errors import CommandError, HubError
 from ..message import ClientInfo, PublishOptions
 from .plain import PlainHandler
@@ -45,11 +49,14 @@ class PublishHandler(PlainHandler):
             self.refuse(413, errors.LIMIT_EXCEEDED, f"body: found {len(self.request.body)} bytes; allowed: {most}")
             return
         try:
-            user = self.caller().user
+            caller = self.caller()
             params = self._params()
             if not self.admit():
                 return
-            receipt = await self._publish(user, params)
+            gate = self._door.services.gate
+            if gate is not None:
+                caller = await self.ask(gate, self._allowed(gate, caller, params))
+            receipt = await self._publish(caller.user, params)
         except HubError as error:
             self.fail(error)
         else:
@@ -64,13 +71,24 @@ class PublishHandler(PlainHandler):
             raise CommandError(errors.BAD_REQUEST, "body: allowed is a JSON object with channel and data")
         return params
 
-    async def _publish(self, user: str, params: dict[str, Any]) -> Receipt:
-        """Raises HubError."""
-        services = self._door.services
-        namespace = services.channels.resolve(params.get("channel"))
+    async def _allowed(self, gate: Gate, caller: Claims, params: dict[str, Any]) -> Claims:
+        """Who it is, as the application has it, which may change the data. Raises HubError."""
+        guest, caller = await self.welcome(gate, caller)
+        channel, _ = self._resolve(caller.user, params)
+        params["data"] = await guest.publish(channel, params["data"])
+        return caller
+
+    def _resolve(self, user: str, params: dict[str, Any]) -> tuple[str, Namespace]:
+        """The channel, if the rules let him publish there. Raises CommandError."""
+        namespace = self._door.services.channels.resolve(params.get("channel"))
         channel = str(params["channel"])
         may_use(channel, user)
         may_publish(namespace.publish, user, subscribed=False)
+        return channel, namespace
+
+    async def _publish(self, user: str, params: dict[str, Any]) -> Receipt:
+        """Raises HubError."""
+        channel, namespace = self._resolve(user, params)
         verdict: asyncio.Future[Receipt | HubError] = asyncio.get_running_loop().create_future()
 
         def done(outcome: Receipt | HubError) -> None:
@@ -79,7 +97,8 @@ class PublishHandler(PlainHandler):
 
         options = PublishOptions(idempotency_key=params.get("idempotency_key", ""))
         info = ClientInfo(user, "")  # there is no connection that it could name
-        services.publisher.publish(channel, namespace, params["data"], done, info, options=options)
+        publisher = self._door.services.publisher
+        publisher.publish(channel, namespace, params["data"], done, info, options=options)
         outcome = await verdict
         if isinstance(outcome, HubError):
             raise outcome

@@ -13,8 +13,11 @@ On connect `latest` channels send their newest value, `stream` channels what was
 event. The body ends with the connection (RFC 9112 §6.3): chunks would cost bytes, and all who read event streams take
 an end as a reason to come back. Before the end there is a `retry:`, jittered, so that they don't all come at once.
 
-An EventSource gives up for good on any status but 200. So to one who can't be let in now, as too many come at a time or
-this worker drains, the stream says so: 200, `retry:`, `closed`. Others are answered 503.
+An EventSource gives up for good on any status but 200. So to one who can't be let in now, as too many come at a time,
+this worker drains or its application has failed, the stream says so: 200, `retry:`, `closed`. Others are answered 503.
+
+An application is asked before the stream begins: `on_connect`, then `on_subscribe` for each channel. Then it is told of
+a client that is connected, and of its end (app_guest).
 
 How positions are kept: see the head of eventstream. A connection with several `stream` channels keeps its own until it
 has joined them all (`_positions`); so long it is never `direct`, so that each frame passes by. From then on it is in
@@ -25,12 +28,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Awaitable
 from functools import partial
 from math import inf
 
 from tornado import httputil
 
 from .. import cursor, errors, eventstream, httpd
+from ..app_gate import Gate
+from ..app_guest import Guest
 from ..audience import Audience, Group
 from ..auth import Claims
 from ..channels import Namespace
@@ -99,6 +105,7 @@ class EventStreamConnection(Connection):
     __slots__ = (
         "_channels",
         "_expires_at",
+        "_guest",
         "_opened_at",
         "_positions",
         "_services",
@@ -114,8 +121,10 @@ class EventStreamConnection(Connection):
 
     wire: PlainForm
 
-    def __init__(self, fd: int, reactor: Reactor, services: Services, caller: Claims, watch: bool) -> None:
-        """watch: it is told who comes to its channels and goes."""
+    def __init__(
+        self, fd: int, reactor: Reactor, services: Services, caller: Claims, watch: bool, guest: Guest | None = None
+    ) -> None:
+        """watch: it is told who comes to its channels and goes. guest: what it is to the application, or None."""
         super().__init__(fd, reactor, services.outbox)
         self._services = services
         self._watch = watch
@@ -132,7 +141,8 @@ class EventStreamConnection(Connection):
         """The group's cursor, to be queued behind what is queued now; a slow reader needs none but the last."""
         self._opened_at = self.heard_at
         self.wire = PLAIN
-        self.client = services.new_id()
+        self._guest = guest
+        self.client = services.new_id() if guest is None else guest.client
         self.connected = True
         self.user = caller.user
 
@@ -322,6 +332,8 @@ class EventStreamConnection(Connection):
             self.closed_with.reason,
             self.reactor.clock() - self._opened_at,
         )
+        if self._guest is not None:
+            self._guest.on_gone()
 
     # What streams and users call.
 
@@ -354,44 +366,79 @@ class EventStreamHandler(PlainHandler):
         super().initialize(door)
         self._positioned = positioned
 
-    def get(self) -> None:
-        wish = self._checked()
-        if wish is None:
-            return
-        fd, early = leave_tornado(self.detach())
-        logger.debug("GET %s 200", PATH)
-        door = self._door
-        connection = EventStreamConnection(fd, door.reactor, door.services, wish.caller, wish.join_leave)
-        connection.begin(self._head(), wish, self._positioned)
-        if early:
-            connection.receive(early)
-
-    def head(self) -> None:
-        """The same checks, and the headers alone."""
-        if self._checked() is not None:
-            self._set_headers()
-            self.finish()
-
-    def _checked(self) -> Wish | None:
-        """What is asked for; None: it has been answered, or its client has gone."""
-        if not self.request.connection or self.request.connection.stream.closed():  # type: ignore[attr-defined]
+    def get(self) -> Awaitable[None] | None:
+        """A stream, or for HEAD its headers alone; with an application, once that has been asked."""
+        if not self._is_there():
             return None
         if not _accepts(self.request.headers.get("Accept", "")):
             self.refuse(406, NOT_ACCEPTABLE)
             return None
+        gate = self._door.services.gate
         try:
-            wish = self.wish()
+            caller = self.caller()
+            wish = self.wish(caller) if gate is None else None
         except HubError as error:
             self.fail(error)
             return None
-        if self._door.admit():
-            return wish
-        if "text/event-stream" in self.request.headers.get("Accept", ""):
-            self._set_headers()
-            self.finish(eventstream.encode_closed(errors.CLOSE_SHUTDOWN, retry_ms(self._door.services)))
-        else:
-            self.fail(CommandError(BUSY))
+        if not self._door.admit():
+            self._turn_away(CommandError(BUSY), errors.CLOSE_SHUTDOWN)
+        elif gate is not None:
+            return self._get_as_guest(gate, caller)
+        elif wish is not None:
+            self._answer(wish)
         return None
+
+    head = get
+
+    async def _get_as_guest(self, gate: Gate, caller: Claims) -> None:
+        try:
+            await self.ask(gate, self._answer_guest(gate, caller))
+        except HubError as error:
+            if errors.is_temporary(error):
+                self._turn_away(error, TRY_AGAIN)
+            else:
+                self.fail(error)
+
+    async def _answer_guest(self, gate: Gate, caller: Claims) -> None:
+        guest, wish = await self.granted(gate, caller)
+
+        def begin() -> EventStreamConnection | None:
+            return self._begin(wish, guest) if self._is_there() and not self._door.draining() else None
+
+        if self.request.method == "HEAD":
+            self._answer(wish)
+        elif not await guest.stay(begin):
+            raise CommandError(BUSY)
+
+    def _is_there(self) -> bool:
+        """Its connection is open, so that it can be detached."""
+        connection = self.request.connection
+        return connection is not None and not connection.stream.closed()  # type: ignore[attr-defined]
+
+    def _answer(self, wish: Wish) -> None:
+        if self.request.method == "HEAD":
+            self._set_headers()
+            self.finish()
+        else:
+            self._begin(wish)
+
+    def _begin(self, wish: Wish, guest: Guest | None = None) -> EventStreamConnection:
+        fd, early = leave_tornado(self.detach())
+        logger.debug("GET %s 200", PATH)
+        door = self._door
+        connection = EventStreamConnection(fd, door.reactor, door.services, wish.caller, wish.join_leave, guest)
+        connection.begin(self._head(), wish, self._positioned)
+        if early:
+            connection.receive(early)
+        return connection
+
+    def _turn_away(self, error: HubError, close: Close) -> None:
+        """Not now: an EventSource is told in a stream, so that it comes back."""
+        if self._gone or self._finished or "text/event-stream" not in self.request.headers.get("Accept", ""):
+            self.fail(error)
+        else:
+            self._set_headers()
+            self.finish(eventstream.encode_closed(close, retry_ms(self._door.services)))
 
     def _set_headers(self) -> None:
         for name, value in HEADERS.items():

@@ -283,6 +283,8 @@ class Door:
     """Counts one more handshake; False: not now (too many in this second, or the worker drains)."""
     forms: Mapping[int, DeflatedForm]
     """As `deflated_forms` has them; empty: offers of compression are passed over."""
+    draining: Callable[[], bool] = lambda: False
+    """The worker is about to end: who was let in by an application just now comes too late."""
 
     def new_connection(self, fd: int) -> FramedConnection:
         """A connection for a client whose handshake is good."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import socketio
 
 from hub.errors import EXIT_BOOT, EXIT_USAGE
 from tests.e2e import nodejs
+from tests.eventsource import Stream, request
 from tests.hubs import HubFailed, HubProcess, run_hub
 from tests.support import async_test
 
@@ -348,3 +351,73 @@ async def test_an_orderly_end_tells_of_each_client_once() -> None:
         finally:
             await newcomer.io.shutdown()
             await newcomer.io.disconnect()
+
+
+PLAIN_HTTP = """
+import os
+from pathlib import Path
+from hub.app import App, Reject
+
+app = App()
+BOOK = Path(__file__).with_name("gone.txt")
+
+
+@app.on_connect()
+async def connect(client, data):
+    if not client.user:
+        raise Reject("who are you?")
+
+
+@app.on_publish()
+async def publish(client, channel, data):
+    return {"from": client.user, "text": data}
+
+
+@app.on_connected()
+async def connected(client, data):
+    await client.emit("pid", os.getpid())
+
+
+@app.on_disconnect()
+async def gone(client):
+    with BOOK.open("a") as book:
+        book.write(f"{client.user} {os.getpid()}\\n")
+"""
+
+
+@async_test
+async def test_plain_http_asks_the_application_in_every_worker() -> None:
+    """Strangers come in nowhere; event streams of killed workers are told of, and other requests never are."""
+    rules = {"room": {"subscribe": "anyone", "publish": "anyone"}}
+    hub = with_app(PLAIN_HTTP, {**SETTINGS, "namespaces": rules})
+    with hub, contextlib.ExitStack() as stack:
+        port = urlsplit(hub.ws_url).port
+        body = b'{"channel":"room:a","data":"hi"}'
+        for method, target, sent in (
+            ("POST", "/publish", body),
+            ("GET", "/poll?channel=room:a&wait=0", b""),
+            ("GET", "/sse?channel=room:a", b""),
+        ):
+            answer = await request(port, method, target, sent)
+            assert (answer.status, answer.json["error"]["message"]) == (403, "who are you?")
+        by_pid: dict[int, set[str]] = {}
+        listeners = []
+        for number in range(16):
+            one = Stream(*await asyncio.open_connection("127.0.0.1", port))
+            stack.callback(one.writer.close)
+            one.writer.write(
+                f"GET /sse?channel=room:a&token={hub.token(f'c{number}')} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+            )
+            await one.begin()
+            pid = (await one.next("notice")).json["data"]["data"]
+            by_pid.setdefault(pid, set()).add(f"c{number}")
+            listeners.append(one)
+        assert len(by_pid) > 1
+        assert (await request(port, "POST", f"/publish?token={hub.token('eve')}", body)).status == 200
+        for one in listeners:
+            assert (await one.next()).json["pub"]["data"] == {"from": "eve", "text": "hi"}
+        killed, names = next(iter(by_pid.items()))
+        os.kill(killed, signal.SIGKILL)
+        told = await lines(hub.directory / "gone.txt", len(names))
+        assert sorted(name for name, _ in told) == sorted(names)
+        assert all(int(pid) in hub.worker_pids() for _, pid in told)
