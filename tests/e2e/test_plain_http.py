@@ -130,7 +130,7 @@ def test_curl_goes_on_where_it_was_when_all_workers_are_killed(hub: HubProcess) 
     def publish(*numbers: int) -> None:
         for number in numbers:
             body = {"channel": f"log:{'ab'[number % 2]}", "data": number, "idempotency_key": f"k{number}"}
-            command = [*RETRY, "-f", f"{base(hub)}/publish", "-d", json.dumps(body)]
+            command = [*RETRY, "-f", f"{base(hub)}/publish", *JSON, "-d", json.dumps(body)]
             subprocess.run(command, capture_output=True, check=True, timeout=60)
 
     reader = CurlReader(hub)
