@@ -231,10 +231,12 @@ class SocketSession(Session):
         name = self._events.pop(command_id, None)
         if name is None:
             self._ack(command_id, {"error": body})
-        elif name in EVENTS:
+        elif name in EVENTS and self.connected:
             self._put(self.form.encode_event("error", orjson.dumps({"event": name, **body})))
 
     def _ack(self, number: int, result: dict[str, Any]) -> None:
+        if not self.connected:
+            return  # it has left, and may be in again: then this number is that of another event by now
         self._put(encode_packet(ACK, self.form.namespace, number, orjson.dumps([result])))
 
     # What the application says, and hears.

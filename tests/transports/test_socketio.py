@@ -499,3 +499,21 @@ async def test_the_application_disconnects_one_namespace(valkey_url, prefix):
         await socket.send("40")
         assert (await receive(socket)).startswith('40{"sid":')
         await until(lambda: gone == ["/admin", "/admin", "/"])
+
+
+@async_test
+async def test_what_is_answered_late_goes_to_nobody(valkey_url, prefix):
+    """An ack of before a client left, where it is in again: its events begin to count anew, as do their acks."""
+    async with plane(valkey_url, prefix) as hub, member(hub) as socket:
+        await socket.send('421["publish",{"channel":"chat:a","data":1}]')
+        await socket.send('42["publish",{"channel":"closed:a","data":1}]')
+        await socket.send('422["subscribe",{"channel":"open:a"}]')
+        await socket.send("41")
+        await socket.send("40")
+        await socket.send('421["presence_stats",{"channel":"room:a"}]')
+        while not (message := await receive(socket)).startswith("40{"):
+            assert message.startswith('42["error",')  # answered at once, before it left
+        assert await receive(socket) == '431[{"num_clients":0,"num_users":0}]'
+        await until(lambda: hub.fanout.subscriptions == 0)
+        await socket.send('422["rpc",{"method":"none"}]')
+        assert (await receive(socket)).startswith('432[{"error":{"code":104,')
