@@ -41,6 +41,13 @@ class Rejected(CommandError):
         self.data = reject.data
 
 
+class Unavailable(CommandError):
+    """A handler failed for what will pass, and by no fault of the application's: Redis is away, or too much waits."""
+
+    def __init__(self) -> None:
+        super().__init__(errors.INTERNAL, "Redis is away, or too much waits; try again")
+
+
 class Runner:
     """The handlers of one worker. Build it with a running loop."""
 
@@ -113,7 +120,7 @@ class Runner:
         except Exception as error:
             # The border of one call: its client is told, the operator reads the cause, everybody else goes on.
             if isinstance(error, HubError) and errors.is_temporary(error):
-                raise CommandError(errors.INTERNAL, "Redis is away, or too much waits; try again") from None
+                raise Unavailable from None
             if limit.expired():
                 self.timed_out += 1
                 text = f"no end after {self.timeout_s:g} s (app.timeout_s)"

@@ -22,7 +22,7 @@ import orjson
 
 from .. import errors
 from .. import socketio_protocol as socketio
-from ..app_runner import Rejected
+from ..app_runner import Rejected, Unavailable
 from ..audience import ELSEWHERE, Audience, Group, new_number
 from ..errors import Close, CommandError, HubError, ProtocolError
 from ..history import Asked, Page
@@ -296,6 +296,11 @@ class SocketIOConnection(EngineConnection):
         self._joining.pop(session.form.namespace, None)
         if session is self._main:
             self._main = None
+        if _passes(error):
+            # Upon a connect_error stock clients stay away for good; upon a connection that ends they come back.
+            logger.debug("session %s: %s", self.name, error)
+            self.close(errors.CLOSE_SERVER_ERROR)
+            return
         if isinstance(error, ProtocolError):
             words: dict[str, Any] = {"message": error.close.reason, "data": {"code": error.close.code}}
         else:
@@ -346,6 +351,13 @@ class SocketIOConnection(EngineConnection):
     def _refuse(self, namespace: str, reason: dict[str, Any]) -> None:
         # An application's words may be anything; what is no JSON is told as text.
         self.put(encode_packet(CONNECT_ERROR, namespace, data=orjson.dumps(reason, default=str)))
+
+
+def _passes(error: HubError) -> bool:
+    """Whether a client was kept out by what has nothing to do with it, and soon will be over."""
+    if isinstance(error, CommandError):
+        return isinstance(error, Unavailable) or error.reply is errors.TOO_MANY_REQUESTS
+    return not isinstance(error, ProtocolError)
 
 
 class Return:

@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from hub import auth, protocol
 from hub.app import App
-from hub.errors import CLOSE_FORCE_DISCONNECT, CLOSE_SHUTDOWN
+from hub.errors import CLOSE_FORCE_DISCONNECT, CLOSE_SHUTDOWN, BrokerUnavailable
 from hub.notice import Notice, Notices
 from hub.resume import STEP
 from hub.transports.socketio_session import SocketIOForm
@@ -517,3 +517,27 @@ async def test_what_is_answered_late_goes_to_nobody(valkey_url, prefix):
         await until(lambda: hub.fanout.subscriptions == 0)
         await socket.send('422["rpc",{"method":"none"}]')
         assert (await receive(socket)).startswith('432[{"error":{"code":104,')
+
+
+@pytest.mark.expects_log
+@pytest.mark.parametrize("where", ["redis", "handler", "runner"])
+@async_test
+async def test_who_is_kept_out_for_a_moment_comes_back(valkey_url, prefix, where):
+    """Redis is away, or too much waits: not a connect_error, upon which stock clients give up, but an end."""
+    app = App()
+
+    @app.on_connect()
+    async def connect(client, data):
+        if where == "handler":
+            raise BrokerUnavailable("away")
+
+    async with plane(valkey_url, prefix, app=app) as hub, websocket(hub) as socket:
+        if where == "runner":
+            hub.services.gate.runner._pending = 0
+        if where == "redis":
+            hub.services.subscriptions.subscribe = lambda *about: about[3](BrokerUnavailable("away"))
+        await receive(socket)
+        await socket.send("40")
+        with pytest.raises(ConnectionClosed) as closed:
+            await receive(socket)
+        assert closed.value.rcvd.code == 3004
