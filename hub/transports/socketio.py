@@ -26,6 +26,7 @@ from ..app_runner import Rejected, Unavailable
 from ..audience import ELSEWHERE, Audience, Group, new_number
 from ..errors import Close, CommandError, HubError, ProtocolError
 from ..history import Asked, Page
+from ..limits import TokenBucket
 from ..position import Position, survives
 from ..protocol import encode_message
 from ..recall import Recall
@@ -38,6 +39,9 @@ from .socketio_session import SocketIOForm, SocketSession, encode_packet
 logger = logging.getLogger(__name__)
 
 PID = re.compile(r"[A-Za-z0-9_-]{22}")
+LEAVES_PER_S = 10
+"""Of one connection, and as many more as there are namespaces: each has the application called twice, and what a client
+has left before its answer is still being worked at, so that one client could have all calls there are to be had."""
 
 
 class Branch:
@@ -105,6 +109,7 @@ class SocketIOConnection(EngineConnection):
         "_decoder",
         "_door",
         "_joining",
+        "_leaves",
         "_main",
         "_opened_at",
         "_pinged",
@@ -122,6 +127,7 @@ class SocketIOConnection(EngineConnection):
         self._sessions: dict[str, SocketSession] = {}
         self._joining: dict[str, SocketSession] = {}
         """Those about which the application is being asked."""
+        self._leaves: TokenBucket | None = None
         self._main: SocketSession | None = None
         self._pinged = -1
         self._opened_at = self.heard_at
@@ -224,6 +230,7 @@ class SocketIOConnection(EngineConnection):
         if packet.kind == CONNECT and session is None and packet.namespace not in self._joining:
             self._connect(packet.namespace, packet.data or {})
         elif packet.kind == DISCONNECT and packet.namespace in self._joining:
+            self._count_leave()
             self._joining.pop(packet.namespace).on_gone()
         elif session is None or packet.kind == CONNECT:
             raise ProtocolError(
@@ -232,9 +239,16 @@ class SocketIOConnection(EngineConnection):
         elif packet.kind == EVENT:
             session.handle_event(packet)
         elif packet.kind == DISCONNECT:
+            self._count_leave()
             self._leave(session)
         else:
             session.handle_ack(packet)
+
+    def _count_leave(self) -> None:
+        if self._leaves is None:
+            self._leaves = TokenBucket(LEAVES_PER_S + len(self._door.forms), self.reactor.clock)
+        if not self._leaves.take():
+            raise ProtocolError(errors.CLOSE_TOO_MANY_REQUESTS, "namespaces are left too often")
 
     def _leave(self, session: SocketSession) -> None:
         del self._sessions[session.form.namespace]

@@ -16,6 +16,7 @@ from hub.app import App
 from hub.errors import CLOSE_FORCE_DISCONNECT, CLOSE_SHUTDOWN, BrokerUnavailable
 from hub.notice import Notice, Notices
 from hub.resume import STEP
+from hub.transports.socketio import LEAVES_PER_S
 from hub.transports.socketio_session import SocketIOForm
 from tests.nodes import until
 from tests.plane import SECRET, client, plane
@@ -517,6 +518,29 @@ async def test_what_is_answered_late_goes_to_nobody(valkey_url, prefix):
         await until(lambda: hub.fanout.subscriptions == 0)
         await socket.send('422["rpc",{"method":"none"}]')
         assert (await receive(socket)).startswith('432[{"error":{"code":104,')
+
+
+@async_test
+async def test_namespaces_are_not_left_all_the_time(valkey_url, prefix):
+    """The application works on at what was left before its answer: one client can't take all its calls."""
+    app, let_go = App(), asyncio.Event()
+
+    @app.on_connect()
+    async def connect(client, data):
+        await let_go.wait()
+
+    async with plane(valkey_url, prefix, app=app) as hub:
+        for join, leave in (("40", "41"), ("40/,", "41/,")):
+            async with websocket(hub) as socket:
+                await receive(socket)
+                for _ in range(LEAVES_PER_S + 2):
+                    await socket.send(join)
+                    await socket.send(leave)
+                with pytest.raises(ConnectionClosed) as closed:
+                    await receive(socket)
+                assert closed.value.rcvd.code == 3013
+        assert len(hub.services.gate.runner._calls) <= 2 * (LEAVES_PER_S + 2)
+        let_go.set()
 
 
 @pytest.mark.expects_log
