@@ -177,6 +177,7 @@ class SocketIOSettings(Section):
     recovery_ms: Whole = Field(0, ge=0, le=86_400_000, description="a lost client's state is kept so long; 0 = off")
     recovery_bytes: Whole = Field(67_108_864, ge=65_536, le=1_099_511_627_776, description="of those, from one worker")
     attachment_timeout_ms: Whole = Field(10_000, ge=200, le=600_000, description="for all attachments of a packet")
+    polling_sessions: Whole = Field(100_000, ge=1, le=10_000_000, description="of one worker at a time; more: 503")
     max_packets: Whole = Field(10_000, ge=16, le=1_000_000, description="messages in one polling request of a client")
     max_payload_bytes: Whole = Field(1_000_000, ge=1024, le=16_777_216, description="maxHttpBufferSize: one message")
     client_dir: str = Field("", description="npm socket.io-client's dist, served to pages; relative to the file")

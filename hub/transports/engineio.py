@@ -71,6 +71,13 @@ class Engine:
     sessions: dict[str, EngineConnection] = field(default_factory=dict)
     last_polls: dict[str, str] = field(default_factory=dict)
     """Sessions that their clients ended while no poll waited, with their tokens."""
+    polling: int = 0
+    """Sessions without a socket, of which nothing else bounds the number."""
+
+    @property
+    def full(self) -> bool:
+        """It takes no more of these."""
+        return self.polling >= self.settings.polling_sessions
 
     def open_polling(self, make: Make, token: str) -> EngineConnection:
         """A session without a socket."""
@@ -213,6 +220,7 @@ class EngineConnection(FramedConnection):
 
     def begin_polling(self) -> None:
         """Join the plane without a socket."""
+        self.engine.polling += 1
         self.reactor.adopt(self)
         self._schedule()
 
@@ -360,6 +368,7 @@ class EngineConnection(FramedConnection):
 
     def on_gone(self) -> None:
         self.engine.sessions.pop(self.sid, None)
+        self.engine.polling -= self.polls
         self._answer_poll(engineio.ENCODED_CLOSE)
 
     # Polls.
@@ -385,6 +394,7 @@ class EngineConnection(FramedConnection):
         """Live on a WebSocket from now on. rest: what came on it behind the upgrade packet."""
         self._answer_poll(engineio.ENCODED_NOOP)
         number, self.fd = self.fd, fd
+        self.engine.polling -= 1
         self.reactor.move(self, number)
         self._reader = reader
         self._blocked = self.probing = self.probed = False

@@ -334,7 +334,7 @@ class EngineIOHandler(httpd.Handler):
         self._answer(answer)
 
     def _open(self) -> None:
-        fault = self._check_newcomer()
+        fault = engineio.BUSY if self._address.engine.full else self._check_newcomer()
         if fault is not None:
             self._answer(refusal(fault))
             return

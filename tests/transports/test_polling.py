@@ -13,6 +13,7 @@ from hub.errors import OwnerFailed, OwnerGone, OwnerSlow
 from hub.handover import Handover
 from hub.relay import Home, Limits, Owner, Relay, new_session_id
 from hub.transports.polling import Address, Probing
+from tests.nodes import until
 from tests.plane import SECRET, plane
 from tests.support import async_test
 from tests.transports.polls import QUERY, fault, joined, polls, receive, request, websocket
@@ -231,3 +232,23 @@ async def test_a_long_post_is_handled_in_order_and_by_turns(valkey_url, prefix):
         with pytest.raises(asyncio.CancelledError):
             await post
         assert await session.gone()
+
+
+@async_test
+async def test_sessions_without_a_socket_are_counted(valkey_url, prefix):
+    """As no descriptor bounds them; those that have moved to a WebSocket, or ended, make room."""
+    async with plane(valkey_url, prefix, socketio={"polling_sessions": 2}) as hub:
+        first, second = await polls(hub), await polls(hub)
+        answer = await request(hub, QUERY)
+        assert fault(answer) == (503, 4) and answer.headers["Retry-After"] == "1"
+        async with websocket(hub, first.sid) as socket:
+            await socket.send("2probe")
+            assert await receive(socket) == "3probe"
+            await socket.send("5")
+            await until(lambda: hub.engine.polling == 1)
+            third = await polls(hub)
+            assert (await request(hub, QUERY)).code == 503
+            assert (await second.post(b"1")).body == b"ok"
+            await polls(hub)
+            assert (await third.post(b"9")).code == 400
+        await until(lambda: hub.engine.polling == 1)
