@@ -151,7 +151,16 @@ class Address:
 
     async def answer(self, payload: bytes) -> bytes:
         """What the relay calls: a request of another worker."""
-        return (await self._serve(Request.unpack(payload))).pack()
+        request = Request.unpack(payload)
+        packed = (await self._serve(request)).pack()
+        if len(packed) > self._relay.limits.message_bytes:
+            # It would not get there, and is in no outbox any more.
+            logger.warning("a poll's answer of %d bytes is too large for the relay (relay.message_bytes)", len(packed))
+            session = self.engine.sessions.get(request.sid)
+            if session is not None:
+                session.end(CLOSE_TOO_BIG)
+            return refusal(engineio.FAILED).pack()
+        return packed
 
     async def _serve(self, request: Request) -> Answer:
         if request.method == "GET" and self.engine.is_last_poll(request.sid, request.token):

@@ -12,7 +12,8 @@ from hub import auth, engineio_protocol
 from hub.errors import OwnerFailed, OwnerGone, OwnerSlow
 from hub.handover import Handover
 from hub.relay import Home, Limits, Owner, Relay, new_session_id
-from hub.transports.polling import Address, Probing
+from hub.transports.engineio import encode_frame
+from hub.transports.polling import Address, Probing, Request
 from tests.nodes import until
 from tests.plane import SECRET, plane
 from tests.support import async_test
@@ -252,3 +253,21 @@ async def test_sessions_without_a_socket_are_counted(valkey_url, prefix):
             await polls(hub)
             assert (await third.post(b"9")).code == 400
         await until(lambda: hub.engine.polling == 1)
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_an_answer_that_can_not_be_relayed_ends_its_session(valkey_url, prefix, caplog):
+    """What it held is gone, so whoever polls on would miss it unawares."""
+    async with plane(valkey_url, prefix) as hub:
+        relay = Relay(Home("0123456789abcdef", ""), 0, 1, Limits(message_bytes=1000))
+        handover = Handover(Home("0123456789abcdef", ""), relay.owner)
+        address = Address(hub.engine, None, relay, handover)
+        for size, status in ((900, b"200\n"), (1000, b"500\n")):
+            session = await joined(hub)
+            hub.engine.sessions[session.sid].put(encode_frame(b"4" + b"x" * size))
+            answer = await address.answer(Request("GET", session.sid, "", b"").pack())
+            assert answer.startswith(status)
+            assert (await session.post(b"3")).code == (200 if size < 1000 else 400)
+        handover.close()
+    assert "relay.message_bytes" in caplog.text
