@@ -159,6 +159,7 @@ class SocketSession(Session):
         "_rejoining",
         "_resuming",
         "_stays",
+        "_told_out",
         "_watches",
         "confirmed",
         "form",
@@ -184,6 +185,8 @@ class SocketSession(Session):
         """It has everything up to this batch."""
         self._came = ""
         self._stays: dict[str, Stay] = {}
+        self._told_out: dict[str, int] = {}
+        """Channels of which it was told to subscribe anew and has not, by the batch: it may never have heard of it."""
         self._watches = False
         self._resuming: dict[int, str] = {}
         """Channels that it is being let into again, by command id."""
@@ -293,6 +296,7 @@ class SocketSession(Session):
         if deliveries is None or isinstance(outcome, HubError) or not self.holds(channel):
             return
         self._watches |= asked.watch
+        self._told_out.pop(channel, None)
         if resumed and outcome.recovered is False:
             number = self._resume_id(channel)
             self.perform(Command(number, "unsubscribe", {"channel": channel}))
@@ -405,6 +409,8 @@ class SocketSession(Session):
         deliveries, gate = self.form.deliveries, self.services.gate
         if deliveries is None or not self.pid or self._watches or self._resuming or self._rejoining:
             return None
+        if any(batch > self.confirmed for batch in self._told_out.values()):
+            return None
         rooms = gate.rooms(self) if gate is not None else frozenset()
         streams, others, left = {}, [], KEPT
         for channel, namespace in self._channels.items():
@@ -437,6 +443,9 @@ class SocketSession(Session):
         super().tell_displaced(channel, code, reason)
 
     def say_displaced(self, channel: str, code: int, reason: str) -> None:
+        if self.form.deliveries is not None:
+            self._told_out = {name: batch for name, batch in self._told_out.items() if batch > self.confirmed}
+            self._told_out[channel] = self.form.deliveries.turn()
         body = {"channel": channel, "code": code, "reason": reason}
         self._put(self.form.encode_event("unsubscribed", orjson.dumps(body)))
 

@@ -565,3 +565,23 @@ async def test_who_is_kept_out_for_a_moment_comes_back(valkey_url, prefix, where
         with pytest.raises(ConnectionClosed) as closed:
             await receive(socket)
         assert closed.value.rcvd.code == 3004
+
+
+@async_test
+async def test_who_may_not_know_that_it_is_out_of_a_channel_starts_anew(valkey_url, prefix):
+    """It was told to subscribe anew, and its connection was lost: it would wait for ever. Not if it did so."""
+    async with plane(valkey_url, prefix, socketio=RECOVERY) as hub, client(hub.url) as native:
+        for knows in (False, True):
+            async with websocket(hub) as socket:
+                pid = (await welcome(socket, {}))["pid"]
+                await emit(socket, 1, "subscribe", channel="chat:a")
+                await native.command(publish={"channel": "chat:a", "data": 1})
+                mark = (await event(socket))[-1]
+                hub.streams.overloaded("chat:a")
+                assert (await event(socket))[0] == "unsubscribed"
+                if knows:
+                    await emit(socket, 2, "subscribe", channel="chat:a")
+            await until(lambda: not hub.engine.sessions)
+            async with websocket(hub) as socket:
+                answer = await welcome(socket, {"pid": pid, "offset": mark})
+                assert (answer["pid"] == pid) is knows
