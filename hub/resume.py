@@ -176,9 +176,10 @@ def judge(record: Record, text: str) -> dict[str, int] | None:
     positions = {}
     for channel, (_, base, top, batches) in record.streams.items():
         if channel == mark.channel:
-            if mark.offset > top:
-                return None  # nobody was sent that
-            positions[channel] = mark.offset
+            known = len(batches) - 1 - (top - mark.offset)
+            if mark.offset > top or (mark.offset > base and known >= 0 and batches[known] != mark.batch):
+                return None  # nobody was sent that, or in another life of the channel
+            positions[channel] = max(base, mark.offset)
             continue
         missed = sum(batch > mark.batch for batch in batches)
         whole = len(batches) == top - base or (missed < len(batches))

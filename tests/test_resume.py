@@ -45,6 +45,10 @@ JUDGED = [
     ((0, 9, [7, 8]), (0, 1, [2]), (9, 1, "chat:z"), {"chat:a": 9, "chat:b": 1}),
     ((0, 9, [7, 8]), (0, 1, [2]), (3, 1, "chat:b"), None),
     ((0, 2, [1, 3]), (0, 1, [2]), (9, 3, "chat:a"), None),
+    # Of an earlier stay in a, which has been another life of the channel: of this one it has nothing, or nobody knows.
+    ((3, 5, [7, 9]), (0, 0, []), (2, 4, "chat:a"), None),
+    ((3, 5, [7, 9]), (0, 0, []), (7, 4, "chat:a"), {"chat:a": 4, "chat:b": 0}),
+    ((3, 5, [7, 9]), (0, 0, []), (2, 1, "chat:a"), {"chat:a": 3, "chat:b": 0}),
 ]
 
 
