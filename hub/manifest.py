@@ -4,7 +4,7 @@ are not forgotten.
 Does: keep the list and this worker's lease, all changes of a loop turn in one round trip; take over the list of a
 worker whose lease has ended, and have the application told of each client on it.
 Does not: run handlers (app_gate), or know sessions.
-Called by: app_gate (enter, exit), worker (builds, starts, closes); only where the application handles disconnects.
+Called by: app_gate (enter, exit), worker (builds, starts, waits, closes); only where there is a disconnect handler.
 Never break: an entry is struck off only when the application has been told of that client; so it is told at least once,
 whichever worker dies when, and twice only where one dies while it tells or has just told, or was cut off.
 
@@ -113,6 +113,7 @@ class Manifest:
         """For those who wait for the next round trip; all of them share it."""
         self._down = True
         """Redis did not take the last round trip: nobody waits for the next one."""
+        self._ready = asyncio.Event()
         self._dead: dict[str, None] = {}
         """Workers that are being told of."""
         self._renew_at = 0.0
@@ -125,6 +126,12 @@ class Manifest:
     def start(self) -> None:
         """Keep the lease and the list until `close`."""
         self._runner = asyncio.get_running_loop().create_task(self._run())
+
+    async def ready(self, most_s: float) -> None:
+        """Return when Redis has taken the first renewal, or after so long: from then on `enter` waits for Redis."""
+        with suppress(TimeoutError):  # Redis is away: clients are noted later
+            async with asyncio.timeout(most_s):
+                await self._ready.wait()
 
     async def rest(self) -> None:
         """Take up no further client of a dead worker; return when the application has heard of those at hand."""
@@ -194,6 +201,7 @@ class Manifest:
         if now >= self._renew_at:
             await self._renew()
             self._down = False
+            self._ready.set()
             self._renew_at = now + self._lease_s / RENEWALS_PER_LEASE
         if self._again:
             self._enter_again()

@@ -312,6 +312,8 @@ class Worker:
             self._gate.runner.start()
             if self._gate.manifest is not None:
                 self._gate.manifest.start()
+                # Who came before would be told that it is in before it is noted, and a kill would lose its end.
+                await self._gate.manifest.ready(SUBSCRIBER_WAIT_S)
         try:
             await self._relay.start()
         except OSError as error:

@@ -134,6 +134,21 @@ async def test_the_end_of_the_one_who_tells_is_survived(valkey_url, prefix):
 
 
 @async_test
+async def test_whoever_comes_when_a_worker_is_ready_is_noted_before_it_is_told(valkey_url, prefix):
+    """A kill right behind that loses nobody's end; without Redis a worker is ready all the same."""
+    worker, keys = Worker(valkey_url, prefix), Keys(prefix)
+    worker.manifest.start()
+    await worker.manifest.ready(PATIENCE_S)
+    await worker.enter("c1")
+    async with Redis.from_url(valkey_url) as redis:
+        assert await redis.hkeys(keys.manifest(worker.manifest.uid)) == [b"c1"]
+    await worker.die()
+    away = Worker("unix:///nowhere.sock", prefix)
+    await away.manifest.ready(0.01)
+    await away.enter("c2")
+
+
+@async_test
 async def test_an_orderly_end_leaves_nothing_or_hands_it_on(valkey_url, prefix):
     """Without waiting for the lease: a long one is none's hindrance."""
     async with workers(valkey_url, prefix, 2, lease_s=2.0) as (one, other):
