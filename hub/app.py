@@ -204,7 +204,8 @@ class App:
         Asked of a client that comes back as well (`client.recovered`), as it may not be welcome any more. Let in, it is
         in its rooms again, and gets what it missed in those of mode stream and what was emitted to its whole namespace,
         and the newest value in those of mode latest. What was emitted in others or to it alone is gone, and so is
-        `client.state`. Where its claims make another user of it, it starts anew.
+        `client.state`. Where its claims make another user of it, it starts anew. Its `id` is a new one in
+        any case.
         """
         return self._register(CONNECT, "", namespace)
 
@@ -325,7 +326,8 @@ class App:
         of a client's id is never taken for a room.
         args: JSON, and bytes: at most 10, of 1 MB in all (64 KB of all args, to one client). Socket.IO clients get them
         as attachments, others as {"$base64":…} and with a tag `binary`.
-        skip: a client that is passed over.
+        skip: a client that is passed over, also when it comes back to the room (socketio.recovery_ms). A native client
+        that takes up a channel where it was reads all of it, with `skip` among the tags.
         volatile: whoever would have to wait for it goes without, and no history keeps it; not in mode latest.
         Raises HubError.
         """

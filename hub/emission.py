@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -139,6 +139,14 @@ def parse(body: bytes) -> Emission | None:
         return None
     args = data if ARGS in tags and isinstance(data, list) else [data]
     return Emission(name, unmarked(args) if BINARY in tags else args, tags.get(SKIP, ""), VOLATILE in tags)
+
+
+def is_skipping(body: bytes, clients: Collection[str]) -> bool:
+    """Whether a publication's body says an event that passes over one of these clients, by their ids."""
+    if not clients or SKIP_MARK not in body:
+        return False
+    event = parse(body)
+    return event is not None and event.skip in clients
 
 
 class EmittingFanout(Fanout):

@@ -32,6 +32,8 @@ KEPT = 2048
 """Of them, in one client's record."""
 STEP = 65_536
 """From one batch to the next; so many things, but two, may one client be sent in between that have to be told apart."""
+NAMES = 8
+"""Ids that one client has had, in its record."""
 SETTLING = 2
 """Batches that may not be written yet at any time: one gathers, one is being swept."""
 
@@ -147,6 +149,8 @@ class Record(NamedTuple):
     """Those of all modes into which the application has let it."""
     named: str = ""
     """The user that its token named; the application may have made another one of it."""
+    ids: Sequence[str] = ()
+    """Under which it was connected, the newest `NAMES`: what passes over one of them passes over it."""
 
     def pack(self) -> bytes:
         return orjson.dumps(self._asdict())

@@ -30,7 +30,7 @@ def record(streams, confirmed=-1, came="", form="f"):
 
 def test_a_record_is_read_as_it_was_packed():
     """By another worker."""
-    one = record({"chat:a": ["4.k3", 0, 2, [5, 6]]})._replace(rooms=["chat:a"], named="ann")
+    one = record({"chat:a": ["4.k3", 0, 2, [5, 6]]})._replace(rooms=["chat:a"], named="ann", ids=["c1"])
     assert Record.unpack(one.pack()) == one
 
 

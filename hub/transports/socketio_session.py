@@ -37,7 +37,7 @@ from ..errors import CommandError, HubError
 from ..position import Position
 from ..protocol import Command
 from ..recovery import Joined
-from ..resume import KEPT, STEP, Deliveries, Mark, Record, Returning, Stay
+from ..resume import KEPT, NAMES, STEP, Deliveries, Mark, Record, Returning, Stay
 from ..session import Services, Session
 from ..socketio_protocol import ACK, EVENT, MAIN
 from .engineio import encode_frame
@@ -155,6 +155,7 @@ class SocketSession(Session):
         "_catch_up",
         "_connection",
         "_events",
+        "_ids",
         "_put",
         "_rejoining",
         "_resuming",
@@ -184,6 +185,8 @@ class SocketSession(Session):
         self.confirmed = -1
         """It has everything up to this batch."""
         self._came = ""
+        self._ids: Sequence[str] = ()
+        """Those that it had before, the newest last."""
         self._stays: dict[str, Stay] = {}
         self._told_out: dict[str, int] = {}
         """Channels of which it was told to subscribe anew and has not, by the batch: it may never have heard of it."""
@@ -311,8 +314,9 @@ class SocketSession(Session):
             self._catch_up()
         batches = []
         for body in missed:
-            self._alone += 1
-            self._put(self.form.encode_missed(channel, body, self._alone))
+            self._alone += 1  # also for what it is not sent: the mark of what it is sent next is behind that
+            if not emission.is_skipping(body, self._ids):
+                self._put(self.form.encode_missed(channel, body, self._alone))
             batches.append(deliveries.alone(self._alone).batch)
         if self._alone > STEP - 2:
             self.pid = ""  # what it has could not be told any more
@@ -351,7 +355,7 @@ class SocketSession(Session):
     def resume(self, returning: Returning) -> None:
         """Let a client that was told so into its channels again, behind its positions."""
         record = returning.record
-        self._came, self.confirmed = returning.came, -1
+        self._came, self.confirmed, self._ids = returning.came, -1, record.ids
         if self.services.gate is not None:
             self.services.gate.resumed(self, record.rooms)
         rooms = set(record.rooms)
@@ -436,7 +440,9 @@ class SocketSession(Session):
             streams[channel] = (stay.epoch, stay.base, top, [*early, *batches])
             left -= len(batches)
         inside = [channel for channel in rooms if channel in self._channels]
-        return Record(self.user, deliveries.form, self._came, self.confirmed, streams, others, inside, self.named)
+        ids = [*self._ids, self.client][-NAMES:]
+        form, came = deliveries.form, self._came
+        return Record(self.user, form, came, self.confirmed, streams, others, inside, self.named, ids)
 
     def tell_displaced(self, channel: str, code: int, reason: str) -> None:
         self._stays.pop(channel, None)

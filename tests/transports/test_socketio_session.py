@@ -139,6 +139,35 @@ async def test_what_is_sent_to_one_client_does_not_hide_where_it_is(valkey_url, 
 
 
 @async_test
+async def test_what_passes_over_a_client_passes_over_it_when_it_is_back(valkey_url, prefix):
+    """However often it was away since, under another id each time; what passes over others it gets."""
+    rig = Rig()
+    async with plane(valkey_url, prefix, app=rig.app, socketio=RECOVERY) as hub:
+        async with websocket(hub) as other:
+            await welcome(other, {})
+            stranger = rig.client
+        async with websocket(hub) as socket:
+            pid = (await welcome(socket, {}))["pid"]
+            *_, mark = await event(socket)
+            await emit(socket, 1, "enter", "chat:a")
+            clients = [rig.client]
+            await rig.app.emit("said", "own", to="chat:a", skip=rig.client)
+        # Its only mark is from before all that, so everything is read for it again each time.
+        for round_number in (1, 2):
+            await until(lambda: not hub.engine.sessions)
+            for client in (*clients, stranger):
+                await rig.app.emit("said", client.id == stranger.id, to="chat:a", skip=client)
+            async with websocket(hub) as socket:
+                assert (await welcome(socket, {"pid": pid, "offset": mark}))["pid"] == pid
+                await until(lambda: rig.client not in (*clients, stranger))
+                clients.append(rig.client)
+                assert await said(socket, round_number) == [["said", True]] * round_number
+                await rig.app.emit("said", "own", to="chat:a", skip=rig.client)
+                await rig.client.emit("end")
+                assert await said(socket, 1) == [["end"]]
+
+
+@async_test
 async def test_what_is_being_swept_goes_before_what_one_client_is_sent(valkey_url, prefix):
     """Its mark says that it has all of the batches before."""
     rig = Rig()
