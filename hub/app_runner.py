@@ -64,7 +64,8 @@ class Runner:
         """Threads without work: nothing is handed to a pool of which all are busy, so its queue stays empty."""
         self._calls: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._brake = Brake()
+        self._brakes: dict[Handler | None, Brake] = {}
+        """One for each handler: what often fails must not hide what fails for another reason."""
 
     def start(self) -> None:
         """Begin the background tasks."""
@@ -127,7 +128,8 @@ class Runner:
             else:
                 self.failed += 1
                 text = describe(error)
-            self._brake.warning(logger, "the application's %s %r, client %s: %s", call.kind, call.name, client.id, text)
+            brake = self._brakes.setdefault(handler, Brake())
+            brake.warning(logger, "the application's %s %r, client %s: %s", call.kind, call.name, client.id, text)
             raise CommandError(errors.INTERNAL, "the application failed") from None
 
     async def _invoke(self, handler: Handler | None, client: Client, call: Call) -> Any:

@@ -97,6 +97,24 @@ async def test_errors_become_the_clients(caplog):
 
 
 @async_test
+async def test_each_handler_that_fails_has_a_line(caplog):
+    """Not each failure; one that fails all the time does not hide another."""
+    runner = Runner(App())
+
+    async def fail(client, value):
+        raise KeyError("often")
+
+    async def other(client, value):
+        raise KeyError("once")
+
+    for handler in (fail, fail, other, fail):
+        await error_of(runner, handler)
+    assert [record.args[3].split(" (")[0] for record in caplog.records] == ["KeyError: 'often'", "KeyError: 'once'"]
+    caplog.clear()
+    await runner.close()
+
+
+@async_test
 async def test_a_handler_that_takes_too_long_is_given_up(caplog):
     """A thread that hangs keeps its place; when all do, coroutines still run, and when one ends, plain ones do."""
     runner = Runner(App(), timeout_s=0.05, threads=1)
