@@ -160,6 +160,14 @@ async function writes(wire, apiUrl, key) {
   for (const bob of bobs) await open(bob, "#help");
   await say(anns[0], "and @bob again");
   for (const bob of bobs) await toasted(bob, "and @bob again");
+  // What is looked at needs no notice any more; what is half written stays where it was written.
+  await bobs[0].fill("#text", "half");
+  await bobs[0].click(".toast:has-text('and @bob again')");
+  await open(bobs[1], "#lobby");
+  for (const bob of bobs) await bob.waitForSelector(".toast", { state: "detached" });
+  assert.equal(await bobs[0].inputValue("#text"), "");
+  await open(bobs[0], "#help");
+  assert.equal(await bobs[0].inputValue("#text"), "half");
   // A device that comes later has it all, and nothing is new to it.
   const late = await enter("bob", wire);
   await open(late, "@ann");
@@ -318,6 +326,13 @@ async function fits(screenshot) {
   await phone.tap("[data-key='#help']");
   await until(phone, () => document.getElementById("title").textContent === "#help" && document.getElementById("talk").inert === false);
   await fit("another room");
+  // Also with the drawer closed one sees that one is not heard.
+  await phone.context().setOffline(true);
+  await phone.waitForSelector("#away:text-is('Reconnecting')", { timeout: 60_000 });
+  assert.ok(await phone.isHidden("#here"));
+  await phone.context().setOffline(false);
+  await phone.waitForSelector("#away", { state: "hidden" });
+  assert.ok(await phone.isVisible("#here"));
 }
 
 /** All of it by keys, and always visibly. */

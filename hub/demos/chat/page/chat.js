@@ -76,7 +76,7 @@ function onDirect({ id, from, to, text, at }, live) {
   const isNew = take(`@${peer}`, { id, user: from, text: String(text), at, peer, state: "sent" }, live);
   if (live && isNew && from !== me.user) {
     line.visit(); // it is in the mailbox, too
-    if (!isSeen(conversation(`@${peer}`))) view.toast(from, text, () => open(`@${peer}`));
+    if (!isSeen(conversation(`@${peer}`))) view.toast(from, text, `@${peer}`, open);
   }
 }
 
@@ -95,7 +95,7 @@ function onNotice({ id, room, from, text }, live) {
   if (!live || noticed.has(id) || from === me.user) return;
   if (noticed.add(id).size > NOTICED) noticed.delete(noticed.values().next().value);
   const key = `#${room}`;
-  if (!isSeen(conversations.get(key))) view.toast(`${from} in #${room}`, text, () => open(key));
+  if (!isSeen(conversations.get(key))) view.toast(`${from} in #${room}`, text, key, open);
 }
 
 /** live: false for the past. */
@@ -177,7 +177,7 @@ function onLost({ channel }) {
 
 function send(text) {
   if (outbox.length >= WAITING) {
-    view.toast("Not sent", `${WAITING} messages wait already`, () => {});
+    view.toast("Not sent", `${WAITING} messages wait already`, "");
     return false;
   }
   const one = current;
@@ -349,6 +349,8 @@ function open(key) {
   const one = conversation(key);
   if (current !== one) {
     if (current) line.leave(current.signs);
+    const draft = view.swapDraft(one.draft);
+    if (current) current.draft = draft;
     current = one;
     line.enter(one.signs);
     saidAt = toldAt = 0;
@@ -360,6 +362,7 @@ function open(key) {
   }
   render();
   settle();
+  view.dropToasts(key);
   view.drawer(false);
   view.focusField();
 }

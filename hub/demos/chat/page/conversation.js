@@ -18,6 +18,8 @@ export class Conversation {
   people = new Map();
   typing = new Map();
   unread = 0;
+  /** What has been written and not sent. */
+  draft = "";
   /** The id of the message before which some are missing. */
   gap = "";
   /** Marks that have overtaken their messages, by id. */

@@ -188,24 +188,31 @@ export function showState({ name, text }) {
   const word = byId("state");
   // Attempts follow each other while the hub is away; "Reconnecting" is said once.
   if ((name !== "connecting" || word.textContent !== STATES.waiting) && word.textContent !== STATES[name]) word.textContent = STATES[name];
+  byId("away").textContent = name === "connected" ? "" : word.textContent;
   byId("detail").textContent = name === "waiting" || name === "closed" ? text : "";
 }
 
-/** Something that concerns this user, somewhere else than where the user looks. */
-export function toast(title, text, open) {
+/** Something that concerns this user, somewhere else than where the user looks. key: of the conversation, '' for none. */
+export function toast(title, text, key, open = () => {}) {
   const made = element("button", "toast");
   made.type = "button";
+  made.dataset.of = key;
   made.append(element("strong", "", title), element("span", "", text.slice(0, 140)));
   const all = byId("toasts");
   made.addEventListener("click", () => {
     made.remove();
-    open();
+    open(key);
   });
   all.append(made);
   while (all.children.length > TOASTS) all.firstElementChild.remove();
   // Who reads it keeps it.
   const end = () => (made.matches(":hover, :focus") ? setTimeout(end, TOAST_MS) : made.remove());
   setTimeout(end, TOAST_MS);
+}
+
+/** What they told of a conversation is being looked at. */
+export function dropToasts(key) {
+  for (const made of byId("toasts").querySelectorAll(`[data-of="${CSS.escape(key)}"]`)) made.remove();
 }
 
 // The drawer of small screens, the field, the keys.
@@ -231,6 +238,15 @@ function fit() {
   const field = byId("text");
   field.style.height = "auto";
   field.style.height = `${field.scrollHeight + 2}px`;
+}
+
+/** What has been written and not sent: that of one conversation out, that of another one in. */
+export function swapDraft(text) {
+  const field = byId("text");
+  const before = field.value;
+  field.value = text;
+  fit();
+  return before;
 }
 
 /** send(text), typing(): while something is being written. */
