@@ -27,7 +27,7 @@ async function inPage(deadlineMs) {
   const reply = JSON.parse((await answered).data.split("\n")[0]);
   const heard = sources.map((source) => event(source, "message"));
   const body = JSON.stringify({ channel: "log:page", data: "hi" });
-  const published = await within(fetch("/publish", { method: "POST", body }), "publish");
+  const published = await within(fetch("/publish", { method: "POST", headers: { "Content-Type": "application/json" }, body }), "publish");
   const data = (await Promise.all(heard)).map((one) => JSON.parse(one.data).pub.data);
   for (const source of sources) source.close();
   return { protocol, status: published.status, connected: "connect" in reply, data };

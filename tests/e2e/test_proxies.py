@@ -193,7 +193,7 @@ def test_curl_follows_a_channel(site: Site) -> None:
             next(line for line in lines if line == "event: cursor\n")
             for number in range(3):
                 body = json.dumps({"channel": channel, "data": number})
-                assert json.loads(curl(site, f"{url}/publish", "-d", body).stdout)["offset"] == number + 1
+                assert json.loads(curl(site, f"{url}/publish", "--json", body).stdout)["offset"] == number + 1
                 data = next(line for line in lines if line.startswith('data: {"channel"'))
                 assert json.loads(data.removeprefix("data: "))["pub"]["data"] == number
         finally:
@@ -209,7 +209,7 @@ def test_curl_polls(site: Site) -> None:
     assert head.startswith("HTTP/2 204")
     cursor = next(line.split()[1] for line in head.splitlines() if line.startswith("hub-cursor:"))
     for number in range(6):
-        curl(site, f"{url}/publish", "-d", json.dumps({"channel": channel, "data": number}))
+        curl(site, f"{url}/publish", "--json", json.dumps({"channel": channel, "data": number}))
         answer = json.loads(curl(site, f"{poll}&since={cursor}").stdout)
         assert [message["pub"]["data"] for message in answer["messages"]] == [number]
         cursor = answer["cursor"]
