@@ -631,6 +631,8 @@ export class Hub extends Emitter {
     if (type === "visible" && !waiting) this.#wire?.check();
     // The network may be another one: what was connected is perhaps dead, and what was blocked perhaps not.
     else if (type === "visible" || (type === "online" && (waiting || this.#offline))) this.#restart();
+    // What is written from now on is to wait for a connection, and not in a socket that nobody empties.
+    else if (type === "offline" && !waiting) this.#ended({ reason: "the browser is offline", spoke: true }, this.#turn);
     if (type.endsWith("line")) this.#offline = type === "offline";
   }
 

@@ -407,9 +407,13 @@ async function offline(url, wire) {
     for (let number = 0; number < 20; number += 1) await publish(url, CHANNELS[number % 2], number);
     await context.setOffline(true);
     await page.waitForFunction(() => !navigator.onLine);
+    // At once, and not by the silence of the hub: what is written now waits, over WebSocket as well.
+    await page.waitForFunction(() => seen.states.some(({ name, reason }) => name === "waiting" && reason === "the browser is offline"));
+    await page.evaluate(() => void (globalThis.written = Promise.all([0, 1, 2].map((number) => hub.publish("log:written", number)))));
     for (let number = 20; number < 40; number += 1) await publish(url, CHANNELS[number % 2], number);
     await context.setOffline(false);
     await page.waitForFunction((channels) => channels.every((one) => seen.channels[one].length >= 20), CHANNELS);
+    await page.evaluate(() => written);
     const seen = await page.evaluate(() => seen);
     checkNumbers(seen, 40);
     assert.ok(seen.states.filter(({ name }) => name === "connected").length >= 2, "it went on with the old connection");
