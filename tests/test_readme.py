@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -89,6 +92,17 @@ def test_a_command_of_the_readme_does_what_it_says(demo, command):
     assert '"error"' not in done.stdout
     for words, expected in SHOWS.items():
         assert words not in command or expected in done.stdout
+
+
+def test_the_application_of_the_readme_passes_its_test(monkeypatch):
+    """The file and its test, as they stand there."""
+    application, test = [one for one in re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S) if "hub.app" in one]
+    chat = ModuleType("chat")
+    exec(application, chat.__dict__)
+    monkeypatch.setitem(sys.modules, "chat", chat)
+    names: dict[str, Any] = {}
+    exec(test, names)
+    asyncio.run(names["a_line_reaches_the_room"]())
 
 
 def test_the_readme_shows_commands_at_all():
