@@ -7,11 +7,13 @@ The rooms, and what each is for; the head of each says more:
     frames deflate protocol handshake eventstream      words on the wire: bytes ⇄ objects, no I/O
     engineio_protocol socketio_protocol                the same for Socket.IO clients: packets, payloads, attachments
     auth origin limits                                 gates: who is it, from which page, how often
-    session subscribe publish asking wishes            one client; the way into a channel; the one door in; questions
+    session membership publish asking                  one client; its channels; the one door in; questions
+    subscribe wishes wants watch                       the way into a channel; what may be asked for; lists of channels
     streams stream ring recovery catchup               nothing is lost silently: contiguity, gaps, who comes back
     snapshots pages loopback                           newest values, histories; whether what is published arrives
     presence attendance roll                           who is there: lease and sender, our own clients, all in Redis
-    fanout audience sweep                              the one door out: batches, who receives what, the bare write loop
+    fanout audience lines sweep                        the one door out: batches, who receives what, the bare write loop
+    pace views                                         rates that clients ask for; fewer fields, marks
     outbox backlog                                     what waits for one client, and for all slow ones of a worker
     store scripts ingest registry                      Redis: the way to it, what runs in it, what comes out, who lives
     broker lane history                                publications into it, and what it keeps of them

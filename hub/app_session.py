@@ -14,17 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from . import errors, protocol
+from . import errors, membership, protocol
 from .audience import WireForm
 from .channels import Namespace
 from .emission import marked
 from .errors import Close, CommandError, HubError
+from .membership import Entry, Member
 from .position import Position
 from .recovery import Joined
 from .stream import StreamSubscriber
-from .subscribe import Subscriptions
 
 UNSUBSCRIBED_CODE = 2000
 """Ends a subscription by the server's wish: SDKs don't subscribe again."""
@@ -56,35 +56,18 @@ def encode_event(name: str, args: tuple[Any, ...], number: int | None) -> bytes:
     return protocol.encode_message(data | ({"binary": binary} if binary else {}))
 
 
-class Attempt:
-    """Stands for a subscription that Redis has yet to confirm.
-
-    One object for each attempt, so that two can't be mixed up.
-    """
-
-    __slots__ = ("watch",)
-
-    def __init__(self, watch: bool) -> None:
-        self.watch = watch
-        """It is to be told who comes and goes."""
-
-
 class AppSession:
     """The part of a session that an application has to do with."""
 
     __slots__ = ()
 
-    _channels: dict[str, Namespace | Attempt]
+    entries: dict[str, Entry]
     _transport: Transport
 
     # What the session has.
 
     @property
-    def subscriptions(self) -> Subscriptions:
-        raise NotImplementedError
-
-    @property
-    def most_channels(self) -> int:
+    def services(self) -> Any:
         raise NotImplementedError
 
     @property
@@ -92,17 +75,6 @@ class AppSession:
         raise NotImplementedError
 
     def holds(self, channel: str) -> bool:
-        raise NotImplementedError
-
-    def _settle(
-        self, channel: str, namespace: Namespace, asked: Attempt, outcome: Joined | HubError
-    ) -> HubError | None:
-        raise NotImplementedError
-
-    def _opened(self, channel: str, namespace: Namespace) -> None:
-        raise NotImplementedError
-
-    def _leave(self, channel: str, namespace: Namespace, hold: bool) -> None:
         raise NotImplementedError
 
     def returns(self) -> bool:
@@ -130,28 +102,29 @@ class AppSession:
 
         since: where it was; only where `tell_joined` makes use of what it has missed.
         """
-        if channel in self._channels:
+        most = self.services.client.channels
+        if channel in self.entries:
             done(None if self.holds(channel) else CommandError(errors.ALREADY_SUBSCRIBED))
-        elif len(self._channels) >= self.most_channels:
-            done(CommandError(errors.LIMIT_EXCEEDED, f"allowed: {self.most_channels} channels"))
+        elif len(self.entries) >= most:
+            done(CommandError(errors.LIMIT_EXCEEDED, f"allowed: {most} channels"))
         else:
-            asked = self._channels[channel] = Attempt(watch=False)
-            joined = partial(self._joined, channel, namespace, asked, done)
-            self.subscriptions.subscribe(channel, namespace, self._transport, joined, since)
+            membership.join(
+                cast(Member, self), channel, namespace, partial(self._joined, channel, namespace, done), since
+            )
 
     def _joined(
         self,
         channel: str,
         namespace: Namespace,
-        asked: Attempt,
         done: Callable[[HubError | None], None],
         outcome: Joined | HubError,
     ) -> None:
-        error = self._settle(channel, namespace, asked, outcome)
-        if error is None and not isinstance(outcome, HubError):
-            self.tell_joined(channel, outcome)
-            self._opened(channel, namespace)
-        done(error)
+        if isinstance(outcome, HubError):
+            done(outcome)
+            return
+        self.tell_joined(channel, outcome)
+        membership.opened(cast(Member, self), channel, namespace)
+        done(None)
 
     def tell_joined(self, channel: str, joined: Joined) -> None:
         """It has been let into a channel by the application."""
@@ -161,9 +134,7 @@ class AppSession:
 
     def leave(self, channel: str) -> None:
         """Out of a channel, if it holds it or is about to."""
-        namespace = self._channels.pop(channel, None)
-        if isinstance(namespace, Namespace):
-            self._leave(channel, namespace, hold=False)
+        if membership.leave(cast(Member, self), channel):
             self.tell_left(channel)
 
     def tell_left(self, channel: str) -> None:

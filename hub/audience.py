@@ -1,7 +1,7 @@
 """Audiences and groups: who receives what, arranged so that many receive the very same bytes.
 
-Does: keep, for each channel and wire form, who is subscribed (an Audience), and put subscribers with the same set of
-audiences together (a Group), so that what is pending for them is joined once for all.
+Does: keep, for each channel (a Line) and the terms on which it is taken, who is subscribed (an Audience), and put
+subscribers with the same set of audiences together (a Group), so that what is pending for them is joined once for all.
 Does not: encode, write or know Redis. fanout decides when somebody moves; sweep writes.
 Called by: fanout, sweep, connection (place, replace).
 Never break: a subscriber is in one group at most, and there either in `fds` (may be written to past its outbox) or in
@@ -17,10 +17,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from .channels import Mode
 from .position import Position
+
+AudienceMode = Mode | Literal["raw"]
+"""As its channel's, or "raw": every value of a `latest` channel, or the subscriber is too slow."""
 
 
 class WireForm(Protocol):
@@ -34,6 +37,83 @@ class WireForm(Protocol):
 
     def encode_message(self, message: bytes) -> bytes:
         """The same of a message that is no publication."""
+
+
+class Update(NamedTuple):
+    """What a subscriber is told of a `latest` channel at once: its newest value, and what that stands for."""
+
+    body: bytes
+    merged: int = 0
+    """Values that were published since the one before and are not sent, as this one is newer; -1: none is new, and the
+    last one is sent again."""
+    gap: int = 0
+    """Values that the source has numbered and that never came, among those."""
+    state: str = ""
+    """'stale' or 'live' where that has changed, else ''."""
+
+
+class View(WireForm, Protocol):
+    """A wire form of subscriptions with wishes: fewer fields, marks, another channel's name."""
+
+    marks: bool
+
+    def encode_update(self, channel: str, update: Update) -> bytes:
+        """The complete frame."""
+
+    def body(self, channel: str, update: Update) -> bytes:
+        """The publication in it."""
+
+
+class Mergeable(bytes):
+    """A frame that knows what it stands for, so that it can take an older one's place."""
+
+    __slots__ = ()
+
+    def over(self, older: bytes) -> bytes:
+        """This frame instead of both."""
+        raise NotImplementedError
+
+
+def replacing(frame: bytes, older: bytes) -> bytes:
+    """The frame that is sent instead of both."""
+    return frame.over(older) if isinstance(frame, Mergeable) else frame
+
+
+class Stand(NamedTuple):
+    """How much of a `latest` channel somebody has been served."""
+
+    number: int = 0
+    """Of the last publication, since the channel has subscribers here."""
+    seq: int = 0
+    """The source's own number of it; 0: not known."""
+    stale: bool = False
+    """It was told that the source is silent."""
+
+
+class Rate(Protocol):
+    """How often at most an audience is told; pace.Pace."""
+
+    def touch(self, audience: Audience) -> None:
+        """There is something new."""
+
+    def arrive(self, subscriber: Subscriber, audience: Audience, stand: Stand) -> None:
+        """Somebody comes who has been served up to `stand`."""
+
+    def told(self, subscriber: Subscriber, audience: Audience, stand: Stand) -> None:
+        """Somebody who has come, and was not let in yet, has been served more by another way."""
+
+    def leave(self, subscriber: Subscriber, audience: Audience) -> Stand | None:
+        """Somebody goes; its own stand, where it has one."""
+
+
+class Terms(NamedTuple):
+    """On what terms a subscription takes a `latest` channel; those with equal ones share their bytes."""
+
+    form: View
+    raw: bool = False
+    """Every value, or closed as too slow; else the newest where the socket is behind."""
+    pace: Rate | None = None
+    """How often at most; None: as often as there is something."""
 
 
 class Subscriber(Protocol):
@@ -74,6 +154,9 @@ class Subscriber(Protocol):
 
     def broken(self) -> None:
         """A direct write failed: the connection is over."""
+
+    def too_slow(self) -> None:
+        """It can't be given what it wants: the connection is over."""
 
 
 class Volatile(bytes):
@@ -118,15 +201,89 @@ class Board:
         self._free.append(slot)
 
 
+class Line:
+    """One channel that has subscribers in this worker."""
+
+    __slots__ = ("audiences", "channel", "heard_at", "keeps", "marked", "newest", "number", "seq", "stale", "stale_s")
+
+    def __init__(self, channel: str, keeps: bool, stale_s: float = 0.0) -> None:
+        self.channel = channel
+        self.stale_s = stale_s
+        """A source that is silent for so long is told as stale; 0: never."""
+        self.heard_at = 0.0
+        """When the newest value came, while `marked`."""
+        self.keeps = keeps
+        """It is a `latest` channel."""
+        self.audiences: dict[WireForm | Terms, Audience] = {}
+        """By the wire form of those without wishes, or by the terms."""
+        self.newest: bytes | None = None
+        """The newest body, as far as it is known here; only where it `keeps`."""
+        self.number = 0
+        """Of the newest publication, counted since it has subscribers; likewise."""
+        self.seq = 0
+        """The source's number of the newest, while `marked`; 0 where it is not known."""
+        self.marked = 0
+        """Audiences that want marks."""
+        self.stale = False
+        """The source is silent."""
+
+    @property
+    def stand(self) -> Stand:
+        return Stand(self.number, self.seq, self.stale)
+
+    def update(self, stand: Stand, marks: bool) -> Update | None:
+        """What somebody has not been told who was served up to `stand`; None: nothing. marks: silence is told, too."""
+        turned = marks and stand.stale != self.stale
+        merged = self.number - stand.number - 1
+        if self.newest is None or (merged < 0 and not turned):
+            return None
+        gap = max(0, self.seq - stand.seq - 1 - merged) if merged >= 0 and self.seq and stand.seq else 0
+        return Update(self.newest, merged, gap, (STALE if self.stale else LIVE) if turned else "")
+
+
+STALE, LIVE = "stale", "live"
+
+
 class Audience:
-    """The subscribers of one channel on one wire."""
+    """The subscribers of one channel on the same terms."""
 
-    __slots__ = ("channel", "frames", "full", "groups", "mark", "mode", "pause_s", "position", "size", "slot", "wire")
+    __slots__ = (
+        "apart",
+        "arriving",
+        "channel",
+        "frames",
+        "full",
+        "groups",
+        "line",
+        "mark",
+        "mode",
+        "pace",
+        "pause_s",
+        "position",
+        "sent",
+        "size",
+        "slot",
+        "view",
+        "wire",
+    )
 
-    def __init__(self, channel: str, wire: WireForm, mode: Mode, mark: int, slot: int, pause_s: float = 0.0) -> None:
+    def __init__(
+        self, channel: str, wire: WireForm, mode: AudienceMode, mark: int, slot: int, pause_s: float = 0.0
+    ) -> None:
         self.channel = channel
         self.wire = wire
         self.mode = mode
+        self.view: View | None = None
+        """The wire again, of those who take it on terms."""
+        self.pace: Rate | None = None
+        self.apart = False
+        """Paced or marked: a publication is not taken up as it comes."""
+        self.line: Line | None = None
+        """Its channel, of those who take it on terms."""
+        self.sent = Stand()
+        """What its settled members have been served; only where it is `apart`."""
+        self.arriving = 0
+        """Members that its pace has yet to let in."""
         self.pause_s = pause_s
         """How long a publication waits for others, in seconds; the namespace's flush_ms."""
         self.mark = mark
@@ -167,6 +324,10 @@ class Group:
 
     def __len__(self) -> int:
         return len(self.fds) + len(self.others)
+
+    def members(self) -> list[Subscriber]:
+        """All of them."""
+        return [*self._members, *self.others]
 
     def add(self, subscriber: Subscriber) -> None:
         """Let in a subscriber of no group, in `fds` if it is direct."""

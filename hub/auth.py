@@ -8,6 +8,7 @@ Never break: the algorithm is ours to choose, never the token's; claims count fo
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 import jwt
@@ -27,6 +28,8 @@ class Claims(NamedTuple):
 
     user: str
     expires_at: float
+    max_hz: float = inf
+    """Claim `max_hz`: values of one `latest` channel that it may get per second, 0 for none."""
 
 
 def verify(token: object, secret: str, now: float) -> Claims:
@@ -57,7 +60,10 @@ def verify(token: object, secret: str, now: float) -> Claims:
         raise CommandError(errors.TOKEN_EXPIRED)
     if valid_from > now:
         raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "not valid yet")
-    return Claims(user, float(expires_at))
+    max_hz = claims.get("max_hz", inf)
+    if isinstance(max_hz, bool) or not isinstance(max_hz, int | float) or not max_hz >= 0:
+        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "max_hz must be a number from 0 on")
+    return Claims(user, float(expires_at), float(max_hz))
 
 
 def _is_time(value: object) -> bool:

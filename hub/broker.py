@@ -73,7 +73,7 @@ class Broker:
         self._bounds = (most_waiting, most_bytes)
         self._redis: Redis = store.commands()
         mailbox = [f"mailbox_{name}" for name in MAILBOX_SCRIPTS]
-        self._scripts = Scripts("publish_latest", "publish_stream", "publish_once", *mailbox)
+        self._scripts = Scripts("publish_latest", "publish_stream", "publish_once", "newest", *mailbox)
         self._nonces = Nonces()
         self._lane = Lane(self._redis, self._scripts, *self._bounds)
         self._confirmed_lanes: dict[str, Lane] = {}

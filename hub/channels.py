@@ -67,6 +67,13 @@ class Namespace(BaseModel):
     flush_ms: Number = Field(
         0.0, ge=0, le=10_000, description="a publication waits so long for others to leave with it"
     )
+    max_hz: Number = Field(
+        0.0, ge=0, le=1000, description="latest: values of one channel that a client gets per second at most, 0: all"
+    )
+    watch: Whole = Field(0, ge=0, le=10_000, description="latest: channels in one watch list, 0: there are none")
+    stale_ms: Number = Field(
+        0.0, ge=0, le=86_400_000, description="latest: a source that is silent for so long is told as stale, 0: never"
+    )
     subscribe: SubscribeRule = Field("user", description="who may subscribe")
     publish: PublishRule = Field("nobody", description="who may publish over a client connection")
 
@@ -87,6 +94,11 @@ class Namespace(BaseModel):
                 f'ack: found {self.ack!r} with mode = "{self.mode}"; allowed: with mode = "stream" or a mailbox, as '
                 "nothing else is kept that could be confirmed"
             )
+        for name in "max_hz", "watch", "stale_ms":
+            if getattr(self, name) and self.mode != "latest":
+                raise ValueError(
+                    f'{name}: found {getattr(self, name):g} with mode = "{self.mode}"; allowed: in "latest"'
+                )
         if self.join_leave and self.presence == "off":
             raise ValueError('join_leave: found true with presence = "off"; allowed: with presence kept')
         return self

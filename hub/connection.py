@@ -281,8 +281,7 @@ class Connection:
     def _queued(self, verdict: Verdict) -> None:
         if verdict is Verdict.SLOW:
             # Not gone at once: that would change the group while the sweep walks it.
-            self.reactor.backlog.slow += 1
-            self.close(CLOSE_SLOW)
+            self.too_slow()
             return
         self.reactor.backlog.count(verdict)
         self._dropped += verdict is Verdict.DROPPED
@@ -290,6 +289,12 @@ class Connection:
             self._account()
         else:
             self._arm()
+
+    def too_slow(self) -> None:
+        """End it in order, as a reader that is too slow."""
+        if self.state == OPEN:
+            self.reactor.backlog.slow += 1
+            self.close(CLOSE_SLOW)
 
     def _account(self) -> None:
         """Tell the worker's backlog; over its bound the largest have to go, which may be this one."""

@@ -19,13 +19,30 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping
 
-from .audience import ELSEWHERE, Audience, Board, Group, Subscriber, Volatile, WireForm
+from .audience import (
+    ELSEWHERE,
+    Audience,
+    Board,
+    Group,
+    Line,
+    Stand,
+    Subscriber,
+    Terms,
+    Volatile,
+    replacing,
+)
 from .channels import Namespace
+from .lines import Lines
 from .message import Arrival, Publication
+from .pace import Pace, Paces
 from .sweep import Sweep
 
 SLICE_S = 0.002
 """How long one slice of a sweep may hold the loop."""
+
+
+WATCHING = Namespace.model_validate({})
+"""The rules by which arrivals are told: as they come."""
 
 
 class Fanout:
@@ -47,10 +64,11 @@ class Fanout:
         """
         self._arm = arm
         self._call_later = call_later
+        self._clock = clock
         self._max_bytes = max_bytes
-        self._new_mark = new_mark
-        self._audiences: dict[str, dict[WireForm, Audience]] = {}
-        self._watchers: dict[str, dict[WireForm, Audience]] = {}
+        self._board = Board()
+        self.lines = Lines(self._board, new_mark, clock)
+        self._watchers = Lines(self._board, new_mark, clock)
         """Who is told of arrivals; audiences of their own, for a subscriber may have a channel without them."""
         self._groups: dict[int, Group] = {}
         self._moves: dict[Subscriber, dict[Audience, bool]] = {}
@@ -67,7 +85,7 @@ class Fanout:
         self.on_full: Callable[[str], None] = lambda channel: None
         """Called when a `stream` channel's audience can't be given the next publication, and so none behind it: it has
         to be dissolved. Never waits; set by streams."""
-        self._board = Board()
+        self.paces = Paces(self._on_pace, clock, call_later)
         self.sweep = Sweep(members, clock, self._board.ready)
         self.turn = 0
         """Batches begun, since the start: the number of the one that is being gathered."""
@@ -81,20 +99,34 @@ class Fanout:
         self.dropped = 0
         """Publications that no subscriber got because the worker was behind, since the start."""
 
-    def join(self, channel: str, namespace: Namespace, subscriber: Subscriber) -> None:
-        """From the next `deliver` on, `subscriber` receives the channel."""
-        forms = self._audiences.setdefault(channel, {})
-        audience = forms.get(subscriber.wire)
-        if audience is None:
-            pause_s = namespace.flush_ms / 1000
-            # What a mailbox sends is never dropped for a slow reader: an acknowledgement "up to" counts on that.
-            mode = "stream" if namespace.mailbox else namespace.mode
-            slot = self._board.take()
-            audience = Audience(channel, subscriber.wire, mode, self._new_mark(), slot, pause_s)
-            forms[subscriber.wire] = audience
+    def join(
+        self,
+        channel: str,
+        namespace: Namespace,
+        subscriber: Subscriber,
+        terms: Terms | None = None,
+        stand: Stand | None = None,
+        newest: bytes | None = None,
+    ) -> None:
+        """From the next `deliver` on, `subscriber` receives the channel.
+
+        terms: of a `latest` channel; None: every value in its wire form, the newest where its socket is behind.
+        stand: how much of the channel it has been served, None for all; what came behind is told by one value.
+        newest: the newest body, for a channel of which none has come yet.
+        """
+        line, audience = self.lines.audience(channel, namespace, subscriber.wire, terms, newest)
         self.subscriptions += 1
+        if audience.pace is not None:
+            audience.size += 1
+            audience.pace.arrive(subscriber, audience, stand or line.stand)
+            if stand is not None and stand.number != line.number:
+                audience.pace.touch(audience)
+            return
+        if stand is not None:
+            self._tell(subscriber, audience, line, stand)
         if audience in self._paused:
             self._end_pause(audience)
+        audience.size += 1
         self._let_in(audience, subscriber)
 
     def deliver_past(self, publication: Publication, subscriber: Subscriber) -> None:
@@ -102,7 +134,7 @@ class Fanout:
 
         The batch goes through that one's outbox, in order, and it stands aside from its group for so long.
         """
-        audience = self._audiences[publication.channel][subscriber.wire]
+        audience = self.lines.by_channel[publication.channel].audiences[subscriber.wire]
         before = self._taken_up(audience)
         Fanout.deliver(self, [publication])
         if audience in self._paused:
@@ -114,8 +146,9 @@ class Fanout:
             self._moves.setdefault(subscriber, {})[audience] = False
 
     def holds(self, channel: str, subscriber: Subscriber) -> bool:
-        """Whether the subscriber receives what is delivered to the channel now."""
-        audience = self._audiences.get(channel, {}).get(subscriber.wire)
+        """Whether the subscriber receives what is delivered to the channel now, without wishes of its own."""
+        line = self.lines.by_channel.get(channel)
+        audience = line.audiences.get(subscriber.wire) if line is not None else None
         if audience is None:
             return False
         if audience in self._late.get(subscriber, {}):
@@ -130,15 +163,11 @@ class Fanout:
 
     def watch(self, channel: str, subscriber: Subscriber) -> None:
         """From the next `announce` on, `subscriber` is told who comes to the channel and goes."""
-        forms = self._watchers.setdefault(channel, {})
-        audience = forms.get(subscriber.wire)
-        if audience is None:
-            slot = self._board.take()
-            audience = forms[subscriber.wire] = Audience(channel, subscriber.wire, "none", self._new_mark(), slot)
+        _, audience = self._watchers.audience(channel, WATCHING, subscriber.wire)
+        audience.size += 1
         self._let_in(audience, subscriber)
 
     def _let_in(self, audience: Audience, subscriber: Subscriber) -> None:
-        audience.size += 1
         frames = self._batch.get(audience)
         if frames is None:
             self._moves.setdefault(subscriber, {})[audience] = True
@@ -146,25 +175,65 @@ class Fanout:
             self._late.setdefault(subscriber, {})[audience] = self._replaced.get(audience, 0) + len(frames)
         self._arm()
 
-    def leave(self, channel: str, subscriber: Subscriber) -> None:
-        """No more of the channel for `subscriber`, who had joined it: nothing of it is queued after this call."""
+    def change(
+        self,
+        channel: str,
+        namespace: Namespace,
+        subscriber: Subscriber,
+        old: Terms | None,
+        new: Terms | None,
+        told: bool = False,
+    ) -> None:
+        """Go on with a channel that it holds on `old` terms on `new` ones: nothing is lost, and nothing comes twice.
+
+        told: it has been served all that there is, by the caller.
+        """
+        line = self.lines.by_channel[channel]
+        audience = line.audiences[old or subscriber.wire]
+        if old == new:
+            if told and audience.pace is not None:
+                audience.pace.told(subscriber, audience, line.stand)
+            return
+        stand = self._stop(audience, subscriber)
+        if told or not audience.apart:
+            stand = line.stand
+        self._serve_gathered(audience, subscriber)
+        self.join(channel, namespace, subscriber, new, stand)
         self.subscriptions -= 1
-        self._let_out(self._audiences, channel, subscriber)
+        self._let_out(self.lines, line, audience, subscriber)
+
+    def leave(self, channel: str, subscriber: Subscriber, terms: Terms | None = None) -> None:
+        """No more of the channel for `subscriber`, who had joined it so: nothing of it is queued after this call."""
+        self.subscriptions -= 1
+        line = self.lines.by_channel[channel]
+        audience = line.audiences[terms or subscriber.wire]
+        self._stop(audience, subscriber)
+        self._let_out(self.lines, line, audience, subscriber)
+
+    def _stop(self, audience: Audience, subscriber: Subscriber) -> Stand:
+        """Its pace does not wait for it any more. Returns up to what it has been served, or taken up for."""
+        stand = audience.pace.leave(subscriber, audience) if audience.pace is not None else None
+        return stand if stand is not None else audience.sent
+
+    def _serve_gathered(self, audience: Audience, subscriber: Subscriber) -> None:
+        """Of what is being gathered it gets its part now."""
+        paused = self._paused[audience][0] if audience in self._paused else ()
+        frames = [*self._batch.get(audience, ()), *paused]
+        if frames:
+            self.sweep.serve_now(subscriber)
+            before = self._late.get(subscriber, {}).get(audience, 0)
+            for frame in frames[max(0, before - self._replaced.get(audience, 0)) :]:
+                subscriber.offer(audience, frame)
 
     def unwatch(self, channel: str, subscriber: Subscriber) -> None:
         """The opposite of a `watch` before."""
-        self._let_out(self._watchers, channel, subscriber)
+        line = self._watchers.by_channel[channel]
+        self._let_out(self._watchers, line, line.audiences[subscriber.wire], subscriber)
 
-    def _let_out(self, audiences: dict[str, dict[WireForm, Audience]], channel: str, subscriber: Subscriber) -> None:
-        forms = audiences[channel]
-        audience = forms[subscriber.wire]
+    def _let_out(self, lines: Lines, line: Line, audience: Audience, subscriber: Subscriber) -> None:
         audience.size -= 1
         if not audience.size:
-            del forms[subscriber.wire]
-            if not forms:
-                del audiences[channel]
-            if not audience.groups:
-                self._board.give_back(audience.slot)
+            lines.drop(line, audience)
         self._late.get(subscriber, {}).pop(audience, None)
         self._moves.setdefault(subscriber, {})[audience] = False
         # Of the batch under way it gets its part now, so that nothing comes behind whatever it is told next.
@@ -174,13 +243,21 @@ class Fanout:
 
     def deliver(self, publications: Iterable[Publication]) -> None:
         """Take publications up for the batch of this turn, in order."""
-        audiences, batch = self._audiences, self._batch
+        lines, batch = self.lines.by_channel, self._batch
         for channel, body in publications:
-            forms = audiences.get(channel)
-            if forms is None:
+            line = lines.get(channel)
+            if line is None:
                 continue
-            for wire, audience in forms.items():
-                frame = wire.encode_publication(channel, body)
+            if line.keeps:
+                line.newest = body
+                line.number += 1
+                if line.marked:
+                    line.seq, line.heard_at, line.stale = self.lines.seq_of(body), self._clock(), False
+            for audience in line.audiences.values():
+                if audience.apart:
+                    self._deliver_apart(line, audience)
+                    continue
+                frame = audience.wire.encode_publication(channel, body)
                 if audience.pause_s:
                     self._pause(audience, frame)
                     continue
@@ -191,14 +268,73 @@ class Fanout:
         if batch:
             self._arm()
 
+    # Subscriptions with wishes.
+
+    def check_silence(self) -> None:
+        """Tell those who want marks whose source is silent; that it is heard again comes with its next value."""
+        for line in self.lines.silent(self._clock()):
+            line.stale = True
+            for audience in line.audiences.values():
+                if audience.view is not None and audience.view.marks:
+                    self._deliver_apart(line, audience)
+            self._arm()
+
+    def _deliver_apart(self, line: Line, audience: Audience) -> None:
+        if audience.pace is not None:
+            audience.pace.touch(audience)
+            return
+        frame = self._next_frame(line, audience)
+        if frame is None:
+            return
+        if audience.pause_s:
+            self._pause(audience, frame)
+        else:
+            self._add(audience, self._batch.setdefault(audience, []), frame)
+
+    def _next_frame(self, line: Line, audience: Audience) -> bytes | None:
+        """What its settled members have not been told; None: nothing."""
+        view = audience.view
+        update = line.update(audience.sent, view is not None and view.marks)
+        audience.sent = line.stand
+        return view.encode_update(audience.channel, update) if update is not None and view is not None else None
+
+    def _tell(self, subscriber: Subscriber, audience: Audience, line: Line, stand: Stand) -> None:
+        """One subscriber, what it has not been served."""
+        view = audience.view
+        update = line.update(stand, view.marks) if view is not None else None
+        if update is not None and view is not None:
+            subscriber.offer(audience, view.encode_update(audience.channel, update))
+
+    def _on_pace(self, pace: Pace) -> None:
+        """The moment of a rate: what is new goes to all, and who came since goes in."""
+        waiting, pace.waiting = pace.waiting, {}
+        arrivals, pace.arrivals = pace.arrivals, {}
+        for audience in waiting:
+            line = audience.line
+            if line is None or not audience.size:
+                continue
+            frame = self._next_frame(line, audience) if audience.size > audience.arriving else None
+            if frame is not None:
+                self._add(audience, self._batch.setdefault(audience, []), frame)
+            audience.sent = line.stand
+        for subscriber, stands in arrivals.items():
+            for audience, stand in stands.items():
+                if audience.line is not None:
+                    self._tell(subscriber, audience, audience.line, stand)
+                audience.arriving -= 1
+                self._let_in(audience, subscriber)
+        self._arm()
+
     def announce(self, arrivals: Iterable[Arrival]) -> None:
         """Take up who came and went, for those who watch, in order; they leave in the same writes as publications.
 
         Which of the two comes first there is not promised.
         """
         for channel, body in arrivals:
-            for wire, audience in self._watchers.get(channel, {}).items():
-                self._add(audience, self._batch.setdefault(audience, []), wire.encode_arrival(channel, body))
+            line = self._watchers.by_channel.get(channel)
+            for audience in line.audiences.values() if line is not None else ():
+                frame = audience.wire.encode_arrival(channel, body)
+                self._add(audience, self._batch.setdefault(audience, []), frame)
         if self._batch:
             self._arm()
 
@@ -209,10 +345,12 @@ class Fanout:
             # there is one value for each `latest` channel at the most.
             if audience.mode != "latest":
                 self.dropped += 1
-                if audience.mode == "stream" and not audience.full:
+                if audience.mode != "none" and not audience.full:
                     audience.full = True
-                    self.on_full(audience.channel)
+                    self._on_overflow(audience)
                 return
+            for older in reversed(frames):
+                frame = replacing(frame, older)
             if frames is self._batch.get(audience):
                 self._replaced[audience] = self._replaced.get(audience, 0) + len(frames)
             self.conflated += len(frames)
@@ -222,6 +360,15 @@ class Fanout:
         frames.append(frame)
         self.waiting_bytes += len(frame)
         self.deliveries += audience.size
+
+    def _on_overflow(self, audience: Audience) -> None:
+        if audience.mode == "stream":
+            self.on_full(audience.channel)
+            return
+        # Every value was asked for, and one can't be had: they come back, and get the newest.
+        for group in list(audience.groups):
+            for subscriber in group.members():
+                self._call_later(0, subscriber.too_slow)
 
     def _pause(self, audience: Audience, frame: bytes) -> None:
         """Let a frame of a namespace with flush_ms wait for others; the first one sets the time."""
@@ -235,18 +382,6 @@ class Fanout:
         timer.cancel()  # somebody who joins ends a pause before its time
         self._batch.setdefault(audience, []).extend(frames)
         self._arm()
-
-    def __len__(self) -> int:
-        """Channels that have a subscriber."""
-        return len(self._audiences)
-
-    def counts(self) -> dict[str, int]:
-        """Subscribers by channel, in this worker."""
-        return {channel: sum(a.size for a in forms.values()) for channel, forms in self._audiences.items()}
-
-    def audience_size(self, channel: str) -> int:
-        """Subscribers of one channel in this worker."""
-        return sum(audience.size for audience in self._audiences.get(channel, {}).values())
 
     # What the reactor calls at the end of a turn: begin, then everybody's own bytes, then run.
 

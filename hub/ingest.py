@@ -161,6 +161,10 @@ class Ingest:
                     except ValueError as error:
                         self._ignore(name, error)
                 else:
+                    if name in own and publications:
+                        # What belongs between publications has to find those before it delivered.
+                        self._on_publications(publications)
+                        publications = []
                     self._message(name, payload, numbered)
             elif kind == b"subscribe":
                 self._confirmed(reply[1])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from .channels import Mode
+from .audience import AudienceMode, replacing
 
 
 class Verdict(enum.Enum):
@@ -79,7 +79,7 @@ class Outbox:
         self.size = size
         return Verdict.QUEUED
 
-    def offer(self, frame: bytes, mode: Mode, channel: object) -> Verdict:
+    def offer(self, frame: bytes, mode: AudienceMode, channel: object) -> Verdict:
         """Queue a publication's frame by the rules of its channel's mode.
 
         channel: the same object for the same channel.
@@ -161,6 +161,7 @@ class Outbox:
         at = -1 if self._newest is None else self._newest.get(channel, -1)
         if at >= self._first:
             # In its place, not at the end: a symbol that ticks all the time must not starve itself.
+            frame = replacing(frame, self._frames[at])
             size = self.size + len(frame) - len(self._frames[at])
             if size > max(self.size, self._limits.max_bytes):
                 return Verdict.SLOW
@@ -188,7 +189,12 @@ class Outbox:
     def _begin_conflation(self) -> None:
         """Keep the last of each channel's frames, in its own place."""
         keys = self._keys or {}
-        last = {channel: position for position, channel in keys.items() if position >= self._first}
+        last: dict[object, int] = {}
+        for position, channel in keys.items():
+            if position >= self._first:
+                if channel in last:
+                    self._frames[position] = replacing(self._frames[position], self._frames[last[channel]])
+                last[channel] = position
         frames: list[bytes] = []
         kept: dict[int, object] = {}
         for position in range(self._first, len(self._frames)):

@@ -8,6 +8,8 @@ Never break: a call that is refused has changed nothing. A new method needs a ro
     hub.time  {}                                                       -> {"time_ns":"1764000000000000000"}
     hub.ack   {"channel":"inbox:#42","ids":["1764000000000-000000"]}   -> {"acked":1}
     hub.ack   {"channel":"inbox:#42","upto":"1764000000000-000000"}    -> {"acked":3}
+    hub.rate  {"channel":"ticker:$watch","hz":5}                        -> {"hz":5.0}
+    hub.watch {"channel":"ticker:$watch","add":["ACME"],"remove":[]}    -> {"symbols":3}
 """
 
 from __future__ import annotations
@@ -16,45 +18,29 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from . import errors
-from .channels import Channels, Namespace, may_use
+from . import errors, membership, wants
+from .channels import Namespace, may_use
 from .errors import CommandError, HubError
 from .mailbox import ID
 from .protocol import Command
-from .redelivery import Redelivery
+from .watch import WatchList
 
 MAX_IDS = 1000
 """In one acknowledgement; no more than that can be in flight."""
 
 
-class Services(Protocol):
+class Services(membership.Services, Protocol):
     """What the methods need of their worker."""
 
-    @property
-    def channels(self) -> Channels: ...
-    @property
-    def redelivery(self) -> Redelivery: ...
     @property
     def wall_clock(self) -> Callable[[], float]: ...
 
 
-class Caller(Protocol):
+class Caller(membership.Member, Protocol):
     """The session, as seen from here."""
-
-    user: str
 
     @property
     def services(self) -> Services: ...
-
-    def begin(self) -> None:
-        """One more command that waits for Redis. Raises CommandError 111 when too many do."""
-
-    def end(self) -> None:
-        """It waits no more."""
-
-    def reply(self, command_id: int, method: str, result: dict[str, Any] | None = None) -> None: ...
-
-    def fail(self, command_id: int, error: HubError) -> None: ...
 
 
 def call(caller: Caller, command: Command) -> None:
@@ -120,4 +106,53 @@ def _id(text: object) -> str:
     return text
 
 
-METHODS: dict[str, Callable[[Caller, Command], None]] = {"hub.time": _time, "hub.ack": _ack}
+def _rate(caller: Caller, command: Command) -> None:
+    """How often a `latest` channel, or each of a watch list, is told at most from now on."""
+    data = _object(command, "channel", "hz")
+    hz = membership.change_rate(caller, str(data.get("channel")), wants.read_hz(data.get("hz")))
+    caller.reply(command.id, "rpc", {"data": {"hz": hz} if hz != wants.EVERY else {}})
+
+
+def _watch(caller: Caller, command: Command) -> None:
+    """Add channels to a watch list and take some away. The newest values of new ones come before the answer."""
+    data = _object(command, "channel", "add", "remove")
+    channel = str(data.get("channel"))
+    watch_list = membership.watch_list_of(caller, channel)
+    most = caller.services.channels.resolve(channel).watch
+    add = wants.read_symbols("add", data.get("add", []), most)
+    remove = wants.read_symbols("remove", data.get("remove", []), most)
+    if len({*watch_list.symbols, *add} - {*remove}) > most:
+        raise CommandError(errors.LIMIT_EXCEEDED, f"a watch list has at most {most} symbols")
+    caller.begin()
+    watch_list.remove(remove)
+    watch_list.add(
+        [symbol for symbol in add if symbol not in remove], partial(_watched, caller, command.id, channel, watch_list)
+    )
+
+
+def _watched(
+    caller: Caller, command_id: int, channel: str, watch_list: WatchList, outcome: list[bytes] | HubError
+) -> None:
+    caller.end()
+    if isinstance(outcome, HubError):
+        caller.fail(command_id, outcome)
+        return
+    for body in outcome:
+        caller.push(channel, body)
+    caller.reply(command_id, "rpc", {"data": {"symbols": len(watch_list)}})
+
+
+def _object(command: Command, *names: str) -> dict[str, Any]:
+    """A call's data, with no other names. Raises CommandError 107."""
+    data = command.params.get("data")
+    if not isinstance(data, dict) or not data.keys() <= {*names}:
+        raise CommandError(errors.BAD_REQUEST, f"data: allowed is an object of {', '.join(names)}")
+    return data
+
+
+METHODS: dict[str, Callable[[Caller, Command], None]] = {
+    "hub.time": _time,
+    "hub.ack": _ack,
+    "hub.rate": _rate,
+    "hub.watch": _watch,
+}

@@ -19,14 +19,15 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from . import __version__, asking, auth, errors, protocol, rpc, wishes
+from . import __version__, asking, auth, errors, membership, protocol, rpc, wants
 from .app_gate import Gate
-from .app_session import AppSession, Attempt, Transport
+from .app_session import AppSession, Transport
 from .audience import WireForm
 from .broker import Receipt
-from .channels import Channels, Namespace, may_publish, may_subscribe, may_use
+from .channels import Channels, Namespace, may_publish, may_use
 from .config import ClientSettings
 from .errors import CommandError, HubError, ProtocolError
+from .membership import Entry, Held
 from .message import ClientInfo
 from .outbox import Limits
 from .presence import Presence
@@ -66,7 +67,6 @@ class Session(AppSession):
     """A client: plain data, so that it could be handed to another process."""
 
     __slots__ = (
-        "_channels",
         "_expires_at",
         "_pending",
         "_ping_due",
@@ -76,6 +76,8 @@ class Session(AppSession):
         "_transport",
         "client",
         "connected",
+        "entries",
+        "max_hz",
         "user",
     )
 
@@ -87,7 +89,10 @@ class Session(AppSession):
         self.connected = False
         """The connect command has succeeded."""
         self._expires_at: float | None = None
-        self._channels: dict[str, Namespace | Attempt] = {}
+        self.max_hz = wants.EVERY
+        """What its token allows of each channel, a second."""
+        self.entries: dict[str, Entry] = {}
+        """Its channels; membership has what they mean."""
         self._pinged_at: float | None = None
         self._ping_due = 0.0
         self._spread = False
@@ -96,7 +101,7 @@ class Session(AppSession):
 
     @property
     def channel_count(self) -> int:
-        return len(self._channels)
+        return len(self.entries)
 
     @property
     def presence(self) -> Presence:
@@ -110,17 +115,9 @@ class Session(AppSession):
     def services(self) -> Services:
         return self._services
 
-    @property
-    def subscriptions(self) -> Subscriptions:
-        return self._services.subscriptions
-
-    @property
-    def most_channels(self) -> int:
-        return self._services.client.channels
-
     def holds(self, channel: str) -> bool:
         """The client is subscribed to it."""
-        return isinstance(self._channels.get(channel), Namespace)
+        return isinstance(self.entries.get(channel), Namespace | Held)
 
     # What notices and mailboxes send.
 
@@ -190,18 +187,13 @@ class Session(AppSession):
         if self.connected:
             self._services.users.leave(self)
         self.connected = False
-        channels, self._channels = self._channels, {}
-        for channel, namespace in channels.items():
-            # A channel that is still being subscribed to is left when its answer comes.
-            if isinstance(namespace, Namespace):
-                self._leave(channel, namespace, hold=True)
+        membership.leave_all(self)
         if self._services.gate is not None:
             self._services.gate.gone(self)
 
     def on_displaced(self, channel: str) -> None:
         """It gets no more of a channel: SDKs subscribe anew on this code, with the position that they have."""
-        if isinstance(self._channels.pop(channel, None), Namespace):
-            self._services.presence.exit(channel, self.client, hold=True)
+        if membership.displaced(self, channel):
             self.tell_displaced(channel, errors.UNSUBSCRIBE_CODE, errors.CLOSE_INSUFFICIENT_STATE.reason)
 
     def tell_displaced(self, channel: str, code: int, reason: str) -> None:
@@ -215,10 +207,9 @@ class Session(AppSession):
 
     def resubscribe(self, channel: str) -> None:
         """Take it out of a channel that it holds, and have its client subscribe anew."""
-        namespace = self._channels.get(channel)
-        if isinstance(namespace, Namespace):
-            self._services.subscriptions.unsubscribe(channel, namespace, self._transport)
-            self.on_displaced(channel)
+        if self.holds(channel):
+            membership.leave(self, channel, hold=True)
+            self.tell_displaced(channel, errors.UNSUBSCRIBE_CODE, errors.CLOSE_INSUFFICIENT_STATE.reason)
 
     # Commands.
 
@@ -280,7 +271,8 @@ class Session(AppSession):
         Raises ProtocolError 3500 and CommandError 109, as auth has them.
         """
         if token not in ("", None):
-            self.user, self._expires_at = auth.verify(token, self._services.hmac_secret, self._services.wall_clock())
+            claims = auth.verify(token, self._services.hmac_secret, self._services.wall_clock())
+            self.user, self._expires_at, self.max_hz = claims
 
     def enter(self) -> None:
         """The client is in."""
@@ -288,70 +280,11 @@ class Session(AppSession):
         self._services.users.enter(self)
         logger.debug("client %s: connected as user %r", self.client, self.user)
 
-    def _subscribe(self, command: Command) -> None:
-        channel, namespace = self.resolve(command)
-        if channel in self._channels:
-            raise CommandError(errors.ALREADY_SUBSCRIBED)
-        if len(self._channels) >= self._services.client.channels:
-            raise CommandError(
-                errors.LIMIT_EXCEEDED, f"{len(self._channels)} channels; allowed: {self._services.client.channels}"
-            )
-        may_use(channel, self.user)
-        may_subscribe(namespace.subscribe, self.user)
-        wishes.check(namespace.mode, command.params)
-        watch = bool(command.params.get("join_leave"))
-        if watch and not namespace.join_leave:
-            raise CommandError(errors.NOT_AVAILABLE, "join_leave is not available in this namespace")
-        since = wishes.position(command.params) if command.params.get("recover") else None
-        self.begin()
-        asked = self._channels[channel] = Attempt(watch)
-        done = partial(self._subscribed, command.id, channel, namespace, asked)
-        self._services.subscriptions.subscribe(channel, namespace, self._transport, done, since)
+    def on_subscribed(self, command_id: int, channel: str, watch: bool, joined: Joined) -> None:
+        """A subscribe command has been answered: it is in. A wire may have more to do. watch: it is told who comes."""
 
-    def _subscribed(
-        self, command_id: int, channel: str, namespace: Namespace, asked: Attempt, outcome: Joined | HubError
-    ) -> None:
-        self.end()
-        error = self._settle(channel, namespace, asked, outcome)
-        if error is not None or isinstance(outcome, HubError):
-            self.fail(command_id, error or CommandError(errors.INTERNAL))
-            return
-        self.reply(command_id, "subscribe", wishes.subscribe_result(outcome))
-        self._opened(channel, namespace)
-
-    def _opened(self, channel: str, namespace: Namespace) -> None:
-        """It is in the channel, and has been told so."""
-        if namespace.mailbox:
-            self._services.redelivery.opened(channel, namespace, self)
-
-    def _settle(
-        self, channel: str, namespace: Namespace, asked: Attempt, outcome: Joined | HubError
-    ) -> HubError | None:
-        """The answer to an attempt: the client is in now, or this is why not."""
-        wanted = self._channels.get(channel) is asked
-        if isinstance(outcome, HubError):
-            if wanted:
-                del self._channels[channel]
-            return outcome
-        if not wanted:
-            # Unsubscribed or gone while Redis was asked. Every command has its reply, so this one too.
-            self._services.subscriptions.unsubscribe(channel, namespace, self._transport)
-            return CommandError(errors.BAD_REQUEST, "unsubscribed meanwhile")
-        self._channels[channel] = namespace
-        info = ClientInfo(self.user, self.client)
-        self._services.presence.enter(channel, namespace, info, self._transport, asked.watch)
-        return None
-
-    def _unsubscribe(self, command: Command) -> None:
-        channel, namespace = self.resolve(command)
-        if isinstance(self._channels.pop(channel, None), Namespace):
-            self._leave(channel, namespace, hold=False)
-        self.reply(command.id, "unsubscribe")
-
-    def _leave(self, channel: str, namespace: Namespace, hold: bool) -> None:
-        """Out of a channel that is held. hold: not by the client's wish, so it may soon be back."""
-        self._services.subscriptions.unsubscribe(channel, namespace, self._transport)
-        self._services.presence.exit(channel, self.client, hold)
+    def on_left(self, channel: str) -> None:
+        """It is in a channel no more."""
 
     def _publish(self, command: Command) -> None:
         channel, namespace = self.resolve(command)
@@ -426,8 +359,8 @@ def _whole(seconds: float) -> float | int:
 
 COMMANDS: dict[str, Callable[[Session, Command], None]] = {
     "connect": Session._connect,
-    "subscribe": Session._subscribe,
-    "unsubscribe": Session._unsubscribe,
+    "subscribe": membership.subscribe,
+    "unsubscribe": membership.unsubscribe,
     "publish": Session._publish,
     "rpc": rpc.call,
     "send": Session._send,

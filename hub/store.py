@@ -79,6 +79,10 @@ class Keys:
         """The newest body of one channel of a `latest` namespace: `hub:last:{ticker}:ACME`."""
         return f"{self.prefix}:last:{{{namespace}}}:{channel.removeprefix(namespace + ':')}"
 
+    def newest(self, uid: str) -> str:
+        """The Redis channel on which one worker gets the newest values that it asked for."""
+        return f"{self.prefix}:newest:{uid}"
+
     def meta(self, channel: str) -> str:
         """Where a `stream` channel stands: a hash of top offset, epoch and version; outlives its publications."""
         return f"{self.prefix}:meta:{{{channel}}}"

@@ -1,7 +1,7 @@
 """Subscribing: who joins a channel's audience, and when; which Redis channels this worker holds for that.
 
 Does: hold a Redis channel while it has local subscribers, let a subscriber in once it is confirmed, release it after
-the last; hand `stream` channels to streams; give who comes back to a `latest` channel its newest value.
+the last; hand `stream` channels to streams; give who comes to a `latest` channel its newest value.
 Does not: check rules (session does), keep the audience (fanout) or read from Redis (ingest).
 Called by: session, ingest (deliver).
 Never break: `done(Joined)` comes before the first publication that the subscriber receives, and none is missed after
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from .audience import Rate, Terms, WireForm
 from .channels import Namespace
 from .errors import BrokerUnavailable, HubError
 from .fanout import Fanout
@@ -26,10 +27,12 @@ from .snapshots import Snapshots
 from .store import Keys
 from .stream import GIVEN_UP, Done, StreamSubscriber
 from .streams import Streams
+from .views import Views
+from .wants import Wants
 
 IN = Joined()
 CACHED = Joined(recoverable=True)
-"""Who comes back to a `latest` channel is given its newest value, wherever it was."""
+"""Who comes to a `latest` channel is given its newest value; who comes back, wherever it was, has recovered by that."""
 
 
 class _Topic:
@@ -53,8 +56,9 @@ class Subscriptions:
         self._keys = keys
         self._streams = streams
         self._snapshots = snapshots
+        self._views = Views()
         self._topics: dict[str, _Topic] = {}
-        self._returning: dict[tuple[str, StreamSubscriber], Done] = {}
+        self._entering: dict[tuple[str, StreamSubscriber, Terms | None], Done] = {}
         """Who waits for a newest value, by its latest question."""
 
     def subscribe(
@@ -64,16 +68,17 @@ class Subscriptions:
         subscriber: StreamSubscriber,
         done: Done,
         since: Position | None = None,
+        terms: Terms | None = None,
     ) -> None:
         """Let `subscriber` into the channel. `done(Joined)` once it is in, perhaps at once.
 
         since: where it was, of a subscriber that comes back; `none` channels know no positions and pass it over.
-        `done(BrokerUnavailable)` if it can't be let in.
+        terms: of a `latest` channel, None for the usual ones. `done(BrokerUnavailable)` if it can't be let in.
         """
         if namespace.mode == "stream":
             self._streams.subscribe(channel, namespace, subscriber, since, done)
             return
-        enter = partial(self._enter, channel, namespace, subscriber, done, since is not None)
+        enter = partial(self._enter, channel, namespace, subscriber, done, since is not None, terms)
         name = self._topic_name(channel, namespace)
         topic = self._topics.get(name)
         if topic is None:
@@ -89,13 +94,54 @@ class Subscriptions:
         else:
             topic.waiting.append(enter)
 
-    def unsubscribe(self, channel: str, namespace: Namespace, subscriber: StreamSubscriber) -> None:
-        """Take `subscriber`, who is in, out again."""
+    def unsubscribe(
+        self, channel: str, namespace: Namespace, subscriber: StreamSubscriber, terms: Terms | None = None
+    ) -> None:
+        """Take `subscriber`, who is in on these terms, out again."""
         if namespace.mode == "stream":
             self._streams.unsubscribe(channel, subscriber)
             return
-        self._fanout.leave(channel, subscriber)
+        self._fanout.leave(channel, subscriber, terms)
         self._gone(channel, namespace)
+
+    def terms(self, form: WireForm, wants: Wants, shown: str = "") -> Terms:
+        """On what terms a subscription takes a `latest` channel. shown: the watch list that it is in."""
+        view = self._views.of(form, shown, wants.fields, wants.marks)
+        return Terms(view, wants.raw, self._fanout.paces.at(wants.hz))
+
+    @property
+    def paused(self) -> Rate | None:
+        """The pace of those who get nothing for now."""
+        return self._fanout.paces.at(0)
+
+    def told(self, channel: str, terms: Terms) -> bytes | None:
+        """The newest value as one who comes on these terms is told it; None: there is none."""
+        return self._fanout.lines.told(channel, terms)
+
+    def change(
+        self,
+        channel: str,
+        namespace: Namespace,
+        subscriber: StreamSubscriber,
+        old: Terms | None,
+        new: Terms | None,
+        told: bool = False,
+    ) -> None:
+        """Go on in a `latest` channel on other terms: nothing is lost, and nothing comes twice.
+
+        told: it has been told the newest value, by the caller.
+        """
+        self._fanout.change(channel, namespace, subscriber, old, new, told)
+
+    def check_all(self) -> None:
+        """What was published in `latest` channels may not have arrived: whoever is inside gets the newest, if so."""
+        for channel in self._fanout.lines.kept():
+            self._snapshots.ask(channel, partial(self._refreshed, channel))
+
+    def _refreshed(self, channel: str, value: bytes | HubError | None) -> None:
+        # Redis away again: the next connection asks anew.
+        if isinstance(value, bytes) and value != self._fanout.lines.newest(channel):
+            self._fanout.deliver([Publication(channel, value)])
 
     def epoch(self, channel: str) -> str:
         """Of what a `stream` channel that somebody here holds passes on now."""
@@ -134,23 +180,29 @@ class Subscriptions:
         subscriber: StreamSubscriber,
         done: Done,
         returns: bool,
+        terms: Terms | None,
         error: HubError | None,
     ) -> None:
         """Redis has confirmed the channel, or not."""
         if error is not None:
             done(error)
             return
-        given_up = self._returning.pop((channel, subscriber), None)
+        given_up = self._entering.pop((channel, subscriber, terms), None)
         if given_up is not None:
             # Were it let in for both, being taken out for the first would take it out for good.
             self._gone(channel, namespace)
             given_up(GIVEN_UP)
-        if namespace.mode == "latest" and returns:
-            self._returning[channel, subscriber] = done
-            self._snapshots.ask(channel, partial(self._enter_behind, channel, namespace, subscriber, done))
-        else:
+        if namespace.mode != "latest":
             self._fanout.join(channel, namespace, subscriber)
-            done(CACHED if namespace.mode == "latest" else IN)
+            done(IN)
+            return
+        self._entering[channel, subscriber, terms] = done
+        enter = partial(self._enter_behind, channel, namespace, subscriber, done, returns, terms)
+        newest = self._fanout.lines.newest(channel)
+        if newest is not None:
+            enter(newest)
+        else:
+            self._snapshots.ask(channel, enter)
 
     def _enter_behind(
         self,
@@ -158,16 +210,22 @@ class Subscriptions:
         namespace: Namespace,
         subscriber: StreamSubscriber,
         done: Done,
+        returns: bool,
+        terms: Terms | None,
         value: bytes | HubError | None,
     ) -> None:
         """The newest value is known, or can't be had now."""
-        if self._returning.get((channel, subscriber)) is not done:
+        if self._entering.get((channel, subscriber, terms)) is not done:
             return  # it has been told already
-        del self._returning[channel, subscriber]
+        del self._entering[channel, subscriber, terms]
         if isinstance(value, HubError):
             self._gone(channel, namespace)
             done(value)
             return
-        self._fanout.join(channel, namespace, subscriber)
-        # Also without a value: nothing was missed then, as nothing was ever published.
-        done(CACHED._replace(recovered=True, publications=[value] if value is not None else []))
+        # What others inside have had since may be newer than what Redis was asked for.
+        newest = self._fanout.lines.newest(channel) or value
+        self._fanout.join(channel, namespace, subscriber, terms, newest=newest)
+        # Recovered also without a value: nothing was missed then, as nothing was ever published.
+        recovered = True if returns else None
+        told = newest if terms is None else self._fanout.lines.told(channel, terms)
+        done(CACHED._replace(recovered=recovered, publications=[told] if told is not None else []))

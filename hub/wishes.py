@@ -40,15 +40,20 @@ def position(params: dict[str, Any]) -> Position:
     return Position(epoch, offset)
 
 
-def subscribe_result(joined: Joined) -> dict[str, Any]:
-    """As the protocol's SubscribeResult has it; what is false or empty is left out, as there."""
+def subscribe_result(joined: Joined, granted: dict[str, Any] | None = None) -> dict[str, Any]:
+    """As the protocol's SubscribeResult has it; what is false or empty is left out, as there.
+
+    granted: what a client gets of its wishes, who has some.
+    """
     result: dict[str, Any] = {}
+    if granted is not None:
+        result["data"] = granted
     if joined.positioned:
         result |= {"positioned": True, "epoch": joined.epoch, "offset": joined.offset}
     if joined.recoverable:
         result["recoverable"] = True
     if joined.recovered is not None:
         result |= {"was_recovering": True, "recovered": joined.recovered}
-        if joined.publications:
-            result["publications"] = protocol.fragments(joined.publications)
+    if joined.publications:
+        result["publications"] = protocol.fragments(joined.publications)
     return result

@@ -80,6 +80,7 @@ from .transports import (
 )
 from .tunnel import Tunnels
 from .users import Users
+from .views import seq_of
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +146,7 @@ class Worker:
         self._fanout = kind(
             members, self._reactor.arm_turn, self._reactor.clock, loop.call_later, settings.worker.batch_bytes
         )
+        self._fanout.lines.seq_of = seq_of
         self._reactor.batches = self._fanout
         self._broker = Broker(self._store, settings.redis.pending_publishes, settings.redis.pending_bytes)
         self._users = Users()
@@ -153,7 +155,7 @@ class Worker:
             self._store,
             self._seat.slot.index,
             self._stats,
-            self._fanout.counts,
+            self._fanout.lines.counts,
             on_notice=self._notices.tell,
             on_errand=self._on_errand,
         )
@@ -228,11 +230,13 @@ class Worker:
             lambda publications: self._redelivery.deliver(publications),
             self._registry.on_control,
             lambda publications: self._streams.receive(publications),
-            self._check_all,
+            self._on_connected,
             self._fanout.announce,
         )
         self._catchup = Catchup(self._history)
-        self._snapshots = Snapshots(self._broker)
+        newest_channel = keys.newest(self._registry.uid)
+        self._snapshots = Snapshots(self._broker, keys, newest_channel)
+        self._ingest.listen(newest_channel, self._snapshots.heard)
         self._streams = Streams(
             self._fanout,
             self._ingest,
@@ -248,7 +252,7 @@ class Worker:
         )
         self._subscriptions = Subscriptions(self._fanout, self._ingest, keys, self._streams, self._snapshots)
         self._redelivery = Redelivery(
-            self._mailboxes, self._channels, self._subscriptions.deliver, self._fanout.audience_size
+            self._mailboxes, self._channels, self._subscriptions.deliver, self._fanout.lines.audience_size
         )
         self._fanout.on_full = self._on_full
         loop_channel = keys.loop(self._registry.uid)
@@ -264,9 +268,14 @@ class Worker:
         if self._gate is not None:
             self._gate.errands.on_errand(errand)
 
+    def _on_connected(self) -> None:
+        self._snapshots.lost()
+        self._check_all()
+
     def _check_all(self) -> None:
         """Something may have been published that did not arrive here."""
         self._streams.check_all()
+        self._subscriptions.check_all()
         self._redelivery.check_all()
 
     def _on_full(self, channel: str) -> None:
@@ -425,13 +434,14 @@ class Worker:
         # First, as a fault in one step must not be the end of all that is paced.
         asyncio.get_running_loop().call_later(TICK_S, self._tick)
         self._streams.tick()
+        self._fanout.check_silence()
 
     def _stats(self) -> dict[str, int]:
         return {
             "num_clients": self._users.sessions,
             "num_users": len(self._users),
             "num_subs": self._fanout.subscriptions,
-            "num_channels": len(self._fanout),
+            "num_channels": len(self._fanout.lines),
         }
 
     def _report(self, told: tuple[int, ...] = ()) -> None:
@@ -479,7 +489,7 @@ class Worker:
         await self._ingest.close()
         await self._catchup.close()
         await self._askings.close()
-        await self._snapshots.close()
+        self._snapshots.close()
         await self._history.close()
         self._reactor.stop()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -56,6 +57,7 @@ from hub.transports import (
     websocket,
 )
 from hub.transports import socketio as wire_socketio
+from hub.views import seq_of
 from hub.worker import outbox_limits
 
 SECRET = "a secret for tests, of more than 32 bytes"
@@ -71,7 +73,9 @@ NAMESPACES = {
     "room": Namespace(subscribe="anyone", publish="anyone", presence="anyone", join_leave=True),
     "quiet": Namespace(subscribe="anyone", presence="subscriber"),
     "inbox": Namespace(mailbox=True, subscribe="user", publish="user", ack_timeout_s=0.5),
-    "ticker": Namespace(mode="latest", subscribe="anyone", publish="anyone"),
+    "ticker": Namespace(mode="latest", subscribe="anyone", publish="anyone", watch=100),
+    "slow": Namespace(mode="latest", subscribe="anyone", publish="anyone", watch=3, max_hz=2),
+    "silent": Namespace(mode="latest", subscribe="anyone", watch=3, stale_ms=200),
 }
 
 
@@ -106,11 +110,12 @@ class Plane:
         return f"http://127.0.0.1:{self.port}"
 
 
-async def tick(streams: Streams) -> None:
+async def tick(streams: Streams, fanout: Fanout) -> None:
     """What the worker's timer does."""
     while True:
         await asyncio.sleep(TICK_S)
         streams.tick()
+        fanout.check_silence()
 
 
 @contextlib.asynccontextmanager
@@ -142,12 +147,19 @@ async def plane(
     fanout = reactor.batches = (EmittingFanout if app else Fanout)(
         reactor.connections, reactor.arm_turn, reactor.clock, asyncio.get_running_loop().call_later, batch_bytes
     )
+    fanout.lines.seq_of = seq_of
     broker = Broker(store, 1000)
     history = History(store)
-    catchup, snapshots = Catchup(history), Snapshots(broker)
+    newest_channel = store.keys.newest(str(uuid.uuid4()))
+    catchup, snapshots = Catchup(history), Snapshots(broker, store.keys, newest_channel)
+
+    def connected() -> None:
+        snapshots.lost()
+        check_all()
 
     def check_all() -> None:
         streams.check_all()
+        subscriptions.check_all()
         redelivery.check_all()
 
     def on_full(channel: str) -> None:
@@ -164,9 +176,10 @@ async def plane(
         lambda publications: redelivery.deliver(publications),
         registry.on_control,
         lambda publications: streams.receive(publications),
-        check_all,
+        connected,
         fanout.announce,
     )
+    ingest.listen(newest_channel, snapshots.heard)
     channels = Channels(NAMESPACES)
     mailboxes = Mailboxes(broker, store.keys, MailboxSettings(**(mailbox or {})), settings.outbox_bytes)
     publisher = Publisher(broker, settings.json_depth, mailboxes)
@@ -174,7 +187,7 @@ async def plane(
     streams = Streams(fanout, ingest, catchup, store.keys, reactor.clock, loop.call_soon, **(stream_options or {}))
     subscriptions = Subscriptions(fanout, ingest, store.keys, streams, snapshots)
     presence = Presence(store, fanout, channels, grace_s, settings.presence_clients)
-    redelivery = Redelivery(mailboxes, channels, subscriptions.deliver, fanout.audience_size)
+    redelivery = Redelivery(mailboxes, channels, subscriptions.deliver, fanout.lines.audience_size)
     fanout.on_full = on_full
     gate = None
     if app is not None:
@@ -243,7 +256,7 @@ async def plane(
     ingest.start()
     redelivery.start()
     recall.start()
-    ticking = asyncio.create_task(tick(streams))
+    ticking = asyncio.create_task(tick(streams, fanout))
     presence.start()
     for listener in sockets:
         listener.setblocking(False)
@@ -288,7 +301,7 @@ async def plane(
         await registry.close()
         await ingest.close()
         await catchup.close()
-        await snapshots.close()
+        snapshots.close()
         await history.close()
         await broker.close()
 

@@ -164,7 +164,7 @@ async def test_what_waits_behind_connect_keeps_its_order(valkey_url, prefix):
         # As without an application: Redis was still being asked.
         assert replies[2]["error"]["message"] == "unsubscribed meanwhile"
         assert all("error" not in replies[number] for number in (1, 3, 4, 5))
-        assert hub.fanout.counts() == {"open:b": 1}
+        assert hub.fanout.lines.counts() == {"open:b": 1}
 
 
 @async_test

@@ -57,7 +57,7 @@ async def test_channels_that_an_application_chooses_count_as_well(valkey_url, pr
             await native.command(rpc={"method": "enter", "data": room})
         assert raised == ["allowed: 1 channels"]
         assert (await native.push())["channel"] == "open:a"
-        assert hub.fanout.counts() == {"open:a": 1}
+        assert hub.fanout.lines.counts() == {"open:a": 1}
 
 
 @async_test

@@ -181,7 +181,7 @@ async def test_subscribers_of_the_same_channels_are_one_group_in_whatever_order_
         for one in ones:
             hub.fanout.leave("a", one)
         await hub.settled()
-        assert not hub.fanout._groups and hub.fanout.counts() == {}
+        assert not hub.fanout._groups and hub.fanout.lines.counts() == {}
 
 
 @async_test
@@ -248,7 +248,7 @@ async def test_who_leaves_and_comes_back_in_the_middle_of_a_sweep_is_inside():
             hub.fanout.join("a", Namespace(), one)
         hub.publish(("a", "3"))
         await hub.settled()
-        assert {hub.read(one) for one in ones} == {"<a 1><a 3>"} and hub.fanout.counts() == {"a": 300}
+        assert {hub.read(one) for one in ones} == {"<a 1><a 3>"} and hub.fanout.lines.counts() == {"a": 300}
 
 
 @async_test
@@ -419,7 +419,7 @@ async def test_a_dead_peer_in_the_middle_of_a_sweep_hurts_nobody():
         await hub.settled()
         alive = [one for i, one in enumerate(ones) if i % 7]
         assert all(hub.read(one) == "<a 1>" for one in alive)
-        assert hub.fanout.counts() == {"a": len(alive)}
+        assert hub.fanout.lines.counts() == {"a": len(alive)}
 
 
 @async_test
@@ -555,7 +555,10 @@ async def test_arrivals_go_to_watchers_only_in_one_write_and_encoded_once():
             assert hub.read(one) in ("<a 1><a! ann><a! bob>", "<a! ann><a! bob><a 1>")
         assert hub.read(other) == "<a 1>"
         assert hub.fanout.sweep.writes - before == 3 and hub.form.encoded == 3
-        assert hub.fanout.counts() == {"a": 3, "b": 3} and (len(hub.fanout), hub.fanout.subscriptions) == (2, 6)
+        assert hub.fanout.lines.counts() == {"a": 3, "b": 3} and (len(hub.fanout.lines), hub.fanout.subscriptions) == (
+            2,
+            6,
+        )
 
 
 @async_test
@@ -656,7 +659,7 @@ def test_against_a_model_everybody_receives_what_it_should_in_order_of_each_chan
 
 def check_board(fanout: Fanout) -> None:
     """Every slot is one audience's or nobody's, and nothing is left of a batch that is done."""
-    slots = [audience.slot for forms in fanout._audiences.values() for audience in forms.values()]
+    slots = [audience.slot for line in fanout.lines.by_channel.values() for audience in line.audiences.values()]
     assert sorted(slots + fanout._board._free) == list(range(len(fanout._board.ready)))
     assert not any(fanout._board.ready)
 
@@ -674,7 +677,7 @@ async def test_what_nobody_waits_for_any_more_does_not_take_anothers_place():
         newcomer = hub.client("b", "c")
         hub.publish(("b", "2"))
         hub.fanout._end_pause(audience)
-        assert audience.slot in {forms[newcomer.wire].slot for forms in hub.fanout._audiences.values()}
+        assert audience.slot in {line.audiences[newcomer.wire].slot for line in hub.fanout.lines.by_channel.values()}
         await hub.settled()
         assert hub.read(newcomer) == "<b 2>" and hub.read(leaver) == ""
         hub.publish(("c", "3"))

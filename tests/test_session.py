@@ -50,7 +50,9 @@ class Subscriptions:
         self.at_once = True
         self.joined = Joined()
 
-    def subscribe(self, channel: str, namespace: object, subscriber: object, done: object, since: object) -> None:
+    def subscribe(
+        self, channel: str, namespace: object, subscriber: object, done: object, since: object, terms: object
+    ) -> None:
         self.since = since
         if self.at_once:
             self.confirm(channel, done)

@@ -1,4 +1,4 @@
-"""Snapshots: one question for all who ask at the same time, and nothing older than what passed."""
+"""Snapshots: one question for all who ask at the same time, and a value in its place among the publications."""
 
 from __future__ import annotations
 
@@ -6,141 +6,189 @@ import asyncio
 
 import pytest
 
+from hub import snapshots as room
+from hub.broker import Broker
+from hub.channels import Namespace
+from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable
+from hub.ingest import Ingest
 from hub.message import Publication
-from hub.snapshots import TELL_AT_ONCE, Snapshots
+from hub.snapshots import BATCH, TELL_AT_ONCE, Snapshots
+from hub.store import Keys, Store
+from tests.nodes import until
 from tests.support import async_test
 
 
-class Values:
-    """Answers when the test lets it."""
+class Runner:
+    """Keeps the questions; the test answers them."""
 
     def __init__(self) -> None:
         self.asked: list = []
-        self.go = asyncio.Event()
-        self.error: Exception | None = None
 
-    async def last(self, namespace: str, channels: list) -> list:
-        self.asked.append((namespace, list(channels)))
-        await self.go.wait()
-        if self.error:
-            raise self.error
-        return [b"value of " + channel.encode() if channel != "t:none" else None for channel in channels]
+    def script(self, name: str, keys: list, arguments: list, replied: object) -> None:
+        assert name == "newest" and arguments[0] == "hub:newest:w"
+        self.asked.append((keys, arguments[1], replied))
 
 
-async def asked(values: Values, times: int = 1) -> None:
-    while len(values.asked) < times:
-        await asyncio.sleep(0)
+class Rig:
+    def __init__(self) -> None:
+        self.runner = Runner()
+        self.snapshots = Snapshots(self.runner, Keys("hub"), "hub:newest:w")
+        self.told: list = []
+
+    def ask(self, *channels: str) -> None:
+        for channel in channels:
+            self.snapshots.ask(channel, lambda value, channel=channel: self.told.append((channel, value)))
+
+    def answer(self, *values: bytes) -> None:
+        _, token, replied = self.runner.asked.pop(0)
+        replied(1)
+        self.snapshots.heard(b"\n".join([token, *values]))
 
 
 @async_test
 async def test_all_who_ask_at_once_share_a_question():
-    """Those who come while it is under way too; another namespace's is the next."""
-    values, told = Values(), []
-    snapshots = Snapshots(values)
-    assert not snapshots.busy
-    for channel in ("t:A", "t:A", "u:B", "t:none"):
-        snapshots.ask(channel, lambda value, channel=channel: told.append((channel, value)))
-    await asked(values)
-    snapshots.ask("t:A", lambda value: told.append(("late", value)))
-    values.go.set()
-    await asked(values, 2)
-    while snapshots.busy:
-        await asyncio.sleep(0)
-    assert values.asked == [("t", ["t:A", "t:none"]), ("u", ["u:B"])]
-    a = b"value of t:A"
-    assert told == [("t:A", a), ("t:A", a), ("late", a), ("t:none", None), ("u:B", b"value of u:B")]
+    """Those who come while it is under way too; each namespace has its own."""
+    rig = Rig()
+    rig.ask("t:A", "t:A", "u:B", "t:none")
+    assert rig.runner.asked == []
+    await asyncio.sleep(0)
+    assert [keys for keys, _, _ in rig.runner.asked] == [
+        ["hub:last:{t}:A", "hub:last:{t}:none"],
+        ["hub:last:{u}:B"],
+    ]
+    rig.ask("t:A")
+    await asyncio.sleep(0)
+    assert len(rig.runner.asked) == 2
+    rig.answer(b"a", b"")
+    rig.answer(b"b")
+    assert rig.told == [("t:A", b"a")] * 3 + [("t:none", None), ("u:B", b"b")]
 
 
 @async_test
-async def test_what_passes_meanwhile_is_newer():
-    """The subscriber is not inside yet, so it would miss it."""
-    values, told = Values(), []
-    snapshots = Snapshots(values)
-    snapshots.ask("t:A", told.append)
-    await asked(values)
-    snapshots.passed([Publication("t:A", b"new"), Publication("t:B", b"other"), Publication("t:A", b"newer")])
-    values.go.set()
-    while snapshots.busy:
-        await asyncio.sleep(0)
-    assert told == [b"newer"]
+async def test_a_question_has_a_bounded_size():
+    """Thousands of channels are several messages of Redis."""
+    rig = Rig()
+    rig.ask(*(f"t:{i}" for i in range(BATCH + 1)))
+    await asyncio.sleep(0)
+    assert [len(keys) for keys, _, _ in rig.runner.asked] == [BATCH, 1]
 
 
 @async_test
-async def test_redis_away_is_told_to_all_who_ask():
-    """And the next one asks anew."""
-    values, told = Values(), []
-    snapshots = Snapshots(values)
-    values.go.set()
-    values.error = BrokerUnavailable("away")
-    snapshots.ask("t:A", told.append)
-    snapshots.ask("t:A", told.append)
-    while snapshots.busy:
-        await asyncio.sleep(0)
-    assert told == [values.error, values.error]
-    values.error = None
-    snapshots.ask("t:A", told.append)
-    while snapshots.busy:
-        await asyncio.sleep(0)
-    assert told[2:] == [b"value of t:A"]
-    await snapshots.close()
+async def test_too_many_channels_at_a_time_are_told_to_try_again(monkeypatch):
+    """And those that wait already are not."""
+    monkeypatch.setattr(room, "MAX_ASKED", 1)
+    rig = Rig()
+    rig.ask("t:A", "t:B", "t:A")
+    await asyncio.sleep(0)
+    [(channel, error)] = rig.told
+    assert channel == "t:B" and isinstance(error, BrokerUnavailable)
+    rig.answer(b"a")
+    assert rig.told[1:] == [("t:A", b"a")] * 2
 
 
-@pytest.mark.parametrize("error", [BrokerUnavailable("away"), ZeroDivisionError()])
-@pytest.mark.expects_log
+@pytest.mark.parametrize("payload", [b"", b"9\na", b"1", b"1\na\nb", b"x\na"])
 @async_test
-async def test_what_cannot_be_read_leaves_nobody_waiting(error):
-    """Nor those whose question would be the next one; later ones are asked anew."""
-    values, told = Values(), []
-    snapshots = Snapshots(values)
-    for channel in ("t:A", "u:B"):
-        snapshots.ask(channel, told.append)
-    await asked(values)
-    values.error = error
-    values.go.set()
-    while snapshots.busy:
-        await asyncio.sleep(0)
-    assert len(told) == 2 and all(isinstance(one, BrokerUnavailable) for one in told) and len(values.asked) == 1
-    values.error = None
-    snapshots.ask("t:A", told.append)
-    while len(told) < 3:
-        await asyncio.sleep(0)
-    assert told[2] == b"value of t:A"
+async def test_what_was_not_asked_for_is_nothing(payload):
+    """Whoever reaches Redis can write on the worker's channel."""
+    rig = Rig()
+    rig.ask("t:A")
+    await asyncio.sleep(0)
+    rig.snapshots.heard(payload)
+    assert rig.told == []
+    rig.answer(b"a")
+    assert rig.told == [("t:A", b"a")]
+
+
+@async_test
+async def test_redis_away_and_a_lost_link_are_told_to_those_whom_they_concern():
+    """Whoever asks behind that is asked for anew."""
+    rig, error = Rig(), BrokerUnavailable("away")
+    rig.ask("t:A", "u:B")
+    await asyncio.sleep(0)
+    rig.runner.asked[0][2](error)
+    assert rig.told == [("t:A", error)]
+    rig.snapshots.lost()
+    assert isinstance(rig.told[1][1], BrokerUnavailable) and rig.told[1][0] == "u:B"
+    rig.runner.asked.clear()
+    rig.ask("t:A")
+    await asyncio.sleep(0)
+    rig.answer(b"a")
+    assert rig.told[2:] == [("t:A", b"a")]
 
 
 @pytest.mark.expects_log
 @async_test
-async def test_who_fails_on_a_value_hurts_nobody(caplog):
-    """The others are told theirs."""
-    values, told = Values(), []
-    snapshots = Snapshots(values)
-    values.go.set()
-    snapshots.ask("t:A", lambda value: 1 / 0)
-    snapshots.ask("t:A", told.append)
-    while not told:
-        await asyncio.sleep(0)
-    assert told == [b"value of t:A"] and "failed on its value" in caplog.text
+async def test_who_fails_on_a_value_hurts_nobody():
+    """The others have theirs."""
+    rig = Rig()
+    rig.snapshots.ask("t:A", lambda value: 1 / 0)
+    rig.ask("t:A")
+    await asyncio.sleep(0)
+    rig.answer(b"a")
+    assert rig.told == [("t:A", b"a")]
 
 
 @async_test
 async def test_a_storm_is_told_in_slices_and_nobody_an_old_value():
-    """What passes between two slices is the newest for those of the second, and for who asks then."""
-    values, told = Values(), []
-    snapshots = Snapshots(values)
-    values.go.set()
-    for _ in range(TELL_AT_ONCE + 1):
-        snapshots.ask("t:A", told.append)
-    while not told:
-        await asyncio.sleep(0)
-    assert len(told) == TELL_AT_ONCE and snapshots.busy
-    snapshots.passed([Publication("t:A", b"newer")])
-    snapshots.ask("t:A", told.append)
-    while snapshots.busy:
-        await asyncio.sleep(0)
-    assert told[TELL_AT_ONCE:] == [b"newer"] * 2 and len(values.asked) == 1
-    values.go.clear()
-    snapshots.ask("t:A", told.append)
-    values.go.set()
-    while snapshots.busy:
-        await asyncio.sleep(0)
-    assert told[-1] == b"value of t:A"
+    """What passes between two slices is what those behind it are told."""
+    rig = Rig()
+    rig.ask(*["t:A"] * (TELL_AT_ONCE + 1))
+    await asyncio.sleep(0)
+    assert not rig.snapshots.busy
+    rig.answer(b"old")
+    assert len(rig.told) == TELL_AT_ONCE and rig.snapshots.busy
+    rig.snapshots.passed([Publication("t:A", b"new"), Publication("t:B", b"other")])
+    rig.ask("t:A")
+    await asyncio.sleep(0)
+    assert rig.told[TELL_AT_ONCE:] == [("t:A", b"new")] * 2 and not rig.snapshots.busy
+
+
+@async_test
+async def test_nobody_is_asked_after_the_end():
+    """The worker has no Redis any more."""
+    rig = Rig()
+    rig.ask("t:A")
+    rig.snapshots.close()
+    await asyncio.sleep(0)
+    assert rig.runner.asked == [] and rig.told == []
+
+
+@async_test
+async def test_the_value_comes_in_its_place_among_the_publications(valkey_url, prefix):
+    """On a real link, under a feed that never rests: whoever joins at its value sees each one behind it, once."""
+    store = Store(RedisSettings(prefix=prefix), valkey_url)
+    broker = Broker(store, 10_000)
+
+    rules, joined, wrong = Namespace(mode="latest"), [], []
+    last = {"seen": 0, "told": 0}
+
+    def deliver(publications: list[Publication]) -> None:
+        for _, body in publications:
+            last["seen"] = int(body)
+
+    def told(value: bytes) -> None:
+        # Everything up to the value has been delivered before it, and nothing behind it.
+        if int(value or 0) != last["seen"]:
+            wrong.append((value, last["seen"]))
+        joined.append(value)
+
+    ingest = Ingest(store, deliver, lambda payload: None)
+    snapshots = Snapshots(broker, store.keys, store.keys.newest("w"))
+    ingest.listen(store.keys.newest("w"), snapshots.heard)
+    ingest.start()
+    try:
+        await until(lambda: ingest.connected)
+        held = asyncio.Event()
+        ingest.hold(store.keys.feed("t"), lambda error: held.set())
+        await held.wait()
+        for number in range(1, 2001):
+            broker.publish(rules, "t", [Publication("t:A", b"%d" % number)], lambda outcome: None)
+            if number % 10 == 0:
+                snapshots.ask("t:A", told)
+                await asyncio.sleep(0)
+        await until(lambda: last["seen"] == 2000 and len(joined) == 200)
+        assert wrong == [] and len(set(joined)) > 1
+    finally:
+        await ingest.close()
+        await broker.close()

@@ -18,6 +18,11 @@ from tests.support import FakeClock
 NONE, LATEST, STREAM = Namespace(), Namespace(mode="latest"), Namespace(mode="stream")
 
 
+class Form:
+    def encode_publication(self, channel: str, body: bytes) -> bytes:
+        return body
+
+
 class One:
     """A subscriber that is never written to: no batch is ever swept here."""
 
@@ -76,7 +81,7 @@ class Streams:
 
 class Rig:
     def __init__(self) -> None:
-        self.ingest, self.fanout, self.form = Ingest(), Fanout({}, lambda: None, FakeClock(), None), object()
+        self.ingest, self.fanout, self.form = Ingest(), Fanout({}, lambda: None, FakeClock(), None), Form()
         self.snapshots, self.streams = Snapshots(), Streams()
         self.subscriptions = Subscriptions(self.fanout, self.ingest, Keys("hub"), self.streams, self.snapshots)
         self.told: list = []
@@ -91,9 +96,9 @@ def test_a_subscriber_is_let_in_when_redis_has_confirmed():
     """Before the confirmation nobody is in the audience and nobody has been told."""
     rig = Rig()
     rig.subscribe("a")
-    assert rig.ingest.held == ["hub:pub:{a}"] and not rig.told and rig.fanout.counts() == {}
+    assert rig.ingest.held == ["hub:pub:{a}"] and not rig.told and rig.fanout.lines.counts() == {}
     rig.ingest.ready["hub:pub:{a}"](None)
-    assert rig.told == [IN] and rig.fanout.counts() == {"a": 1}
+    assert rig.told == [IN] and rig.fanout.lines.counts() == {"a": 1}
 
 
 def test_a_channel_is_held_once_for_all_its_subscribers():
@@ -104,7 +109,7 @@ def test_a_channel_is_held_once_for_all_its_subscribers():
     rig.ingest.ready["hub:pub:{a}"](None)
     rig.subscribe("a")
     assert rig.ingest.held == ["hub:pub:{a}"]
-    assert rig.told == [IN] * 3 and rig.fanout.counts() == {"a": 3}
+    assert rig.told == [IN] * 3 and rig.fanout.lines.counts() == {"a": 3}
 
 
 def test_a_channel_is_released_after_its_last_subscriber_and_held_again():
@@ -126,7 +131,9 @@ def test_channels_of_a_latest_namespace_share_their_feed():
     one = rig.subscribe("t:A", LATEST)
     rig.ingest.ready["hub:feed:{t}"](None)
     two = rig.subscribe("t:B", LATEST)
-    assert rig.ingest.held == ["hub:feed:{t}"] and rig.fanout.counts() == {"t:A": 1, "t:B": 1}
+    for _, done in rig.snapshots.asked:
+        done(None)
+    assert rig.ingest.held == ["hub:feed:{t}"] and rig.fanout.lines.counts() == {"t:A": 1, "t:B": 1}
     rig.subscriptions.unsubscribe("t:A", LATEST, one)
     assert rig.ingest.released == []
     rig.subscriptions.unsubscribe("t:B", LATEST, two)
@@ -140,7 +147,7 @@ def test_a_channel_that_cannot_be_held_is_told_to_all_who_wait():
     rig.subscribe("a")
     error = BrokerUnavailable("away")
     rig.ingest.ready["hub:pub:{a}"](error)
-    assert rig.told == [error, error] and rig.fanout.counts() == {}
+    assert rig.told == [error, error] and rig.fanout.lines.counts() == {}
     rig.subscribe("a")
     assert rig.ingest.held == ["hub:pub:{a}"] * 2
 
@@ -155,7 +162,7 @@ def test_a_subscriber_that_leaves_as_soon_as_it_is_told_releases_the_channel():
 
     rig.subscriptions.subscribe("a", NONE, one, leave)
     rig.ingest.ready["hub:pub:{a}"](None)
-    assert rig.ingest.released == ["hub:pub:{a}"] and rig.fanout.counts() == {}
+    assert rig.ingest.released == ["hub:pub:{a}"] and rig.fanout.lines.counts() == {}
 
 
 def test_subscribe_unsubscribe_subscribe_before_the_confirmation_ends_up_inside():
@@ -169,9 +176,9 @@ def test_subscribe_unsubscribe_subscribe_before_the_confirmation_ends_up_inside(
     rig.subscriptions.subscribe("a", NONE, first, leave)
     rig.subscriptions.subscribe("a", NONE, second, rig.told.append)
     rig.ingest.ready["hub:pub:{a}"](None)
-    assert rig.told == [IN] and rig.ingest.released == [] and rig.fanout.counts() == {"a": 1}
+    assert rig.told == [IN] and rig.ingest.released == [] and rig.fanout.lines.counts() == {"a": 1}
     rig.subscribe("a")
-    assert rig.ingest.held == ["hub:pub:{a}"] and rig.fanout.counts() == {"a": 2}
+    assert rig.ingest.held == ["hub:pub:{a}"] and rig.fanout.lines.counts() == {"a": 2}
     rig.subscriptions.unsubscribe("a", NONE, second)
     assert rig.ingest.released == []
 
@@ -183,7 +190,7 @@ def test_while_the_link_is_down_nobody_is_let_in():
     rig.ingest.ready["hub:pub:{a}"](None)
     rig.ingest.connected = False
     rig.subscribe("a")
-    assert isinstance(rig.told[1], BrokerUnavailable) and rig.fanout.counts() == {"a": 1}
+    assert isinstance(rig.told[1], BrokerUnavailable) and rig.fanout.lines.counts() == {"a": 1}
 
 
 def test_stream_channels_are_handed_on():
@@ -197,20 +204,36 @@ def test_stream_channels_are_handed_on():
 
 
 def test_who_comes_back_to_a_latest_channel_gets_its_newest_value():
-    """Whatever position it had; who comes for the first time waits for the next value."""
+    """Whatever position it had, and so does who comes for the first time; Redis is asked by the first of them only."""
     rig = Rig()
     rig.subscribe("t:A", LATEST)
     rig.ingest.ready["hub:feed:{t}"](None)
-    assert rig.told == [CACHED]
+    [(channel, done)] = rig.snapshots.asked
+    assert channel == "t:A" and rig.told == [] and rig.fanout.lines.counts() == {}
+    done(b"newest")
+    assert rig.told == [CACHED._replace(publications=[b"newest"])] and rig.fanout.lines.counts() == {"t:A": 1}
+    rig.subscriptions.deliver([Publication("t:A", b"newer")])
     back = One(rig.form)
     rig.subscriptions.subscribe("t:A", LATEST, back, rig.told.append, Position("", 0))
-    [(channel, done)] = rig.snapshots.asked
-    assert channel == "t:A" and len(rig.told) == 1 and rig.fanout.counts() == {"t:A": 1}
-    done(b"newest")
-    assert rig.told[1] == CACHED._replace(recovered=True, publications=[b"newest"])
-    assert rig.fanout.counts() == {"t:A": 2}
+    assert rig.told[1] == CACHED._replace(recovered=True, publications=[b"newer"])
+    assert rig.fanout.lines.counts() == {"t:A": 2} and len(rig.snapshots.asked) == 1
     rig.subscriptions.unsubscribe("t:A", LATEST, back)
     assert rig.ingest.released == []
+
+
+def test_after_a_lost_link_whoever_is_inside_gets_what_it_missed():
+    """The newest value is asked for again, and delivered where it is another one."""
+    rig = Rig()
+    rig.subscribe("t:A", LATEST)
+    rig.ingest.ready["hub:feed:{t}"](None)
+    rig.snapshots.asked.pop()[1](b"old")
+    for value, passes in ((b"old", 0), (BrokerUnavailable("away"), 0), (None, 0), (b"new", 1), (b"new", 1)):
+        rig.subscriptions.check_all()
+        [(channel, done)] = rig.snapshots.asked
+        rig.snapshots.asked.clear()
+        done(value)
+        assert channel == "t:A" and rig.fanout.deliveries == passes
+    assert rig.fanout.lines.newest("t:A") == b"new"
 
 
 def test_a_value_that_cannot_be_had_is_told_and_releases_the_feed():
@@ -219,7 +242,7 @@ def test_a_value_that_cannot_be_had_is_told_and_releases_the_feed():
     rig.subscriptions.subscribe("t:A", LATEST, One(rig.form), rig.told.append, Position("", 0))
     rig.ingest.ready["hub:feed:{t}"](None)
     rig.snapshots.asked[0][1](error)
-    assert rig.told == [error] and rig.ingest.released == ["hub:feed:{t}"] and rig.fanout.counts() == {}
+    assert rig.told == [error] and rig.ingest.released == ["hub:feed:{t}"] and rig.fanout.lines.counts() == {}
     rig.subscriptions.subscribe("t:A", LATEST, One(rig.form), rig.told.append, Position("", 0))
     rig.ingest.ready["hub:feed:{t}"](None)
     rig.snapshots.asked[1][1](None)
@@ -229,14 +252,14 @@ def test_a_value_that_cannot_be_had_is_told_and_releases_the_feed():
 @pytest.mark.parametrize("since", [None, Position("", 0)])
 def test_who_gives_up_a_newest_value_and_asks_anew_is_in_once(since):
     """Its first question neither lets it in twice nor takes it out again; the feed is held once for it."""
-    rig, one = Rig(), One(object())
+    rig, one = Rig(), One(Form())
     rig.subscriptions.subscribe("t:A", LATEST, one, rig.told.append, Position("", 0))
     rig.ingest.ready["hub:feed:{t}"](None)
     rig.subscriptions.subscribe("t:A", LATEST, one, rig.told.append, since)
     assert rig.told[0] is GIVEN_UP
     for _, done in rig.snapshots.asked:
         done(b"newest")
-    assert len(rig.told) == 2 and isinstance(rig.told[1], Joined) and rig.fanout.counts() == {"t:A": 1}
+    assert len(rig.told) == 2 and isinstance(rig.told[1], Joined) and rig.fanout.lines.counts() == {"t:A": 1}
     rig.subscriptions.unsubscribe("t:A", LATEST, one)
     assert rig.ingest.released == ["hub:feed:{t}"]
 

@@ -242,6 +242,9 @@ class Poll:
     def broken(self) -> None:
         raise NotImplementedError  # as `torn`
 
+    def too_slow(self) -> None:
+        raise NotImplementedError  # it asks for no `raw`
+
     def displaced(self, channel: str) -> None:
         """What streams calls: answer with what there is; the next request is recovered, or told of the loss."""
         self._channels.pop(channel, None)

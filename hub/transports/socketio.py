@@ -100,6 +100,9 @@ class Branch:
     def broken(self) -> None:
         raise NotImplementedError
 
+    def too_slow(self) -> None:
+        self._connection.too_slow()
+
 
 class SocketIOConnection(EngineConnection):
     """A client of any number of namespaces. The first is this very object to the fan-out, the others are branches."""

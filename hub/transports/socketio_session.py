@@ -30,7 +30,7 @@ import orjson
 from .. import emission, errors, frames
 from .. import socketio_protocol as socketio
 from ..app_gate import Gate
-from ..app_session import Attempt, Transport
+from ..app_session import Transport
 from ..channels import Namespace
 from ..config import SocketIOSettings
 from ..errors import CommandError, HubError
@@ -290,23 +290,20 @@ class SocketSession(Session):
 
     # Coming back.
 
-    def _subscribed(
-        self, command_id: int, channel: str, namespace: Namespace, asked: Attempt, outcome: Joined | HubError
-    ) -> None:
-        super()._subscribed(command_id, channel, namespace, asked, outcome)
+    def on_subscribed(self, command_id: int, channel: str, watch: bool, joined: Joined) -> None:
         deliveries = self.form.deliveries
         resumed = self._resuming.pop(command_id, None) is not None
-        if deliveries is None or isinstance(outcome, HubError) or not self.holds(channel):
+        if deliveries is None or not self.holds(channel):
             return
-        self._watches |= asked.watch
+        self._watches |= watch
         self._told_out.pop(channel, None)
-        if resumed and outcome.recovered is False:
+        if resumed and joined.recovered is False:
             number = self._resume_id(channel)
             self.perform(Command(number, "unsubscribe", {"channel": channel}))
             del self._resuming[number]
             self._not_resumed(channel)
             return
-        self._stay(deliveries, channel, outcome, outcome.publications if resumed else ())
+        self._stay(deliveries, channel, joined, joined.publications if resumed else ())
 
     def _stay(self, deliveries: Deliveries, channel: str, joined: Joined, missed: Sequence[bytes]) -> None:
         """It is in a channel from now on. missed: what it is sent by itself."""
@@ -323,9 +320,8 @@ class SocketSession(Session):
         if joined.positioned:
             self._stays[channel] = Stay(joined.epoch, joined.offset - len(missed), deliveries.count, batches)
 
-    def _leave(self, channel: str, namespace: Namespace, hold: bool) -> None:
+    def on_left(self, channel: str) -> None:
         self._stays.pop(channel, None)
-        super()._leave(channel, namespace, hold)
 
     def _resume_id(self, channel: str) -> int:
         number = self._new_id()
@@ -417,7 +413,7 @@ class SocketSession(Session):
             return None
         rooms = gate.rooms(self) if gate is not None else frozenset()
         streams, others, left = {}, [], KEPT
-        for channel, namespace in self._channels.items():
+        for channel, namespace in self.entries.items():
             if isinstance(namespace, Namespace) and namespace.mode != "stream":
                 if channel in rooms:
                     continue  # of mode none: what is told to it meanwhile is gone, as that mode has it
@@ -425,9 +421,6 @@ class SocketSession(Session):
                     others.append(channel)
                     continue
             stay = self._stays.get(channel)
-            if isinstance(namespace, Namespace) and namespace.mode == "latest":
-                others.append(channel)
-                continue
             if stay is None or not isinstance(namespace, Namespace) or namespace.flush_ms:
                 return None  # nobody can say what was missed of it
             offset = stay.base + len(stay.batches)
@@ -439,7 +432,7 @@ class SocketSession(Session):
             early = stay.batches if len(batches) == top - offset else ()
             streams[channel] = (stay.epoch, stay.base, top, [*early, *batches])
             left -= len(batches)
-        inside = [channel for channel in rooms if channel in self._channels]
+        inside = [channel for channel in rooms if channel in self.entries]
         ids = [*self._ids, self.client][-NAMES:]
         form, came = deliveries.form, self._came
         return Record(self.user, form, came, self.confirmed, streams, others, inside, self.named, ids)

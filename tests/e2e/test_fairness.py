@@ -276,7 +276,7 @@ async def test_a_mass_close_in_the_middle_of_a_sweep_is_sliced(valkey_url, prefi
             theirs.append(other)
             connections.append(hub.door.new_connection(take_over(ours)))
             connections[-1].begin(b"", hello)
-        await until(lambda: hub.fanout.counts() == {CROWD: count} and not hub.fanout.busy)
+        await until(lambda: hub.fanout.lines.counts() == {CROWD: count} and not hub.fanout.busy)
         for other in theirs:
             other.recv(4096)
         run = hub.fanout.sweep.run
@@ -301,4 +301,4 @@ async def test_a_mass_close_in_the_middle_of_a_sweep_is_sliced(valkey_url, prefi
         for other in theirs:
             other.close()
         await until(lambda: len(os.listdir("/proc/self/fd")) == before)
-        assert hub.fanout.counts() == {}
+        assert hub.fanout.lines.counts() == {}

@@ -44,7 +44,7 @@ async def test_all_streams_of_one_wire_share_their_bytes(valkey_url, prefix):
             await one.connect()
             await one.subscribe("open:a")
         await until(lambda: not hub.fanout.busy)
-        (audience,) = hub.fanout._audiences["open:a"].values()
+        (audience,) = hub.fanout.lines.by_channel["open:a"].audiences.values()
         (group,) = audience.groups
         assert audience.wire is LINES and len(group.fds) == 5
         hub.fanout.deliver([Publication("open:a", b'{"data":1}')])
@@ -52,7 +52,7 @@ async def test_all_streams_of_one_wire_share_their_bytes(valkey_url, prefix):
             assert await one.push() == {"channel": "open:a", "pub": {"data": 1}}
             one.close()
         await until(lambda: not hub.reactor.connections)
-        assert len(hub.sessions) == 0 and hub.fanout.counts() == {}
+        assert len(hub.sessions) == 0 and hub.fanout.lines.counts() == {}
 
 
 @pytest.mark.parametrize("form", [LINES, EVENTS])
@@ -180,7 +180,7 @@ async def test_a_closed_stream_says_why_and_ends(valkey_url, prefix, wire):
         assert await one.ending() == {"code": 3001, "reason": "shutdown"}
         one.close()
         await until(lambda: not len(hub.sessions))
-        assert hub.fanout.counts() == {}
+        assert hub.fanout.lines.counts() == {}
         assert await one.send("{}") == 404
 
 
@@ -194,7 +194,7 @@ async def test_a_client_that_goes_is_gone(valkey_url, prefix, wire):
         assert await one.command(rpc={"method": "hub.time"})
         one.close()
         await until(lambda: not hub.reactor.connections)
-        assert len(hub.sessions) == 0 and hub.fanout.counts() == {}
+        assert len(hub.sessions) == 0 and hub.fanout.lines.counts() == {}
 
 
 @async_test

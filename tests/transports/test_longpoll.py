@@ -239,7 +239,7 @@ async def test_a_client_that_goes_frees_everything(valkey_url, prefix):
         await until(lambda: one.fanout.subscriptions == 2 and len(one.polls) == 1)
         writer.close()
         await until(lambda: one.fanout.subscriptions == 0 and len(one.polls) == 0)
-        assert not one.fanout._audiences or not any(one.fanout.counts().values())
+        assert not one.fanout.lines.by_channel or not any(one.fanout.lines.counts().values())
 
 
 @async_test

@@ -112,7 +112,7 @@ async def test_what_is_published_on_one_wire_comes_on_all(valkey_url, prefix):
             assert (name, body["channel"], body["data"]) == ("publication", "room:a", 7)
         (packet,) = await poller.packets()
         assert packet.startswith(b'42["publication",{"channel":"room:a","data":7')
-        assert hub.fanout.sweep is not None and len(hub.fanout.counts()) == 1
+        assert hub.fanout.sweep is not None and len(hub.fanout.lines.counts()) == 1
 
 
 @async_test

@@ -216,7 +216,7 @@ async def test_who_is_not_the_same_user_starts_anew_or_not_at_all(valkey_url, pr
             assert rig.seen == [("connect", named, why == "another"), ("connected", rig.user, False)]
             await rig.app.emit("heard", 1)
             assert (await event(socket))[:2] == ["heard", 1]
-            assert hub.fanout.counts() == {"hub.everyone::": 1}
+            assert hub.fanout.lines.counts() == {"hub.everyone::": 1}
 
 
 @async_test

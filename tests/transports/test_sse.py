@@ -82,7 +82,7 @@ async def test_several_listeners_share_the_bytes_of_a_channel(valkey_url, prefix
         stream(one.port, "channel=chat:a") as second,
         stream(one.port, "channel=chat:a") as third,
     ):
-        await until(lambda: one.fanout.audience_size("chat:a") == 3)
+        await until(lambda: one.fanout.lines.audience_size("chat:a") == 3)
         await publish(one, "chat:a", "x")
         ids = {(await listener.next()).id for listener in (first, second, third)}
         assert len(ids) == len(calls) == 1
@@ -472,7 +472,7 @@ async def test_a_thousand_streams_with_the_same_channel_are_one_group(valkey_url
         listeners = [stream(one.port, "channel=chat:a") for _ in range(50)]
         opened = [await listener.__aenter__() for listener in listeners]
         try:
-            await until(lambda: one.fanout.audience_size("chat:a") == 50)
+            await until(lambda: one.fanout.lines.audience_size("chat:a") == 50)
             await until(lambda: not one.fanout.busy)
             groups = {c.group for c in one.reactor.connections.values() if hasattr(c, "displaced")}
             assert len(groups) == 1 and len(groups.pop().fds) == 50

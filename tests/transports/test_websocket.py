@@ -91,7 +91,7 @@ async def test_commands_may_be_joined_by_newlines(valkey_url, prefix):
         one = Client(socket)
         replies = [await one._first(lambda line, i=i: line.get("id") == i) for i in (1, 2, 3)]
         assert [next(iter(set(reply) - {"id"})) for reply in replies] == ["connect", "error", "unsubscribe"]
-        assert hub.fanout.counts() == {}
+        assert hub.fanout.lines.counts() == {}
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -229,12 +229,12 @@ async def test_a_close_frame_is_answered_and_the_audience_left(valkey_url, prefi
     async with plane(valkey_url, prefix) as hub:
         async with client(hub.url) as one:
             await one.subscribe("open:a")
-            assert hub.fanout.counts() == {"open:a": 1}
+            assert hub.fanout.lines.counts() == {"open:a": 1}
             await one.socket.close(4001, "done")
             assert one.socket.close_code == 4001
         while hub.reactor.connections:
             await asyncio.sleep(0)
-        assert hub.fanout.counts() == {}
+        assert hub.fanout.lines.counts() == {}
 
 
 @async_test
@@ -246,7 +246,7 @@ async def test_a_client_that_just_goes_leaves_its_audience(valkey_url, prefix):
             one.socket.transport.abort()
             while hub.reactor.connections:
                 await asyncio.sleep(0.001)
-        assert hub.fanout.counts() == {}
+        assert hub.fanout.lines.counts() == {}
 
 
 @async_test
@@ -442,7 +442,7 @@ async def test_half_open_clients_leave_nothing_behind(valkey_url, prefix):
             writer.transport.pause_reading()
             ours.append(writer)
         connections = list(hub.reactor.connections.values())
-        assert hub.fanout.counts() == {"open:a": 20} == {"open:a": hub.services.users.sessions}
+        assert hub.fanout.lines.counts() == {"open:a": 20} == {"open:a": hub.services.users.sessions}
         assert len(os.listdir("/proc/self/fd")) == before + 40
         for one in connections[:10]:
             one.put(frames.encode_frame(frames.TEXT, b"x" * 8_000_000))
@@ -451,7 +451,7 @@ async def test_half_open_clients_leave_nothing_behind(valkey_url, prefix):
         assert {one.closed_with.code for one in connections} == {3012}
         await until(lambda: len(os.listdir("/proc/self/fd")) == before + 20)
         await until(lambda: not hub.fanout.busy)
-        assert hub.fanout.counts() == {} and not hub.fanout._groups
+        assert hub.fanout.lines.counts() == {} and not hub.fanout._groups
         assert hub.services.users.sessions == 0 == hub.reactor.backlog.bytes
         assert hub.ingest._held == set(hub.ingest._own)
         for writer in ours:

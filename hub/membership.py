@@ -1,0 +1,298 @@
+"""Membership: the channels of one client, and how it comes into them and out.
+
+Does: carry out subscribe and unsubscribe, keep what each of a client's channels is to it: asked for, held plainly, held
+with wishes of its own, or a watch list; change such wishes.
+Does not: know wires, read Redis or keep audiences (subscribe, watch); which wishes there are stands in wants.
+Called by: session, from its table of commands and for whoever ends or displaces a client; rpc (rate, watch).
+Never break: every command has one answer, perhaps later; a channel that is left while Redis is still asked is left when
+the answer comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from . import errors, wants, wishes
+from .audience import Terms
+from .channels import Channels, Namespace, may_subscribe, may_use
+from .config import ClientSettings
+from .errors import CommandError, HubError
+from .message import ClientInfo
+from .position import Position
+from .presence import Presence
+from .protocol import Command
+from .recovery import Joined
+from .redelivery import Redelivery
+from .stream import StreamSubscriber
+from .subscribe import CACHED, Subscriptions
+from .wants import Wants
+from .watch import WatchList
+
+
+class Attempt:
+    """Stands for a subscription that Redis has yet to confirm.
+
+    One object for each attempt, so that two can't be mixed up.
+    """
+
+    __slots__ = ("watch", "watch_list")
+
+    def __init__(self, watch: bool) -> None:
+        self.watch = watch
+        """It is to be told who comes and goes."""
+        self.watch_list: WatchList | None = None
+
+
+class Held:
+    """A channel that a client holds with wishes of its own."""
+
+    __slots__ = ("namespace", "terms", "wants", "watch_list")
+
+    def __init__(self, namespace: Namespace, wants: Wants, terms: Terms | None, watch_list: WatchList | None) -> None:
+        self.namespace = namespace
+        self.wants = wants
+        """As granted."""
+        self.terms = terms
+        self.watch_list = watch_list
+
+
+Entry = Namespace | Held | Attempt
+"""Held plainly, held with wishes, or asked for."""
+
+
+class Services(Protocol):
+    """What this needs of the worker."""
+
+    @property
+    def client(self) -> ClientSettings: ...
+    @property
+    def channels(self) -> Channels: ...
+    @property
+    def subscriptions(self) -> Subscriptions: ...
+    @property
+    def presence(self) -> Presence: ...
+    @property
+    def redelivery(self) -> Redelivery: ...
+
+
+class Member(Protocol):
+    """A session, as seen from here."""
+
+    client: str
+    user: str
+    max_hz: float
+    entries: dict[str, Entry]
+
+    @property
+    def services(self) -> Services: ...
+    @property
+    def transport(self) -> StreamSubscriber: ...
+    def resolve(self, command: Command) -> tuple[str, Namespace]: ...
+    def holds(self, channel: str) -> bool: ...
+    def push(self, channel: str, body: bytes) -> None: ...
+    def resubscribe(self, channel: str) -> None: ...
+    def on_subscribed(self, command_id: int, channel: str, watch: bool, joined: Joined) -> None: ...
+    def on_left(self, channel: str) -> None: ...
+    def begin(self) -> None: ...
+    def end(self) -> None: ...
+    def reply(self, command_id: int, method: str, result: dict[str, Any] | None = None) -> None: ...
+    def fail(self, command_id: int, error: HubError) -> None: ...
+
+
+# Coming.
+
+
+def subscribe(member: Member, command: Command) -> None:
+    """The subscribe command. Raises CommandError."""
+    channel, namespace = member.resolve(command)
+    services = member.services
+    if channel in member.entries:
+        raise CommandError(errors.ALREADY_SUBSCRIBED)
+    if len(member.entries) >= services.client.channels:
+        raise CommandError(
+            errors.LIMIT_EXCEEDED, f"{len(member.entries)} channels; allowed: {services.client.channels}"
+        )
+    may_use(channel, member.user)
+    may_subscribe(namespace.subscribe, member.user)
+    wishes.check(namespace.mode, command.params)
+    watch = bool(command.params.get("join_leave"))
+    if watch and not namespace.join_leave:
+        raise CommandError(errors.NOT_AVAILABLE, "join_leave is not available in this namespace")
+    since = wishes.position(command.params) if command.params.get("recover") else None
+    granted = _granted(member, channel, namespace, command.params.get("data"))
+    member.begin()
+    asked = member.entries[channel] = Attempt(watch)
+    if wants.is_watch(channel, namespace):
+        terms = services.subscriptions.terms(member.transport.wire, granted, channel)
+        name = channel.partition(":")[0]
+        asked.watch_list = WatchList(services.subscriptions, name, namespace, member.transport, terms)
+        held = Held(namespace, granted, terms, asked.watch_list)
+        asked.watch_list.add(granted.symbols, partial(_watching, member, command.id, channel, held, asked))
+        return
+    terms_or_none = None if granted == wants.PLAIN else services.subscriptions.terms(member.transport.wire, granted)
+    entry = namespace if terms_or_none is None else Held(namespace, granted, terms_or_none, None)
+    done = partial(_subscribed, member, command.id, channel, entry, asked)
+    services.subscriptions.subscribe(channel, namespace, member.transport, done, since, terms_or_none)
+
+
+def _granted(member: Member, channel: str, namespace: Namespace, data: object) -> Wants:
+    if namespace.mode != "latest":
+        return wants.PLAIN  # what else clients say there is not for the hub
+    asked = wants.read(data, namespace, wants.is_watch(channel, namespace))
+    return wants.capped(asked, namespace, member.max_hz)
+
+
+def _subscribed(
+    member: Member, command_id: int, channel: str, entry: Namespace | Held, asked: Attempt, outcome: Joined | HubError
+) -> None:
+    member.end()
+    error = _settle(member, channel, entry, asked, outcome)
+    if error is not None or isinstance(outcome, HubError):
+        member.fail(command_id, error or CommandError(errors.INTERNAL))
+        return
+    granted = wants.describe(entry.wants) if isinstance(entry, Held) else None
+    member.reply(command_id, "subscribe", wishes.subscribe_result(outcome, granted))
+    opened(member, channel, namespace_of(entry))
+    member.on_subscribed(command_id, channel, asked.watch, outcome)
+
+
+def _watching(
+    member: Member, command_id: int, channel: str, held: Held, asked: Attempt, outcome: list[bytes] | HubError
+) -> None:
+    joined = outcome if isinstance(outcome, HubError) else CACHED._replace(publications=outcome)
+    _subscribed(member, command_id, channel, held, asked, joined)
+
+
+def _settle(
+    member: Member, channel: str, entry: Namespace | Held, asked: Attempt, outcome: Joined | HubError
+) -> HubError | None:
+    """The answer to an attempt: the client is in now, or this is why not."""
+    wanted = member.entries.get(channel) is asked
+    if isinstance(outcome, HubError):
+        if wanted:
+            del member.entries[channel]
+        return outcome
+    if not wanted:
+        # Unsubscribed or gone while Redis was asked. Every command has its reply, so this one too.
+        _out(member, channel, entry)
+        return CommandError(errors.BAD_REQUEST, "unsubscribed meanwhile")
+    member.entries[channel] = entry
+    info = ClientInfo(member.user, member.client)
+    member.services.presence.enter(channel, namespace_of(entry), info, member.transport, asked.watch)
+    return None
+
+
+def join(
+    member: Member,
+    channel: str,
+    namespace: Namespace,
+    done: Callable[[Joined | HubError], None],
+    since: Position | None = None,
+) -> None:
+    """Let it into a channel that it is not in, whatever the rules say; `done` tells once."""
+    asked = member.entries[channel] = Attempt(watch=False)
+    member.services.subscriptions.subscribe(
+        channel,
+        namespace,
+        member.transport,
+        lambda outcome: done(_settle(member, channel, namespace, asked, outcome) or outcome),
+        since,
+    )
+
+
+def opened(member: Member, channel: str, namespace: Namespace) -> None:
+    """It is in a channel, and has been told so."""
+    if namespace.mailbox:
+        member.services.redelivery.opened(channel, namespace, member)
+
+
+# Going.
+
+
+def unsubscribe(member: Member, command: Command) -> None:
+    """The unsubscribe command. Raises CommandError."""
+    channel, _ = member.resolve(command)
+    leave(member, channel)
+    member.reply(command.id, "unsubscribe")
+
+
+def leave(member: Member, channel: str, hold: bool = False) -> bool:
+    """Out of a channel, if it holds it or is about to. hold: not by its own wish, so it may soon be back.
+
+    True: it held it.
+    """
+    entry = member.entries.pop(channel, None)
+    if not isinstance(entry, Namespace | Held):
+        return False
+    _out(member, channel, entry)
+    member.services.presence.exit(channel, member.client, hold)
+    return True
+
+
+def leave_all(member: Member) -> None:
+    """The connection is over."""
+    entries, member.entries = member.entries, {}
+    for channel, entry in entries.items():
+        # A channel that is still being subscribed to is left when its answer comes.
+        if not isinstance(entry, Attempt):
+            _out(member, channel, entry)
+            member.services.presence.exit(channel, member.client, True)
+
+
+def displaced(member: Member, channel: str) -> bool:
+    """It was taken out of a channel's audience. False: it did not hold it."""
+    if not isinstance(member.entries.pop(channel, None), Namespace | Held):
+        return False
+    member.services.presence.exit(channel, member.client, hold=True)
+    return True
+
+
+def _out(member: Member, channel: str, entry: Namespace | Held) -> None:
+    member.on_left(channel)
+    if isinstance(entry, Namespace):
+        member.services.subscriptions.unsubscribe(channel, entry, member.transport)
+    elif entry.watch_list is not None:
+        entry.watch_list.close()
+    else:
+        member.services.subscriptions.unsubscribe(channel, entry.namespace, member.transport, entry.terms)
+
+
+def namespace_of(entry: Namespace | Held) -> Namespace:
+    """The rules of a channel that is held."""
+    return entry if isinstance(entry, Namespace) else entry.namespace
+
+
+# Other wishes.
+
+
+def change_rate(member: Member, channel: str, hz: float) -> float:
+    """Another rate for a channel that it holds; returns what is granted. Raises CommandError 103, 107."""
+    entry = member.entries.get(channel)
+    if not isinstance(entry, Namespace | Held) or namespace_of(entry).mode != "latest":
+        raise CommandError(errors.BAD_REQUEST, "a rate is of a `latest` channel that this client is subscribed to")
+    namespace = namespace_of(entry)
+    old = entry if isinstance(entry, Held) else Held(namespace, wants.PLAIN, None, None)
+    if old.wants.raw:
+        raise CommandError(errors.BAD_REQUEST, "raw is every value: subscribe with mode merge for a rate")
+    granted = wants.capped(old.wants._replace(hz=hz), namespace, member.max_hz)
+    subscriptions = member.services.subscriptions
+    shown = channel if old.watch_list is not None else ""
+    terms = subscriptions.terms(member.transport.wire, granted, shown)
+    if old.watch_list is not None:
+        old.watch_list.change(terms)
+    else:
+        subscriptions.change(channel, namespace, member.transport, old.terms, terms)
+    member.entries[channel] = Held(namespace, granted, terms, old.watch_list)
+    return granted.hz
+
+
+def watch_list_of(member: Member, channel: str) -> WatchList:
+    """The watch list of this name that it holds. Raises CommandError 107."""
+    entry = member.entries.get(channel)
+    if not isinstance(entry, Held) or entry.watch_list is None:
+        raise CommandError(
+            errors.BAD_REQUEST, f"channel: allowed is a watch list, NAMESPACE:{wants.WATCH}, subscribed to"
+        )
+    return entry.watch_list

@@ -1,0 +1,129 @@
+"""Wants: what a subscription to a `latest` channel may ask for in its `data`, and in the calls that change it.
+
+Does: read and bound mode, rate, fields, marks and symbols; cap the rate by the namespace and by the client's token.
+Does not: subscribe or keep anything (session, watch).
+Called by: session, rpc.
+Never break: what is refused has changed nothing; a name that is not known is refused, and not passed over.
+
+    {"mode":"merge"}                     the newest value, as fast as this client takes them (the default)
+    {"mode":"raw"}                       every value, or the connection is closed as too slow
+    {"hz":5}                             so many values a second of each channel at most; 0: none, until that changes
+    {"fields":["price","bid"]}           of each value only these
+    {"marks":true}                       tags that say what a value stands for; views.py has them
+    {"symbols":["ACME","BETA"]}          of a watch list
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from . import errors
+from .channels import NAMESPACE_NAME, Namespace
+from .errors import CommandError
+from .mistakes import short
+
+MAX_FIELDS = 64
+MAX_FIELD_LENGTH = 64
+MAX_HZ = 1000.0
+EVERY = float("inf")
+WATCH = "$watch"
+"""The watch list of a namespace is its channel of this name: 'ticker:$watch'."""
+NAMES = ("mode", "hz", "fields", "marks", "symbols")
+
+
+class Wants(NamedTuple):
+    """What one subscription asks for."""
+
+    raw: bool = False
+    hz: float = EVERY
+    """0: paused."""
+    fields: tuple[str, ...] = ()
+    """() is all."""
+    marks: bool = False
+    symbols: tuple[str, ...] = ()
+
+
+PLAIN = Wants()
+
+
+def read(data: object, namespace: Namespace, watch: bool) -> Wants:
+    """The `data` of a subscribe command. Raises CommandError 106, 107.
+
+    watch: to a watch list, which has symbols; no other channel has.
+    """
+    if data is None and not watch:
+        return PLAIN
+    if not isinstance(data, dict):
+        raise _bad(f"data: found {short(data)}; allowed: an object of {', '.join(NAMES)}")
+    strange = next((name for name in data if name not in NAMES), None)
+    if strange is not None:
+        raise _bad(f"data: found {short(strange)}; allowed: {', '.join(NAMES)}")
+    if not watch and "symbols" in data:
+        raise _bad(f"symbols: allowed in {WATCH}, the watch list of the namespace")
+    mode, marks = data.get("mode", "merge"), data.get("marks", False)
+    if mode not in ("merge", "raw"):
+        raise _bad(f"mode: found {short(mode)}; allowed: merge and raw")
+    if not isinstance(marks, bool):
+        raise _bad(f"marks: found {short(marks)}; allowed: true and false")
+    hz = read_hz(data["hz"]) if "hz" in data else EVERY
+    if mode == "raw" and hz != EVERY:
+        raise _bad("hz: allowed with mode merge, as raw is every value")
+    symbols = read_symbols("symbols", data.get("symbols", []), namespace.watch) if watch else ()
+    return Wants(mode == "raw", hz, _fields(data.get("fields", [])), marks, symbols)
+
+
+def read_hz(value: object) -> float:
+    """A rate. Raises CommandError 107."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_HZ:
+        raise _bad(f"hz: found {short(value)}; allowed: 0 to {MAX_HZ:g}")
+    return float(value)
+
+
+def read_symbols(name: str, value: object, most: int) -> tuple[str, ...]:
+    """A list of symbols, each once. Raises CommandError 106, 107."""
+    if not isinstance(value, list):
+        raise _bad(f"{name}: found {short(value)}; allowed: a list of symbols")
+    if len(value) > most:
+        raise CommandError(errors.LIMIT_EXCEEDED, f"{name}: found {len(value)}; allowed: {most}")
+    for symbol in value:
+        if not isinstance(symbol, str) or not NAMESPACE_NAME.fullmatch(symbol):
+            raise _bad(f"{name}: found {short(symbol)}; allowed: 1 to 64 of A-Z a-z 0-9 _ . -")
+    return tuple(dict.fromkeys(value))
+
+
+def capped(wants: Wants, namespace: Namespace, claimed_hz: float) -> Wants:
+    """What is granted of it. claimed_hz: what the client's token allows. Raises CommandError 103."""
+    most = min(namespace.max_hz or EVERY, claimed_hz)
+    if wants.raw and most != EVERY:
+        raise CommandError(errors.PERMISSION_DENIED, f"raw is every value; allowed: {most:g} a second")
+    return wants._replace(hz=min(wants.hz, most))
+
+
+def is_watch(channel: str, namespace: Namespace) -> bool:
+    """Whether a channel is the watch list of its namespace."""
+    return bool(namespace.watch) and channel.partition(":")[2] == WATCH
+
+
+def _fields(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > MAX_FIELDS:
+        raise _bad(f"fields: found {short(value)}; allowed: a list of at most {MAX_FIELDS} names")
+    for field in value:
+        if not isinstance(field, str) or not 0 < len(field) <= MAX_FIELD_LENGTH:
+            raise _bad(f"fields: found {short(field)}; allowed: names of 1 to {MAX_FIELD_LENGTH} characters")
+    return tuple(sorted(set(value)))
+
+
+def _bad(text: str) -> CommandError:
+    return CommandError(errors.BAD_REQUEST, text)
+
+
+def describe(wants: Wants) -> dict[str, Any]:
+    """What was granted, as the reply to a subscription says it in its `data`."""
+    granted: dict[str, Any] = {"mode": "raw" if wants.raw else "merge"}
+    if wants.hz != EVERY:
+        granted["hz"] = wants.hz
+    if wants.fields:
+        granted["fields"] = wants.fields
+    if wants.marks:
+        granted["marks"] = True
+    return granted

@@ -1,0 +1,118 @@
+"""Lines: what is known of a channel, and for how long."""
+
+from __future__ import annotations
+
+import itertools
+
+from hub.audience import Board, Stand, Terms, Update
+from hub.channels import Namespace
+from hub.lines import Lines
+from hub.pace import Paces
+from hub.views import Views, seq_of
+from tests.support import FakeClock
+
+LATEST, NONE = Namespace(mode="latest", stale_ms=1000), Namespace()
+BODY = b'{"data":{"seq":7}}'
+
+
+class Form:
+    def encode_publication(self, channel: str, body: bytes) -> bytes:
+        return body
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.clock, self.board, self.form, self.views = FakeClock(), Board(), Form(), Views(lambda: 5)
+        self.lines = Lines(self.board, itertools.count(1).__next__, self.clock)
+        self.lines.seq_of = seq_of
+        self.paces = Paces(lambda pace: None, self.clock, lambda *_: None)
+
+    def terms(self, marks: bool = False, raw: bool = False, hz: float = 1e9) -> Terms:
+        return Terms(self.views.of(self.form, marks=marks), raw, self.paces.at(hz))
+
+    def audience(self, terms: Terms | None = None, namespace: Namespace = LATEST, newest: bytes | None = None):
+        return self.lines.audience("t:A", namespace, self.form, terms, newest)
+
+
+def test_equal_terms_are_one_audience():
+    """And other ones another, of the same line."""
+    rig = Rig()
+    line, plain = rig.audience()
+    for terms in (rig.terms(), rig.terms(marks=True), rig.terms(raw=True), rig.terms(hz=5)):
+        same, one = rig.audience(terms)
+        assert same is line and one is rig.audience(terms)[1] and one is not plain
+        assert one.apart == (terms.form.marks or terms.pace is not None)
+        assert (one.mode == "raw") == terms.raw
+    assert len(line.audiences) == 5 and len(rig.lines) == 1
+
+
+def test_a_line_ends_with_its_last_audience_and_gives_its_slots_back():
+    """A newcomer gets one of them."""
+    rig = Rig()
+    line, plain = rig.audience()
+    _, marked = rig.audience(rig.terms(marks=True))
+    rig.lines.drop(line, marked)
+    assert rig.lines.marked == {} and len(rig.lines) == 1
+    rig.lines.drop(line, plain)
+    assert len(rig.lines) == 0 and rig.board.take() in (plain.slot, marked.slot)
+
+
+def test_the_newest_body_is_known_of_channels_that_keep_it():
+    """Given by the first who brings it; what others bring is older."""
+    rig = Rig()
+    assert rig.lines.newest("t:A") is None and rig.lines.kept() == []
+    rig.audience(newest=BODY)
+    rig.audience(newest=b"older")
+    assert rig.lines.newest("t:A") == BODY and rig.lines.kept() == ["t:A"]
+    assert rig.lines.told("t:A", rig.terms()) == BODY and rig.lines.told("t:B", rig.terms()) is None
+    other = Rig()
+    other.audience(namespace=NONE, newest=BODY)
+    assert other.lines.newest("t:A") is None and other.lines.kept() == []
+
+
+def test_the_sources_number_is_read_while_somebody_wants_marks():
+    """Also of a value that came before them."""
+    rig = Rig()
+    line, _ = rig.audience(newest=BODY)
+    assert line.stand == Stand(0, 0)
+    _, marked = rig.audience(rig.terms(marks=True))
+    assert line.stand == marked.sent == Stand(0, 7)
+
+
+def test_a_source_is_silent_when_nothing_has_come_for_its_time():
+    """From when the first one wants marks; who is told already is not told again."""
+    rig = Rig()
+    line, _ = rig.audience(newest=BODY)
+    rig.clock.now += 100
+    assert rig.lines.silent(rig.clock()) == []
+    rig.audience(rig.terms(marks=True))
+    assert rig.lines.silent(rig.clock() + 0.9) == []
+    assert rig.lines.silent(rig.clock() + 1) == [line]
+    line.stale = True
+    assert rig.lines.silent(rig.clock() + 9) == []
+    assert b'"state":"stale"' in rig.lines.told("t:A", rig.terms(marks=True))
+
+
+def test_what_a_line_has_for_somebody_follows_from_how_far_it_was_served():
+    """Merged values and gaps since; nothing where it was served all; silence only with marks."""
+    rig = Rig()
+    line, _ = rig.audience(newest=BODY)
+    line.number, line.seq = 5, 12
+    assert line.update(Stand(5, 12), True) is None
+    assert line.update(Stand(4, 11), True) == Update(BODY)
+    assert line.update(Stand(2, 7), True) == Update(BODY, 2, 2)
+    assert line.update(Stand(2), True) == Update(BODY, 2)
+    line.stale = True
+    assert line.update(Stand(5, 12), True) == Update(BODY, -1, 0, "stale")
+    assert line.update(Stand(5, 12), False) is None
+    assert line.update(Stand(4, 11, True), True) == Update(BODY)
+
+
+def test_subscribers_are_counted_over_all_terms():
+    """By channel."""
+    rig = Rig()
+    _, plain = rig.audience()
+    _, paced = rig.audience(rig.terms(hz=5))
+    plain.size, paced.size = 2, 3
+    assert rig.lines.counts() == {"t:A": 5} and rig.lines.audience_size("t:A") == 5
+    assert rig.lines.audience_size("t:B") == 0

@@ -1,0 +1,385 @@
+"""Paces and the fan-out's part in them: what each client saw of the feed, held against the feed itself."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hub.audience import ELSEWHERE, Audience, Group, Terms, new_number
+from hub.channels import Namespace
+from hub.fanout import Fanout
+from hub.message import Publication, encode_body
+from hub.outbox import Limits, Outbox, Verdict
+from hub.pace import RATES_HZ, Paces
+from hub.views import Views, seq_of
+
+LATEST = Namespace(mode="latest", stale_ms=3000)
+NARROW = Limits(conflate_bytes=1, drop_bytes=10**9, max_bytes=10**9, max_frames=10**9)
+
+
+class Time:
+    """A clock that stands still until it is moved, and calls what is due then."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._due: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._numbers = itertools.count()
+        self.calls = 0
+
+    def call_later(self, delay_s: float, call: Callable[..., None], *args: Any) -> Time:
+        heapq.heappush(self._due, (self.now + delay_s, next(self._numbers), call, args))
+        self.calls += 1
+        return self
+
+    def cancel(self) -> None:
+        raise NotImplementedError
+
+    def move(self, seconds: float) -> None:
+        until = self.now + seconds
+        while self._due and self._due[0][0] <= until:
+            self.now, _, call, args = heapq.heappop(self._due)
+            call(*args)
+        self.now = until
+
+
+class Form:
+    """A wire on which a frame is its publication and a newline."""
+
+    def encode_publication(self, channel: str, body: bytes) -> bytes:
+        return orjson.dumps([channel, orjson.Fragment(body)]) + b"\n"
+
+
+class Client:
+    """A subscriber whose socket takes everything, or nothing while it is `slow`."""
+
+    direct = False
+    open = True
+
+    def __init__(self, wire: Form) -> None:
+        self.fd = new_number()
+        self.wire = wire
+        self.group: Group | None = None
+        self.place = ELSEWHERE
+        self.slow = False
+        self.outbox = Outbox(NARROW)
+        self.data = b""
+        self.too_slows = 0
+
+    def offer(self, audience: Audience, frame: bytes) -> None:
+        assert self.outbox.offer(frame, audience.mode, audience) in (Verdict.QUEUED, Verdict.CONFLATED)
+
+    def put(self, frame: bytes) -> None:
+        assert self.outbox.put(frame) is Verdict.QUEUED
+
+    def left(self, audience: Audience) -> None:
+        self.outbox.unkey(audience)
+
+    def too_slow(self) -> None:
+        self.too_slows += 1
+
+    def flush(self) -> None:
+        if not self.slow:
+            self.data += self.outbox.take(10**9)
+
+    def seen(self) -> list[tuple[str, dict[str, Any]]]:
+        """(channel, publication) of all that came since."""
+        data, self.data = self.data, b""
+        return [tuple(orjson.loads(line)) for line in data.splitlines()]
+
+
+class Rig:
+    def __init__(self, max_bytes: int = 10**9) -> None:
+        self.time = Time()
+        self.form = Form()
+        self.views = Views(lambda: 5)
+        self.fanout = Fanout({}, lambda: None, lambda: self.time.now, self.time.call_later, max_bytes)
+        self.fanout.lines.seq_of = seq_of
+        self.seqs: dict[str, int] = {}
+        self.newest: dict[str, bytes] = {}
+        self.clients: list[Client] = []
+
+    def client(self) -> Client:
+        self.clients.append(Client(self.form))
+        return self.clients[-1]
+
+    def terms(self, hz: float = 100, marks: bool = True, raw: bool = False, fields: tuple[str, ...] = ()) -> Terms:
+        return Terms(self.views.of(self.form, "", fields, marks), raw, self.fanout.paces.at(hz))
+
+    def publish(self, channel: str = "t:A", gap: int = 0) -> int:
+        seq = self.seqs[channel] = self.seqs.get(channel, 0) + 1 + gap
+        self.newest[channel] = encode_body({"seq": seq, "price": 1.5, "time_ns": "7"})
+        self.fanout.deliver([Publication(channel, self.newest[channel])])
+        return seq
+
+    def turn(self) -> None:
+        """The end of a turn of the loop."""
+        while self.fanout.busy:
+            self.fanout.begin()
+            self.fanout.run()
+        for client in self.clients:
+            client.flush()
+
+    def wait(self, seconds: float) -> None:
+        self.turn()
+        self.time.move(seconds)
+        self.turn()
+
+
+def prices(client: Client) -> list[int]:
+    return [publication["data"]["seq"] for _, publication in client.seen()]
+
+
+@pytest.mark.parametrize(("wish", "hz"), [(0, 0), (0.01, 0.1), (0.5, 0.5), (7, 5), (5, 5), (60, 60)])
+def test_a_wish_is_rounded_down_to_a_rate_that_others_have_too(wish, hz):
+    """So the bytes of all who wish for about the same are the same."""
+    paces = Paces(lambda pace: None, lambda: 0.0, lambda *_: None)
+    assert paces.at(wish).hz == hz and paces.at(wish) is paces.at(hz)
+
+
+def test_above_the_highest_rate_every_value_comes():
+    """There is no timer for what nobody could tell from the feed."""
+    assert Paces(lambda pace: None, lambda: 0.0, lambda *_: None).at(RATES_HZ[-1] + 1) is None
+
+
+def test_the_newest_goes_out_at_the_rate_and_the_last_value_always():
+    """5 Hz, a value every 50 ms: one in 200 ms, the first at once, and what came last after the feed has stopped."""
+    rig = Rig()
+    client = rig.client()
+    rig.fanout.join("t:A", LATEST, client, rig.terms(hz=5))
+    came = []
+    for _ in range(10):
+        rig.publish()
+        rig.wait(0.05)
+        came.append(prices(client))
+    assert came == [[1], [], [], [], [5], [], [], [], [9], []]
+    rig.wait(10)
+    assert prices(client) == [10]
+
+
+def test_one_timer_serves_all_channels_and_clients_of_a_rate():
+    """A thousand subscriptions at 5 Hz: one call for each moment, and none while the feed rests."""
+    rig = Rig()
+    for _ in range(10):
+        client = rig.client()
+        for i in range(100):
+            rig.fanout.join(f"t:{i}", LATEST, client, rig.terms(hz=5))
+    for i in range(100):
+        rig.publish(f"t:{i}")
+    assert rig.time.calls == 1
+    rig.wait(10)
+    assert rig.time.calls == 1
+    assert all(len(client.seen()) == 100 for client in rig.clients)
+
+
+def test_paced_subscribers_of_the_same_channels_share_their_bytes():
+    """After its first moment a client stands with the others in one group."""
+    rig = Rig()
+    for _ in range(3):
+        client = rig.client()
+        for channel in ("t:A", "t:B"):
+            rig.fanout.join(channel, LATEST, client, rig.terms(hz=5))
+    rig.publish("t:A")
+    rig.wait(1)
+    assert len({id(client.group) for client in rig.clients}) == 1 and rig.clients[0].group is not None
+
+
+def test_nothing_comes_while_paused_and_the_newest_when_it_goes_on():
+    """0 Hz; what was missed is counted."""
+    rig = Rig()
+    client = rig.client()
+    rig.fanout.join("t:A", LATEST, client, rig.terms(hz=0))
+    for _ in range(5):
+        rig.publish()
+        rig.wait(1)
+    assert client.seen() == []
+    rig.fanout.change("t:A", LATEST, client, rig.terms(hz=0), rig.terms())
+    rig.wait(0)
+    [(_, publication)] = client.seen()
+    assert publication["data"]["seq"] == 5 and publication["tags"]["merged"] == "4"
+
+
+def test_marks_say_what_a_value_stands_for():
+    """Merged values, those that the source has numbered and that never came, and both clocks."""
+    rig = Rig()
+    client = rig.client()
+    rig.fanout.join("t:A", LATEST, client, rig.terms(hz=1))
+    rig.publish()
+    rig.wait(1)
+    rig.publish()
+    rig.publish(gap=3)
+    rig.wait(1)
+    tags = [publication["tags"] for _, publication in client.seen()]
+    assert tags == [
+        {"merged": "0", "hub": "5", "time": "7"},
+        {"merged": "1", "hub": "5", "time": "7", "gap": "3"},
+    ]
+
+
+def test_a_frame_that_takes_anothers_place_in_an_outbox_says_so():
+    """A slow reader of every value: what it gets stands for those that it did not."""
+    rig = Rig()
+    client = rig.client()
+    rig.fanout.join("t:A", LATEST, client, rig.terms())
+    client.slow = True
+    for gap in (0, 2, 0, 0):
+        rig.publish(gap=gap)
+        rig.turn()
+    client.slow = False
+    rig.turn()
+    [(_, publication)] = client.seen()
+    assert publication["data"]["seq"] == 6
+    assert (publication["tags"]["merged"], publication["tags"]["gap"]) == ("3", "2")
+
+
+def test_a_raw_subscription_gets_every_value_also_when_it_is_slow():
+    """Or it is closed, which is the outbox' to say."""
+    rig = Rig()
+    client = rig.client()
+    rig.fanout.join("t:A", LATEST, client, rig.terms(raw=True))
+    client.slow = True
+    for _ in range(4):
+        rig.publish()
+        rig.turn()
+    client.slow = False
+    rig.turn()
+    assert prices(client) == [1, 2, 3, 4]
+
+
+def test_a_raw_subscription_of_a_hub_that_is_behind_ends():
+    """What could not be taken up can't be sent, and the others get the newest."""
+    rig = Rig(max_bytes=200)
+    raw, merging = rig.client(), rig.client()
+    rig.fanout.join("t:A", LATEST, raw, rig.terms(raw=True))
+    rig.fanout.join("t:A", LATEST, merging, rig.terms())
+    rig.turn()
+    for _ in range(9):
+        rig.publish()
+    rig.wait(0)
+    assert raw.too_slows == 1 and merging.too_slows == 0
+    seen = [publication for _, publication in merging.seen()]
+    assert seen[-1]["data"]["seq"] == 9
+    assert len(seen) + sum(int(publication["tags"]["merged"]) for publication in seen) == 9
+
+
+def test_silence_of_the_source_is_told_with_the_last_value_again_and_its_end_with_the_next():
+    """Once each; without marks nobody is told."""
+    rig = Rig()
+    marked, paced, plain = rig.client(), rig.client(), rig.client()
+    rig.fanout.join("t:A", LATEST, marked, rig.terms())
+    rig.fanout.join("t:A", LATEST, paced, rig.terms(hz=1))
+    rig.fanout.join("t:A", LATEST, plain)
+    rig.publish()
+    rig.wait(5)
+    for client in rig.clients:
+        assert prices(client) == [1]
+    rig.fanout.check_silence()
+    rig.fanout.check_silence()
+    rig.wait(5)
+    for client in (marked, paced):
+        [(_, publication)] = client.seen()
+        assert publication["data"]["seq"] == 1
+        assert publication["tags"]["state"] == "stale" and publication["tags"]["repeat"] == "1"
+    rig.publish()
+    rig.wait(5)
+    for client in (marked, paced):
+        seen = [publication for _, publication in client.seen()]
+        assert [publication["tags"].get("state") for publication in seen if "state" in publication["tags"]] == ["live"]
+        assert seen[-1]["data"]["seq"] == 2
+    assert prices(plain) == [2]
+
+
+CHANNELS = ("t:A", "t:B")
+HZ = (0, 1, 5, 100)
+STEPS = st.one_of(
+    st.tuples(st.just("publish"), st.sampled_from(CHANNELS), st.integers(0, 2)),
+    st.tuples(st.just("turn")),
+    st.tuples(st.just("wait"), st.sampled_from((0.05, 0.2, 1.0, 4.0))),
+    st.tuples(st.just("rate"), st.integers(0, 3), st.sampled_from(CHANNELS), st.sampled_from(HZ)),
+    st.tuples(st.just("slow"), st.integers(0, 3), st.booleans()),
+    st.tuples(st.just("again"), st.integers(0, 3), st.sampled_from(CHANNELS), st.sampled_from(HZ)),
+    st.tuples(st.just("check")),
+)
+
+
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(STEPS, max_size=60), st.integers(1, 4), st.sampled_from((10**9, 300)))
+def test_against_a_model_what_each_client_saw_is_the_feed(steps, count, max_bytes):
+    """In order, never an older value behind a newer one; delivered + merged = published; gaps as the source has them;
+    and the last value right, once a client goes on at any rate.
+    """
+    rig = Rig(max_bytes)
+    published = {channel: [0] for channel in CHANNELS}
+    """Sequence numbers, after the 0 of nothing."""
+    begun: dict[tuple[int, str], int] = {}
+    held: dict[tuple[int, str], Terms] = {}
+    seen: dict[tuple[int, str], list[dict[str, Any]]] = {}
+
+    def join(i: int, channel: str, terms: Terms) -> None:
+        rig.fanout.join(channel, LATEST, rig.clients[i], terms, newest=rig.newest.get(channel))
+        held[i, channel] = terms
+        begun[i, channel] = len(published[channel])
+        seen[i, channel] = []
+
+    def change(i: int, channel: str, terms: Terms) -> None:
+        rig.fanout.change(channel, LATEST, rig.clients[i], held[i, channel], terms)
+        held[i, channel] = terms
+
+    def collect() -> None:
+        for i, client in enumerate(rig.clients):
+            for channel, publication in client.seen():
+                if (i, channel) in seen:
+                    seen[i, channel].append(publication)
+
+    for i in range(count):
+        rig.client()
+        for channel in CHANNELS:
+            join(i, channel, rig.terms(hz=HZ[(i + 1) % 4]))
+    for step in steps:
+        match step:
+            case ("publish", channel, gap):
+                published[channel].append(rig.publish(channel, gap))
+            case ("turn",):
+                rig.turn()
+            case ("wait", seconds):
+                rig.wait(seconds)
+            case ("rate", i, channel, hz):
+                change(i % count, channel, rig.terms(hz=hz))
+            case ("slow", i, slow):
+                rig.clients[i % count].slow = slow
+            case ("again", i, channel, hz):
+                i %= count
+                rig.fanout.leave(channel, rig.clients[i], held[i, channel])
+                rig.clients[i].slow = False
+                rig.turn()
+                collect()
+                join(i, channel, rig.terms(hz=hz))
+            case ("check",):
+                rig.fanout.check_silence()
+        collect()
+    for client in rig.clients:
+        client.slow = False
+    rig.wait(20)
+    for (i, channel), terms in list(held.items()):
+        if terms.pace is not None and not terms.pace.hz:
+            change(i, channel, rig.terms())
+    rig.wait(20)
+    collect()
+    for (i, channel), publications in seen.items():
+        due = published[channel][begun[i, channel] :]
+        before = published[channel][begun[i, channel] - 1]
+        fresh = [publication for publication in publications if "repeat" not in publication["tags"]]
+        numbers = [publication["data"]["seq"] for publication in fresh]
+        merged = [int(publication["tags"]["merged"]) for publication in fresh]
+        gaps = [int(publication["tags"].get("gap", 0)) for publication in fresh]
+        assert numbers == sorted(set(numbers))
+        assert len(numbers) + sum(merged) == len(due)
+        assert numbers[-1:] == due[-1:]
+        if due and before:
+            assert sum(gaps) == due[-1] - before - len(due)

@@ -1,0 +1,102 @@
+"""Wants: what may be asked for, what is refused, and what is granted of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from hub import errors
+from hub.channels import Namespace
+from hub.errors import CommandError
+from hub.wants import EVERY, PLAIN, Wants, capped, describe, is_watch, read
+
+RULES = Namespace(mode="latest", watch=3)
+
+
+def test_nothing_asked_is_every_value_merged_where_the_client_is_slow():
+    """Also by an empty object, and by saying so."""
+    assert read(None, RULES, watch=False) is PLAIN
+    assert read({}, RULES, watch=False) == read({"mode": "merge", "marks": False}, RULES, watch=False) == PLAIN
+
+
+def test_each_wish_is_read():
+    """Fields in any order are the same fields."""
+    data = {"hz": 5, "fields": ["price", "bid", "price"], "marks": True}
+    assert read(data, RULES, watch=False) == Wants(False, 5.0, ("bid", "price"), True)
+    assert read({"mode": "raw"}, RULES, watch=False) == Wants(raw=True)
+    assert read({"symbols": ["A", "B", "A"]}, RULES, watch=True).symbols == ("A", "B")
+    assert read({"hz": 0}, RULES, watch=False).hz == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        ("merge", "data"),
+        ([], "data"),
+        ({"rate": 5}, "rate"),
+        ({"mode": "all"}, "mode"),
+        ({"mode": "raw", "hz": 5}, "hz"),
+        ({"hz": -1}, "hz"),
+        ({"hz": 1001}, "hz"),
+        ({"hz": True}, "hz"),
+        ({"hz": "5"}, "hz"),
+        ({"hz": float("nan")}, "hz"),
+        ({"marks": 1}, "marks"),
+        ({"fields": "price"}, "fields"),
+        ({"fields": [""]}, "fields"),
+        ({"fields": ["x" * 65]}, "fields"),
+        ({"fields": ["x"] * 65}, "fields"),
+        ({"fields": [1]}, "fields"),
+        ({"symbols": ["A"]}, "symbols"),
+    ],
+)
+def test_what_is_no_wish_is_refused_by_its_name(data, word):
+    """A name that is not known too: a typing error must not be another wish."""
+    with pytest.raises(CommandError, match=word) as caught:
+        read(data, RULES, watch=False)
+    assert caught.value.reply is errors.BAD_REQUEST
+
+
+@pytest.mark.parametrize("symbols", ["A", ["A:B"], [1], ["x" * 65], [""], ["$watch"]])
+def test_what_is_no_symbol_is_refused(symbols):
+    """A symbol is the channel's name behind the namespace."""
+    with pytest.raises(CommandError) as caught:
+        read({"symbols": symbols}, RULES, watch=True)
+    assert caught.value.reply is errors.BAD_REQUEST
+
+
+def test_more_symbols_than_a_list_holds_are_refused():
+    """A bound for each client."""
+    with pytest.raises(CommandError) as caught:
+        read({"symbols": ["A", "B", "C", "D"]}, RULES, watch=True)
+    assert caught.value.reply is errors.LIMIT_EXCEEDED
+
+
+def test_a_rate_is_capped_by_the_namespace_and_by_the_token():
+    """The lower of them; `raw` has no rate that could be capped."""
+    slow = Namespace(mode="latest", max_hz=2)
+    assert capped(Wants(), slow, EVERY).hz == 2
+    assert capped(Wants(), slow, 1.0).hz == 1
+    assert capped(Wants(hz=0.5), slow, 1.0).hz == 0.5
+    assert capped(Wants(), RULES, EVERY) == PLAIN
+    assert capped(Wants(raw=True), RULES, EVERY).raw
+    for rules, claimed in ((slow, EVERY), (RULES, 1.0)):
+        with pytest.raises(CommandError) as caught:
+            capped(Wants(raw=True), rules, claimed)
+        assert caught.value.reply is errors.PERMISSION_DENIED
+
+
+def test_only_where_there_are_watch_lists_is_a_channel_one():
+    """By its name."""
+    assert is_watch("t:$watch", RULES) and not is_watch("t:A", RULES)
+    assert not is_watch("t:$watch", Namespace(mode="latest"))
+
+
+def test_what_is_granted_is_told():
+    """In the words in which it is asked for."""
+    assert describe(Wants(hz=5.0, fields=("bid",), marks=True)) == {
+        "mode": "merge",
+        "hz": 5.0,
+        "fields": ("bid",),
+        "marks": True,
+    }
+    assert describe(Wants(raw=True)) == {"mode": "raw"}

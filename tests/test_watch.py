@@ -1,0 +1,146 @@
+"""Watch lists: what comes in, goes out and changes, while answers are missing and when they are errors."""
+
+from __future__ import annotations
+
+from hub.audience import Terms
+from hub.channels import Namespace
+from hub.errors import BrokerUnavailable
+from hub.recovery import Joined
+from hub.stream import GIVEN_UP
+from hub.watch import WatchList
+
+RULES = Namespace(mode="latest", watch=10)
+PAUSED, FAST, SLOW = object(), object(), object()
+
+
+class Subscriptions:
+    """Who is in on which terms; answers come when the test says so, or at once."""
+
+    paused = PAUSED
+
+    def __init__(self) -> None:
+        self.inside: dict[str, Terms] = {}
+        self.waiting: dict[str, tuple] = {}
+        self.at_once = False
+        self.told_of: list[str] = []
+
+    def subscribe(self, channel, namespace, subscriber, done, since, terms) -> None:
+        assert namespace is RULES and since is None and terms.pace is PAUSED
+        if channel in self.waiting:
+            self.waiting.pop(channel)[0](GIVEN_UP)
+        self.waiting[channel] = (done, terms)
+        if self.at_once:
+            self.answer(channel)
+
+    def answer(self, channel: str, error: Exception | None = None) -> None:
+        done, terms = self.waiting.pop(channel)
+        if error is None:
+            self.inside[channel] = terms
+        done(error or Joined())
+
+    def unsubscribe(self, channel, namespace, subscriber, terms) -> None:
+        assert self.inside.pop(channel) == terms
+
+    def change(self, channel, namespace, subscriber, old, new, told=False) -> None:
+        assert self.inside[channel] == old
+        self.inside[channel] = new
+        assert told == (channel in self.told_of)
+
+    def told(self, channel: str, terms: Terms) -> bytes | None:
+        self.told_of.append(channel)
+        return None if channel == "t:NONE" else b"value of " + channel.encode()
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.subscriptions = Subscriptions()
+        self.terms = Terms("view", False, FAST)
+        self.list = WatchList(self.subscriptions, "t", RULES, object(), self.terms)
+        self.told: list = []
+
+    def add(self, *symbols: str) -> None:
+        self.list.add(symbols, self.told.append)
+
+    def answer(self, *symbols: str) -> None:
+        for symbol in symbols:
+            self.subscriptions.answer(f"t:{symbol}")
+
+
+def test_all_are_told_at_once_when_the_last_answer_is_there():
+    """Until then nothing is sent of any; a symbol without a value is in as well."""
+    rig = Rig()
+    rig.add("A", "NONE", "A")
+    rig.answer("NONE")
+    assert rig.told == [] and rig.subscriptions.inside["t:NONE"].pace is PAUSED
+    rig.answer("A")
+    assert rig.told == [[b"value of t:A"]] and len(rig.list) == 2
+    assert rig.subscriptions.inside == {"t:A": rig.terms, "t:NONE": rig.terms}
+
+
+def test_nothing_new_is_answered_at_once():
+    """An empty list, and one of which all are there."""
+    rig = Rig()
+    rig.add()
+    rig.subscriptions.at_once = True
+    rig.add("A")
+    rig.add("A")
+    assert rig.told == [[], [b"value of t:A"], []]
+
+
+def test_an_error_takes_back_what_was_to_be_added_and_nothing_else():
+    """Also those that were in already of the same call."""
+    rig, error = Rig(), BrokerUnavailable("away")
+    rig.add("OLD")
+    rig.answer("OLD")
+    rig.add("A", "B")
+    rig.answer("A")
+    rig.subscriptions.answer("t:B", error)
+    assert rig.told == [[b"value of t:OLD"], error]
+    assert rig.list.symbols == ("OLD",) and rig.subscriptions.inside == {"t:OLD": rig.terms}
+
+
+def test_what_is_removed_while_it_is_asked_is_left_when_the_answer_comes():
+    """The others of the call come in."""
+    rig = Rig()
+    rig.add("A", "B")
+    rig.list.remove(["A", "not there"])
+    rig.answer("A", "B")
+    assert rig.told == [[b"value of t:B"]] and rig.subscriptions.inside == {"t:B": rig.terms}
+    rig.list.remove(["B"])
+    assert rig.subscriptions.inside == {} and len(rig.list) == 0
+
+
+def test_what_is_removed_and_added_again_while_it_is_asked_is_in_once():
+    """The call that was overtaken says so, and takes nothing of the other one away."""
+    rig = Rig()
+    rig.add("A")
+    rig.list.remove(["A"])
+    rig.add("A")
+    assert rig.told == [GIVEN_UP]
+    rig.answer("A")
+    assert rig.told[1] == [b"value of t:A"] and rig.subscriptions.inside == {"t:A": rig.terms}
+
+
+def test_terms_change_for_all_also_for_those_on_their_way():
+    """What is at the entrance goes in on the new ones."""
+    rig = Rig()
+    rig.add("A")
+    rig.answer("A")
+    rig.subscriptions.told_of.clear()
+    rig.add("B")
+    other = Terms("view", False, SLOW)
+    rig.list.change(other)
+    rig.answer("B")
+    assert rig.subscriptions.inside == {"t:A": other, "t:B": other}
+
+
+def test_the_end_leaves_all_and_those_on_their_way_when_they_come():
+    """Nobody is forgotten inside."""
+    rig = Rig()
+    rig.add("A")
+    rig.answer("A")
+    rig.add("B")
+    rig.list.close()
+    assert rig.subscriptions.inside == {}
+    rig.answer("B")
+    assert rig.subscriptions.inside == {} and len(rig.list) == 0
