@@ -139,6 +139,17 @@ class Broker:
             error = CommandError(errors.TOO_MANY_REQUESTS, "too many commands wait for Redis")
             asyncio.get_running_loop().call_soon(replied, error)
 
+    def command(self, command: Command, size: int, replied: Replied) -> None:
+        """Run one command of another room, in order with what is published; `replied` as `script` has it.
+
+        size: its bytes, for the bound on what waits.
+        """
+        if self._lane.has_room(size):
+            self._lane.put(command, size, partial(self._tell_reply, replied, MEMORY))
+        else:
+            error = CommandError(errors.TOO_MANY_REQUESTS, "too many commands wait for Redis")
+            asyncio.get_running_loop().call_soon(replied, error)
+
     async def last(self, namespace: str, channels: Sequence[str]) -> list[bytes | None]:
         """The newest bodies of channels of a `latest` namespace, None where there is none yet.
 

@@ -74,6 +74,9 @@ class Namespace(BaseModel):
     stale_ms: Number = Field(
         0.0, ge=0, le=86_400_000, description="latest: a source that is silent for so long is told as stale, 0: never"
     )
+    resume_s: Number = Field(
+        60.0, ge=0, le=86_400, description="latest: what a client changed of a subscription is kept so long for it"
+    )
     subscribe: SubscribeRule = Field("user", description="who may subscribe")
     publish: PublishRule = Field("nobody", description="who may publish over a client connection")
 

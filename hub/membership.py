@@ -25,10 +25,14 @@ from .presence import Presence
 from .protocol import Command
 from .recovery import Joined
 from .redelivery import Redelivery
+from .remembered import Remembered
 from .stream import StreamSubscriber
 from .subscribe import CACHED, Subscriptions
-from .wants import Wants
+from .wants import PLAIN, Wants
 from .watch import WatchList
+
+KEPT_S = 3600.0
+"""So long what a client changed is kept without it having gone, as a killed worker can't say so."""
 
 
 class Attempt:
@@ -48,10 +52,22 @@ class Attempt:
 class Held:
     """A channel that a client holds with wishes of its own."""
 
-    __slots__ = ("namespace", "terms", "wants", "watch_list")
+    __slots__ = ("began", "changed", "namespace", "terms", "wants", "watch_list")
 
-    def __init__(self, namespace: Namespace, wants: Wants, terms: Terms | None, watch_list: WatchList | None) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        wants: Wants,
+        terms: Terms | None,
+        watch_list: WatchList | None,
+        began: Wants,
+        changed: bool = True,
+    ) -> None:
         self.namespace = namespace
+        self.began = began
+        """What it asked for when it came."""
+        self.changed = changed
+        """It has other wishes since, which are kept for when it comes back."""
         self.wants = wants
         """As granted."""
         self.terms = terms
@@ -75,6 +91,8 @@ class Services(Protocol):
     def presence(self) -> Presence: ...
     @property
     def redelivery(self) -> Redelivery: ...
+    @property
+    def remembered(self) -> Remembered: ...
 
 
 class Member(Protocol):
@@ -121,27 +139,70 @@ def subscribe(member: Member, command: Command) -> None:
     if watch and not namespace.join_leave:
         raise CommandError(errors.NOT_AVAILABLE, "join_leave is not available in this namespace")
     since = wishes.position(command.params) if command.params.get("recover") else None
-    granted = _granted(member, channel, namespace, command.params.get("data"))
+    began = PLAIN
+    if namespace.mode == "latest":  # elsewhere, what clients say there is not for the hub
+        began = wants.read(command.params.get("data"), namespace, wants.is_watch(channel, namespace))
+        wants.capped(began, namespace, member.max_hz)
     member.begin()
     asked = member.entries[channel] = Attempt(watch)
+    # Only of those who have wishes: whoever takes a channel as it comes costs Redis nothing when it comes back.
+    if began is not PLAIN and namespace.resume_s and (since is not None or began.client):
+        kept = wants.digest(member.user, began.client, channel, began)
+        if kept:
+            enter = partial(_remembered, member, command.id, channel, namespace, asked, since, began)
+            services.remembered.recall(kept, enter)
+            return
+    _enter(member, command.id, channel, namespace, asked, since, began, began)
+
+
+def _remembered(
+    member: Member,
+    command_id: int,
+    channel: str,
+    namespace: Namespace,
+    asked: Attempt,
+    since: Position | None,
+    began: Wants,
+    text: object,
+) -> None:
+    """What it had changed before it went is known, or nothing is."""
+    if member.entries.get(channel) is not asked:
+        member.end()
+        member.fail(command_id, CommandError(errors.BAD_REQUEST, "unsubscribed meanwhile"))
+        return
+    changed = wants.unpack(text, namespace, wants.is_watch(channel, namespace), began)
+    if changed is not began:
+        name = wants.digest(member.user, member.client, channel, began)
+        member.services.remembered.save(name, wants.pack(changed), KEPT_S)
+    _enter(member, command_id, channel, namespace, asked, since, began, changed)
+
+
+def _enter(
+    member: Member,
+    command_id: int,
+    channel: str,
+    namespace: Namespace,
+    asked: Attempt,
+    since: Position | None,
+    began: Wants,
+    asks: Wants,
+) -> None:
+    services = member.services
+    granted = wants.capped(asks, namespace, member.max_hz)
     if wants.is_watch(channel, namespace):
         terms = services.subscriptions.terms(member.transport.wire, granted, channel)
         name = channel.partition(":")[0]
         asked.watch_list = WatchList(services.subscriptions, name, namespace, member.transport, terms)
-        held = Held(namespace, granted, terms, asked.watch_list)
-        asked.watch_list.add(granted.symbols, partial(_watching, member, command.id, channel, held, asked))
+        held = Held(namespace, granted, terms, asked.watch_list, began, asks is not began)
+        asked.watch_list.add(granted.symbols, partial(_watching, member, command_id, channel, held, asked))
         return
-    terms_or_none = None if granted == wants.PLAIN else services.subscriptions.terms(member.transport.wire, granted)
-    entry = namespace if terms_or_none is None else Held(namespace, granted, terms_or_none, None)
-    done = partial(_subscribed, member, command.id, channel, entry, asked)
+    terms_or_none = (
+        None if granted._replace(client="") == PLAIN else services.subscriptions.terms(member.transport.wire, granted)
+    )
+    plain = terms_or_none is None and began is PLAIN
+    entry = namespace if plain else Held(namespace, granted, terms_or_none, None, began, asks is not began)
+    done = partial(_subscribed, member, command_id, channel, entry, asked)
     services.subscriptions.subscribe(channel, namespace, member.transport, done, since, terms_or_none)
-
-
-def _granted(member: Member, channel: str, namespace: Namespace, data: object) -> Wants:
-    if namespace.mode != "latest":
-        return wants.PLAIN  # what else clients say there is not for the hub
-    asked = wants.read(data, namespace, wants.is_watch(channel, namespace))
-    return wants.capped(asked, namespace, member.max_hz)
 
 
 def _subscribed(
@@ -237,6 +298,8 @@ def leave_all(member: Member) -> None:
     for channel, entry in entries.items():
         # A channel that is still being subscribed to is left when its answer comes.
         if not isinstance(entry, Attempt):
+            if isinstance(entry, Held) and entry.changed:
+                _remember(member, channel, entry, entry.namespace.resume_s)
             _out(member, channel, entry)
             member.services.presence.exit(channel, member.client, True)
 
@@ -273,7 +336,7 @@ def change_rate(member: Member, channel: str, hz: float) -> float:
     if not isinstance(entry, Namespace | Held) or namespace_of(entry).mode != "latest":
         raise CommandError(errors.BAD_REQUEST, "a rate is of a `latest` channel that this client is subscribed to")
     namespace = namespace_of(entry)
-    old = entry if isinstance(entry, Held) else Held(namespace, wants.PLAIN, None, None)
+    old = entry if isinstance(entry, Held) else Held(namespace, PLAIN, None, None, PLAIN)
     if old.wants.raw:
         raise CommandError(errors.BAD_REQUEST, "raw is every value: subscribe with mode merge for a rate")
     granted = wants.capped(old.wants._replace(hz=hz), namespace, member.max_hz)
@@ -284,8 +347,25 @@ def change_rate(member: Member, channel: str, hz: float) -> float:
         old.watch_list.change(terms)
     else:
         subscriptions.change(channel, namespace, member.transport, old.terms, terms)
-    member.entries[channel] = Held(namespace, granted, terms, old.watch_list)
+    held = member.entries[channel] = Held(namespace, granted, terms, old.watch_list, old.began)
+    _remember(member, channel, held, KEPT_S)
     return granted.hz
+
+
+def list_changed(member: Member, channel: str) -> None:
+    """The symbols of a watch list that it holds are other ones now."""
+    entry = member.entries.get(channel)
+    if isinstance(entry, Held) and entry.watch_list is not None:
+        entry.changed = True
+        entry.wants = entry.wants._replace(symbols=entry.watch_list.symbols)
+        _remember(member, channel, entry, KEPT_S)
+
+
+def _remember(member: Member, channel: str, held: Held, seconds: float) -> None:
+    """Keep what it changed. Of a client without a token, under its id, which it has to show when it comes back."""
+    if held.namespace.resume_s:
+        name = wants.digest(member.user, member.client, channel, held.began)
+        member.services.remembered.save(name, wants.pack(held.wants), seconds)
 
 
 def watch_list_of(member: Member, channel: str) -> WatchList:

@@ -139,6 +139,7 @@ def _watched(
         return
     for body in outcome:
         caller.push(channel, body)
+    membership.list_changed(caller, channel)
     caller.reply(command_id, "rpc", {"data": {"symbols": len(watch_list)}})
 
 

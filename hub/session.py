@@ -35,6 +35,7 @@ from .protocol import Command
 from .publish import Publisher
 from .recovery import Joined
 from .redelivery import Redelivery
+from .remembered import Remembered
 from .subscribe import Subscriptions
 from .users import Users
 
@@ -54,6 +55,7 @@ class Services:
     presence: Presence
     histories: asking.Histories
     redelivery: Redelivery
+    remembered: Remembered
     users: Users = field(default_factory=Users)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time

@@ -83,6 +83,10 @@ class Keys:
         """The Redis channel on which one worker gets the newest values that it asked for."""
         return f"{self.prefix}:newest:{uid}"
 
+    def wants(self, digest: str) -> str:
+        """What one client asked of one channel, for when it comes back."""
+        return f"{self.prefix}:wants:{digest}"
+
     def meta(self, channel: str) -> str:
         """Where a `stream` channel stands: a hash of top offset, epoch and version; outlives its publications."""
         return f"{self.prefix}:meta:{{{channel}}}"

@@ -11,11 +11,16 @@ Never break: what is refused has changed nothing; a name that is not known is re
     {"fields":["price","bid"]}           of each value only these
     {"marks":true}                       tags that say what a value stands for; views.py has them
     {"symbols":["ACME","BETA"]}          of a watch list
+    {"client":"5d1e…"}                   the id that it had before: what it changed then holds again; not with a token,
+                                         which says it as well
 """
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any, NamedTuple
+
+import orjson
 
 from . import errors
 from .channels import NAMESPACE_NAME, Namespace
@@ -24,11 +29,12 @@ from .mistakes import short
 
 MAX_FIELDS = 64
 MAX_FIELD_LENGTH = 64
+MAX_ID_LENGTH = 64
 MAX_HZ = 1000.0
 EVERY = float("inf")
 WATCH = "$watch"
 """The watch list of a namespace is its channel of this name: 'ticker:$watch'."""
-NAMES = ("mode", "hz", "fields", "marks", "symbols")
+NAMES = ("mode", "hz", "fields", "marks", "symbols", "client")
 
 
 class Wants(NamedTuple):
@@ -41,6 +47,8 @@ class Wants(NamedTuple):
     """() is all."""
     marks: bool = False
     symbols: tuple[str, ...] = ()
+    client: str = ""
+    """Who it says that it was."""
 
 
 PLAIN = Wants()
@@ -69,7 +77,10 @@ def read(data: object, namespace: Namespace, watch: bool) -> Wants:
     if mode == "raw" and hz != EVERY:
         raise _bad("hz: allowed with mode merge, as raw is every value")
     symbols = read_symbols("symbols", data.get("symbols", []), namespace.watch) if watch else ()
-    return Wants(mode == "raw", hz, _fields(data.get("fields", [])), marks, symbols)
+    client = data.get("client", "")
+    if not isinstance(client, str) or len(client) > MAX_ID_LENGTH:
+        raise _bad(f"client: found {short(client)}; allowed: the id of a connection")
+    return Wants(mode == "raw", hz, _fields(data.get("fields", [])), marks, symbols, client)
 
 
 def read_hz(value: object) -> float:
@@ -115,6 +126,36 @@ def _fields(value: object) -> tuple[str, ...]:
 
 def _bad(text: str) -> CommandError:
     return CommandError(errors.BAD_REQUEST, text)
+
+
+def digest(user: str, client: str, channel: str, wants: Wants) -> str:
+    """Under what name a client's changes to a subscription are kept, that it began with `wants`; '' for nobody's.
+
+    user: '' for one without a token, who is known by its id alone. Two devices of a user that began with the same have
+    the same name, and the change that was made last.
+    """
+    who = f"user {user}" if user else f"client {client}" if client else ""
+    began = repr(wants._replace(client="", symbols=tuple(sorted(wants.symbols))))
+    return sha256("\n".join((who, channel, began)).encode()).hexdigest()[:32] if who else ""
+
+
+def pack(wants: Wants) -> bytes:
+    """What is kept."""
+    return orjson.dumps({**describe(wants), "symbols": wants.symbols})
+
+
+def unpack(text: object, namespace: Namespace, watch: bool, began: Wants) -> Wants:
+    """What was kept; `began` where nothing was, or what is not to be had any more."""
+    try:
+        data = orjson.loads(text) if isinstance(text, bytes) else None
+        if data is None:
+            return began
+        if not watch:
+            data.pop("symbols", None)
+        return read(data, namespace, watch)
+    except (orjson.JSONDecodeError, AttributeError, CommandError):
+        # Whoever reaches Redis can write there, and settings change: neither is this client's mistake.
+        return began
 
 
 def describe(wants: Wants) -> dict[str, Any]:

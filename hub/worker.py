@@ -58,6 +58,7 @@ from .redelivery import Redelivery
 from .registry import Registry
 from .relay import Limits as RelayLimits
 from .relay import Relay
+from .remembered import Remembered
 from .seat import Seat
 from .session import Services
 from .snapshots import Snapshots
@@ -180,6 +181,7 @@ class Worker:
             presence=self._presence,
             histories=Histories(self._askings.read, client.history_publications, client.outbox_bytes // ANSWER_SHARE),
             redelivery=self._redelivery,
+            remembered=Remembered(self._broker, self._store.keys),
             users=self._users,
             gate=self._gate,
         )

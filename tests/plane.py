@@ -39,6 +39,7 @@ from hub.redelivery import Redelivery
 from hub.registry import Registry
 from hub.relay import Home, Relay
 from hub.relay import Limits as RelayLimits
+from hub.remembered import Remembered
 from hub.session import Services
 from hub.snapshots import Snapshots
 from hub.store import Store
@@ -206,6 +207,7 @@ async def plane(
         presence,
         Histories(catchup.read, settings.history_publications, settings.outbox_bytes // ANSWER_SHARE),
         redelivery,
+        Remembered(broker, store.keys),
         gate=gate,
         **services,
     )

@@ -77,6 +77,7 @@ LADDER = (
         "processes",
         "publish",
         "redelivery",
+        "remembered",
         "registry",
         "remote",
         "roll",

@@ -10,8 +10,10 @@ from hub.config import ClientSettings
 from hub.errors import BrokerUnavailable
 from hub.protocol import Command
 from hub.publish import Publisher
+from hub.remembered import Remembered
 from hub.rpc import MAX_IDS
 from hub.session import Services, Session
+from hub.store import Keys
 from hub.users import Users
 from tests.plane import SECRET
 from tests.support import FakeClock
@@ -49,6 +51,7 @@ class Rig:
             Presence(),
             Histories(lambda asked, done: None, 1, 1),
             self.redelivery,
+            Remembered(None, Keys("hub")),
             Users(),
             clock,
             FakeClock(1_764_000_000.5),

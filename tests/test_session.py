@@ -14,7 +14,9 @@ from hub.errors import TOO_MANY_REQUESTS, BrokerUnavailable, Close, CommandError
 from hub.message import ClientInfo
 from hub.publish import Publisher
 from hub.recovery import Joined
+from hub.remembered import Remembered
 from hub.session import Services, Session
+from hub.store import Keys
 from hub.users import Users
 from tests.plane import NAMESPACES, SECRET
 from tests.support import FakeClock
@@ -121,6 +123,7 @@ class Rig:
             self.presence,
             Histories(lambda asked, done: self.reads.append((asked, done)), 300, 1000),
             Redelivery(),
+            Remembered(None, Keys("hub")),
             Users(),
             self.clock,
             self.wall,

@@ -7,7 +7,7 @@ import pytest
 from hub import errors
 from hub.channels import Namespace
 from hub.errors import CommandError
-from hub.wants import EVERY, PLAIN, Wants, capped, describe, is_watch, read
+from hub.wants import EVERY, PLAIN, Wants, capped, describe, digest, is_watch, pack, read, unpack
 
 RULES = Namespace(mode="latest", watch=3)
 
@@ -100,3 +100,27 @@ def test_what_is_granted_is_told():
         "marks": True,
     }
     assert describe(Wants(raw=True)) == {"mode": "raw"}
+
+
+def test_changes_are_kept_under_who_and_where_and_what_it_began_with():
+    """The token says who, or the id; nobody in particular has nothing kept."""
+    names = {
+        digest(user, client, channel, began)
+        for user in ("ann", "bob")
+        for client in ("1", "2")
+        for channel in ("t:A", "t:B")
+        for began in (PLAIN, Wants(hz=5))
+    }
+    assert len(names) == 8
+    assert digest("", "1", "t:A", PLAIN) not in names and digest("", "", "t:A", PLAIN) == ""
+    assert digest("", "ann", "t:A", PLAIN) != digest("ann", "", "t:A", PLAIN)
+    assert digest("ann", "", "t:A", Wants(client="1")) == digest("ann", "", "t:A", Wants(client="2"))
+
+
+def test_what_is_kept_is_read_as_if_it_were_asked_for():
+    """What is not to be had any more, or was never ours, is passed over."""
+    changed = Wants(False, 5.0, ("bid",), True, ("A", "B"))
+    assert unpack(pack(changed), RULES, True, PLAIN) == changed
+    assert unpack(pack(changed), RULES, False, PLAIN) == changed._replace(symbols=())
+    for text in (None, b"", b"5", b"[]", b"null", b'{"hz":-1}', pack(Wants(symbols=("A", "B", "C", "D")))):
+        assert unpack(text, RULES, True, PLAIN) is PLAIN

@@ -235,3 +235,66 @@ async def test_who_comes_in_the_middle_of_a_feed_never_sees_an_older_value_behin
                 assert "unsubscribe" in await one.command(unsubscribe={"channel": "ticker:A"})
         stop.set()
         await feeding
+
+
+def token(user: str, **claims: object) -> str:
+    return jwt.encode({"sub": user, "exp": 4_000_000_000, **claims}, SECRET, algorithm=auth.ALGORITHM)
+
+
+async def come_back(one: Client, **data: object) -> dict:
+    """As SDKs do: with what they once began with."""
+    return (await one.command(subscribe={"channel": WATCH, "recover": True, "data": data}))["subscribe"]
+
+
+@async_test
+async def test_what_a_user_changed_holds_when_it_comes_back(valkey_url, prefix):
+    """Rate and list, also on another worker; not for another user, nor for one who begins with another list."""
+    async with plane(valkey_url, prefix) as hub:
+        for symbol in "ABC":
+            await publish(hub, symbol, ord(symbol))
+        async with client(hub.url, token("ann")) as one:
+            await subscribe(one, WATCH, symbols=["A"], fields=["price"])
+            await rpc(one, "hub.watch", channel=WATCH, add=["B", "C"], remove=["A"])
+            assert await rpc(one, "hub.rate", channel=WATCH, hz=5) == {"hz": 5}
+        await until(lambda: hub.fanout.subscriptions == 0)
+        async with plane(valkey_url, prefix) as other, client(other.url, token("ann")) as one:
+            reply = await come_back(one, symbols=["A"], fields=["price"])
+            assert reply["data"] == {"mode": "merge", "hz": 5, "fields": ["price"]}
+            assert sorted(pub["data"]["price"] for pub in reply["publications"]) == [66, 67]
+        for user, symbols in (("bob", ["A"]), ("ann", ["C"])):
+            async with client(hub.url, token(user)) as one:
+                reply = await come_back(one, symbols=symbols, fields=["price"])
+                assert "hz" not in reply["data"] and len(reply["publications"]) == 1
+        async with client(hub.url, token("ann")) as one:
+            assert "hz" not in (await subscribe(one, WATCH, symbols=["A"], fields=["price"]))["data"]
+
+
+@async_test
+async def test_a_client_without_a_token_shows_who_it_was(valkey_url, prefix):
+    """And again the next time; an id that nobody had is nobody's."""
+    async with plane(valkey_url, prefix) as hub:
+        async with client(hub.url) as one:
+            await subscribe(one, WATCH, symbols=["A"])
+            await rpc(one, "hub.watch", channel=WATCH, add=["B"])
+            was = one.id
+        for _ in range(2):
+            async with client(hub.url) as one:
+                await come_back(one, symbols=["A"], client=was)
+                assert sorted(hub.fanout.lines.counts()) == ["ticker:A", "ticker:B"]
+                was = one.id
+            await until(lambda: hub.fanout.subscriptions == 0)
+        async with client(hub.url) as one:
+            await come_back(one, symbols=["A"], client="somebody")
+            assert sorted(hub.fanout.lines.counts()) == ["ticker:A"]
+
+
+@async_test
+async def test_what_was_changed_is_capped_by_the_token_of_now(valkey_url, prefix):
+    """Whoever has paid less since gets less."""
+    async with plane(valkey_url, prefix) as hub:
+        async with client(hub.url, token("ann")) as one:
+            await subscribe(one, WATCH, symbols=["A"])
+            await rpc(one, "hub.rate", channel=WATCH, hz=20)
+        await until(lambda: hub.fanout.subscriptions == 0)
+        async with client(hub.url, token("ann", max_hz=1)) as one:
+            assert (await come_back(one, symbols=["A"]))["data"]["hz"] == 1
