@@ -111,6 +111,36 @@ async function comesBack(token, workers) {
   return [client];
 }
 
+/** A watch list: its rate and symbols change live, and hold when the workers are killed; all by what the SDK has. */
+async function watches(token, workers) {
+  const client = await connect({ token });
+  const list = client.newSubscription("ticker:$watch", { data: { symbols: ["ACME"], marks: true, fields: ["symbol", "price", "seq"] } });
+  const newest = {};
+  list.on("publication", ({ data, tags }) => {
+    const before = newest[data.symbol];
+    // Merged values and gaps make up for what is not there; never an older one behind a newer one.
+    if (before && !tags.repeat) assert.equal(data.seq - before, 1 + Number(tags.merged) + Number(tags.gap ?? 0), JSON.stringify(tags));
+    assert.equal(tags.channel, `ticker:${data.symbol}`);
+    assert.deepEqual(Object.keys(data), ["price", "seq", "symbol"]);
+    newest[data.symbol] = data.seq;
+  });
+  const inside = next(list, "subscribed");
+  list.subscribe();
+  assert.deepEqual((await inside).data, { mode: "merge", fields: ["price", "seq", "symbol"], marks: true });
+  assert.deepEqual((await client.rpc("hub.watch", { channel: "ticker:$watch", add: ["APEX"] })).data, { symbols: 2 });
+  await next(list, "publication", ({ data }) => data.symbol === "APEX");
+  assert.deepEqual((await client.rpc("hub.rate", { channel: "ticker:$watch", hz: 5 })).data, { hz: 5 });
+  const merged = await next(list, "publication", ({ tags }) => Number(tags.merged) >= 2);
+  assert.match(merged.tags.hub, /^\d{19}$/);
+  const [lost, again] = [next(list, "subscribing"), next(list, "subscribed")];
+  for (const pid of workers.split(",")) process.kill(Number(pid), "SIGKILL");
+  await lost;
+  for (const symbol of Object.keys(newest)) delete newest[symbol];
+  assert.equal((await again).data.hz, 5);
+  for (const symbol of ["ACME", "APEX"]) await next(list, "publication", ({ data }) => data.symbol === symbol);
+  return [client];
+}
+
 /** Every message of a `stream` channel, through a worker's death and offline time: the application sees each once. */
 async function missesNothing(token, workers) {
   const [reader, writer] = [await connect({ token: "" }), await connect({ token })];
@@ -241,7 +271,7 @@ async function isLetIntoRooms(token) {
   return [client, other];
 }
 
-const SCENARIOS = { isLetIntoRooms, hasAMailbox, receives, seesOthers, isRefused, isTurnedAway, renews, comesBack, missesNothing, isToldOfLoss };
+const SCENARIOS = { watches, isLetIntoRooms, hasAMailbox, receives, seesOthers, isRefused, isTurnedAway, renews, comesBack, missesNothing, isToldOfLoss };
 
 const [scenario, url, ...rest] = process.argv.slice(2);
 for (const client of await SCENARIOS[scenario](...rest)) client.disconnect();

@@ -46,6 +46,14 @@ def test_sdk_renews_a_token_that_has_ended(hub: HubProcess) -> None:
     nodejs.run("centrifuge_js.mjs", "renews", hub.ws_url, hub.token("ann", ttl_s=-60), hub.token("ann"))
 
 
+def test_sdk_watches_a_list_at_its_own_rate() -> None:
+    """Symbols and rate change live, marks account for each tick, and kill -9 of all workers changes none of it."""
+    namespaces = {"ticker": {"mode": "latest", "subscribe": "anyone", "watch": 10}}
+    with HubProcess({"ticker": TICKER, "namespaces": namespaces}) as hub:
+        workers = ",".join(map(str, hub.worker_pids()))
+        nodejs.run("centrifuge_js.mjs", "watches", hub.ws_url, hub.token("ann"), workers)
+
+
 def test_sdk_comes_back_after_the_workers_were_killed() -> None:
     """kill -9 of all workers: the SDK reconnects, subscribes again, and prices and messages go on."""
     with HubProcess({"ticker": TICKER}) as hub:
