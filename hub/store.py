@@ -15,6 +15,7 @@ import logging
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
+import hiredis
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
@@ -244,9 +245,16 @@ def _failing_as_redis(kind: type[Any]) -> type[Any]:
 
     uvloop closes the transport of such a socket at once, and raises RuntimeError for a write to it, where asyncio's own
     loop keeps quiet. redis-py passes that on, and no caller expects it.
+
+    It also packs commands with hiredis, as redis-py does on connections that are not asyncio's: 0.2 µs an argument, and
+    not 1.5.
     """
 
     class FailingAsRedis(kind):  # type: ignore[misc]
+        def pack_command(self, *args: Any) -> list[bytes]:
+            # A name of two words, such as SCRIPT LOAD, is two arguments to Redis.
+            return [hiredis.pack_command((*args[0].split(), *args[1:]))]
+
         async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
             try:
                 await super().send_packed_command(*args, **kwargs)

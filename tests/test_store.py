@@ -110,3 +110,17 @@ async def test_sentinels_that_know_no_primary_are_said_so():
     with pytest.raises(BrokerUnavailable, match="Sentinel"):
         await store.endpoint()
     assert store.describe() == "primary 'm' by Sentinel 127.0.0.1:1"
+
+
+@async_test
+async def test_commands_are_packed_as_redis_reads_them(valkey_url):
+    """Names of two words, bytes that are not text, numbers, and what is larger than redis-py's buffer."""
+    redis = Store(RedisSettings(), valkey_url).commands()
+    values = [b"\x00\xff\r\n", "é".encode(), b"", b"x" * 100_000]
+    digest = await redis.script_load("return ARGV")
+    assert await redis.evalsha(digest, 0, *values, "é", 17, 1.5) == [*values, "é".encode(), b"17", b"1.5"]
+    async with redis.pipeline(transaction=False) as pipeline:
+        for value in values:
+            pipeline.execute_command("ECHO", value)
+        assert await pipeline.execute() == values
+    await redis.aclose()
