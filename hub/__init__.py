@@ -20,7 +20,8 @@ The rooms, and what each is for; the head of each says more:
     mailbox redelivery notice users rpc api_mailbox    one user: what is kept for it, its devices, what clients may call
     app app_runner app_gate app_seat app_session       server code: what it is written with, its handlers, its clients
     app_guest manifest errands emission app_testing    plain HTTP's clients; of killed workers, of others; events; a kit
-    tick sources replay lease ticker                   the stock ticker: one leader in the cluster runs the source
+    tick sources replay lease ticker term              the stock ticker: one leader in the cluster runs the source
+    intake thinning bars barfeed                       its ticks in order, at a pace; and what a chart is made of
     acceptor connection reactor wheel drain            the plane: the way in, one socket, epoll and deadlines, the end
     httpd cors api transports                          doors: HTTP pages, the server API, one room for each wire
     transports.websocket transports.http_stream        the native protocol: over frames, over an answer that never ends

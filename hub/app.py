@@ -374,20 +374,30 @@ def load(module: str, directory: str) -> App:
 
     Raises BootError: one line that says what is wrong and where.
     """
+    app = find("app.module", module, directory)
+    if not isinstance(app, App):
+        name, _, attribute = module.partition(":")
+        raise BootError(f"app.module: found no App named {attribute!r} in {name}; allowed: {attribute} = App()")
+    return app
+
+
+def find(setting: str, module: str, directory: str) -> object:
+    """What 'chat:app' names in `directory`; None where the module has no such name. Raises BootError as `load`.
+
+    setting: which one gives `module`, for the error.
+    """
     name, _, attribute = module.partition(":")
     if directory not in sys.path:
         sys.path.insert(0, directory)
     try:
         found = importlib.import_module(name)
-        app = getattr(found, attribute, None)
+        value = getattr(found, attribute, None)
     except (Exception, SystemExit) as error:
         # Whatever the file does at its import: the operator gets one line and the place.
-        raise BootError(f"app.module: found {module!r} in {directory}: {describe(error)}") from None
+        raise BootError(f"{setting}: found {module!r} in {directory}: {describe(error)}") from None
     if not Path(getattr(found, "__file__", None) or "/").resolve().is_relative_to(Path(directory).resolve()):
-        raise BootError(f"app.module: found {module!r}, a module of another place; allowed: one in {directory}")
-    if not isinstance(app, App):
-        raise BootError(f"app.module: found no App named {attribute!r} in {name}; allowed: {attribute} = App()")
-    return app
+        raise BootError(f"{setting}: found {module!r}, a module of another place; allowed: one in {directory}")
+    return value
 
 
 MAX_ERROR_LENGTH = 200

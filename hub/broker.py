@@ -2,7 +2,7 @@
 
 Does: make of what is published the commands that store and spread it, by mode; read Redis' replies as receipts.
 Does not: check rules or sizes (publish), send (lane), receive (ingest), or hold publications until Redis is back.
-Called by: publish, ticker.
+Called by: publish, term, barfeed.
 
 The promise of `publish`: publications of one namespace and worker reach Redis in the order of the calls, each at most
 once. `done(Receipt)` means that Redis has taken and spread it, and confirmed what the receipt's `ack` says;
@@ -52,9 +52,23 @@ Replied = Callable[[Any], None]
 """Hears what a script replied, or a HubError."""
 MAILBOX_SCRIPTS = ("put", "open", "ack", "visit", "due", "stats", "dead", "requeue")
 LEASE_LOST = "LEASELOST"
-"""How publish_latest.lua begins the error for a lease that is not the newest."""
+"""How publish_latest.lua and publish_ticks.lua begin the error for a lease that is not the newest."""
 MEMORY = "memory"
 FSYNC = "fsync"
+
+
+class BarWrites(NamedTuple):
+    """What is stored of bars in one step with the ticks that they are made of; lua/publish_ticks.lua.
+
+    closed: entries for the list of bars that are due. published: how many at that list's head are to go, because they
+    have been published. forming: symbols and their forming bars, b'' for none. is_checkpoint: together with what is
+    stored they say all; where not, these ticks go into the journal, from which they can be formed once more.
+    """
+
+    closed: Sequence[bytes]
+    published: int
+    forming: Sequence[tuple[str, bytes]]
+    is_checkpoint: bool
 
 
 class Lease(NamedTuple):
@@ -62,6 +76,7 @@ class Lease(NamedTuple):
 
     token: str
     position: str
+    bars: BarWrites | None = None
 
 
 class Broker:
@@ -73,7 +88,7 @@ class Broker:
         self._bounds = (most_waiting, most_bytes)
         self._redis: Redis = store.commands()
         mailbox = [f"mailbox_{name}" for name in MAILBOX_SCRIPTS]
-        self._scripts = Scripts("publish_latest", "publish_stream", "publish_once", "newest", *mailbox)
+        self._scripts = Scripts("publish_latest", "publish_ticks", "publish_stream", "publish_once", "newest", *mailbox)
         self._nonces = Nonces()
         self._lane = Lane(self._redis, self._scripts, *self._bounds)
         self._confirmed_lanes: dict[str, Lane] = {}
@@ -177,11 +192,16 @@ class Broker:
     def _latest(self, namespace: str, publications: Sequence[Publication], lease: Lease | None) -> Command:
         # One channel twice in a batch: the script writes both, and the later one stays.
         keys = [self._keys.lease(namespace), self._keys.source(namespace)]
-        keys += [self._keys.last(namespace, publication.channel) for publication in publications]
-        token, position = lease or ("", "")
-        arguments = [self._keys.feed(namespace), pack(publications), token, position]
+        channels = [self._keys.last(namespace, publication.channel) for publication in publications]
+        token, position, bars = lease or ("", "", None)
+        arguments: list[Any] = [self._keys.feed(namespace), pack(publications), token, position]
         bodies = [publication.body for publication in publications]
-        return self._scripts.call("publish_latest", keys, [*arguments, *bodies])
+        if bars is None:
+            return self._scripts.call("publish_latest", [*keys, *channels], [*arguments, *bodies])
+        keys += [self._keys.forming(namespace), self._keys.journal(namespace), self._keys.due_bars(namespace)]
+        arguments += [bars.published, int(bars.is_checkpoint), len(bars.forming)]
+        forming = [item for pair in bars.forming for item in pair]
+        return self._scripts.call("publish_ticks", keys + channels, [*arguments, *bodies, *forming, *bars.closed])
 
     def _plain(self, rules: Namespace, publication: Publication, options: PublishOptions) -> Command:
         topic, payload, key = self._keys.channel(publication.channel), pack([publication]), options.idempotency_key

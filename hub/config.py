@@ -31,8 +31,10 @@ from .channels import NAMESPACE_NAME, Namespace
 from .errors import ConfigError
 from .mistakes import Number, Whole, as_table, bare, meant, sentences, short
 from .values import (
+    TICKER_SOURCES,
     AddressText,
     HttpUrl,
+    IntervalText,
     ModuleText,
     OriginText,
     PrefixText,
@@ -40,6 +42,7 @@ from .values import (
     SecretText,
     SentinelText,
     SocketIONamespace,
+    SourceText,
 )
 
 ENV_PREFIX = "HUB_"
@@ -202,7 +205,7 @@ class AppSettings(Section):
 
 class TickerSettings(Section):
     namespace: str = Field("ticker", description="namespace of the symbols' channels; its mode must be latest")
-    source: Literal["none", "simulate", "replay", "stream"] = Field("none", description="where ticks come from")
+    source: SourceText = Field("none", description="where ticks come from; FILE:NAME is a class of your own")
     symbols: list[str] = Field(["ACME"], min_length=1, max_length=100_000, description="simulate: the symbols")
     rate_hz: Number = Field(10.0, gt=0, le=10_000, description="simulate: batches of ticks per second")
     share: Number = Field(0.5, gt=0, le=1, description="simulate: part of the symbols that move in each batch")
@@ -211,6 +214,12 @@ class TickerSettings(Section):
     speed: Number = Field(1.0, ge=0, le=1_000_000_000, description="replay: times real time; 0 = unpaced")
     loop: bool = Field(False, description="replay: begin again at the end")
     stream_key: str = Field("", description="stream: Redis stream that a producer XADDs to")
+    directory: str = Field("", description="where FILE:NAME is found; relative to the settings file")
+    options: dict[str, Any] = Field({}, description="what the class of FILE:NAME is made with")
+    max_source_hz: Number = Field(0.0, ge=0, le=10_000, description="of each symbol; more is merged. 0 = no limit")
+    bars: list[IntervalText] = Field([], min_length=0, max_length=6, description="OHLC intervals; values.BAR_INTERVALS")
+    bars_namespace: str = Field("bars", description="namespace of the bars' channels; its mode must be stream")
+    bars_wait_s: Number = Field(5.0, ge=0, le=3600, description="a silent symbol's bar waits so long after its end")
     batch: Whole = Field(500, ge=1, le=10_000, description="ticks in one script call; replay and stream are cut to it")
     lease_ttl_s: Number = Field(3.0, ge=0.5, le=60, description="a leader silent for so long is replaced")
 
@@ -277,10 +286,22 @@ class Settings(BaseSettings):
             yield f'ticker.namespace: found {ticker.namespace!r}; allowed: a namespace with mode = "latest"'
         if ticker.source == "replay" and not ticker.file:
             yield "ticker.file: found ''; allowed: the path of a CSV or JSONL file, which source = \"replay\" reads"
+        yield from self._bad_bars()
         # The first bad one only: the list may have 100,000 of them.
         bad = next((symbol for symbol in ticker.symbols if not NAMESPACE_NAME.fullmatch(symbol)), None)
         if bad is not None:
             yield f"ticker.symbols: found {short(bad)}; allowed: names of 1 to 64 of A-Z a-z 0-9 _ . -"
+
+    def _bad_bars(self) -> Iterator[str]:
+        name = self.ticker.bars_namespace
+        rules = self.namespaces.get(name)
+        if not self.ticker.bars:
+            return
+        if rules is None or rules.mode != "stream":
+            yield f'ticker.bars_namespace: found {short(name)}; allowed: a namespace with mode = "stream"'
+        elif rules.history == "nobody":
+            found = f'found {short(name)}, whose history is for "nobody"'
+            yield f"ticker.bars_namespace: {found}; allowed: one whose history a chart may read"
 
     @classmethod
     def settings_customise_sources(
@@ -364,7 +385,10 @@ def _resolved(settings: Settings, base: Path) -> Settings:
         app = app.model_copy(update={"pages": found(app.pages)})
     if socketio.client_dir:
         socketio = socketio.model_copy(update={"client_dir": found(socketio.client_dir)})
-    return settings.model_copy(update={"app": app, "socketio": socketio})
+    ticker = settings.ticker
+    if ticker.source not in TICKER_SOURCES:
+        ticker = ticker.model_copy(update={"directory": found(ticker.directory)})
+    return settings.model_copy(update={"app": app, "socketio": socketio, "ticker": ticker})
 
 
 def _read_file(path: Path) -> dict[str, Any]:

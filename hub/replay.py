@@ -1,7 +1,7 @@
 """Replay: recorded prices from a CSV or JSONL file, at their pace or a multiple of it.
 
 Does: read the file line by line, put rows of the same time in one batch, wait between batches as the recording has it.
-Does not: check ticks (tick.make_tick) or publish.
+Does not: check ticks (tick.make_tick), their order (intake) or publish.
 Called by: sources.
 Never break: the file is read in slices of at most `ticker.batch` lines between two awaits, so that one of many GB
 neither fills the memory nor holds up the loop; a bad line costs that line alone.
@@ -109,7 +109,9 @@ class Replay:
                 rows = [record.row for record in group if record.row is not None]
                 time_ns = next((record.time_ns for record in group if record.row is not None), 0)
                 position = str(Place(place.round, group[-1].line, group[-1].end))
-                yield time_ns, Batch(rows, position, [record.fault for record in group if record.fault])
+                faults = [record.fault for record in group if record.fault]
+                # Each round has the file's times once more.
+                yield time_ns, Batch(rows, position, faults, str(place.round) if place.round else "")
 
 
 def check_file(path: str) -> None:

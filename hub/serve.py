@@ -21,12 +21,12 @@ from .embedded import Embedded
 from .errors import BootError, ConfigError
 from .listeners import Listeners
 from .seat import WorkerMain
-from .sources import check_source
+from .sources import check_source, own_source
 from .state import lock_state_dir, state_dir
 from .supervisor import Supervisor
 from .systemd import Notifier
 from .urls import url
-from .values import Address, parse_address
+from .values import TICKER_SOURCES, Address, parse_address
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +53,17 @@ def check(settings: Settings) -> None:
 
 
 def check_application(settings: Settings) -> None:
-    """Load the application, if there is one. Raises ConfigError.
+    """Load the application, and the ticker's source of the operator's own, where there are any. Raises ConfigError.
 
     Not before a start: there each worker loads its own, after the fork.
     """
-    if settings.app.module:
-        try:
+    try:
+        if settings.app.module:
             load(settings.app.module, settings.app.directory)
-        except BootError as error:
-            raise ConfigError(str(error)) from None
+        if settings.ticker.source not in TICKER_SOURCES:
+            own_source(settings.ticker)
+    except BootError as error:
+        raise ConfigError(str(error)) from None
 
 
 def needs_embedded(settings: Settings) -> bool:

@@ -1,28 +1,45 @@
 """Sources: where ticks come from. The contract, the simulated market, the producer's stream, and which one is meant.
 
-Does: yield batches of unchecked ticks, each with the position behind it.
-Does not: check ticks, number them or publish them (ticker), nor decide which process reads (lease).
-Called by: ticker, in the leader only; serve and ticker (check_source).
+Does: yield batches of unchecked ticks, each with the position behind it; load a source of the operator's own.
+Does not: check ticks, number them (intake) or publish them (term), nor decide which process reads (lease).
+Called by: term, in the leader only; ticker (make_source, check_source), serve (check_source, own_source).
 Never break: position and rows belong together: whoever begins at a batch's position misses nothing and, but for a batch
 whose verdict was lost with the connection, repeats nothing.
-A new source is a class with `identity` and `batches`, a branch in `make_source` and its word in config.TickerSettings.
+A new source is a class with `identity` and `batches`, a branch in `make_source` and its word in values.TICKER_SOURCES.
+
+A source of the operator's own is such a class in a file of theirs, `[ticker] source = "FILE:NAME"`, made by each worker
+with the table `[ticker] options` as its one argument; hub/demos/own_source.py is one:
+
+    from hub.tick import Batch, Row
+
+    class Quotes:
+        identity = "quotes"
+
+        def __init__(self, options): ...
+
+        async def batches(self, position, last):
+            async for number, price in ...:
+                yield Batch([Row(f"quote {number}", {"symbol": "ACME", "price": price})], str(number))
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import random
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, cast
 
 import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from .app import describe, find
 from .config import TickerSettings
-from .errors import BrokerUnavailable
+from .errors import BootError, BrokerUnavailable
+from .mistakes import short
 from .replay import Replay, check_file
 from .store import Store
 from .tick import Batch, Clock, LastTicks, Row, Sleep
@@ -42,6 +59,8 @@ BLOCK_S = 1.0
 BLOCK_MARGIN_S = 2.0
 """What an answer may take beyond the time that XREAD waits; then the connection is taken for dead."""
 MAX_ENTRY_BYTES = 4_194_304
+MAX_SESSION_LENGTH = 64
+MAX_IDENTITY_LENGTH = 1000
 
 
 class Source(Protocol):
@@ -57,8 +76,9 @@ class Source(Protocol):
 
         It is asked for the next batch when the one before has been published with its position, and closed when the
         term ends; a new term calls again. It must not hold up the loop beyond a few ms and may wait as long as it
-        likes. A row's required fields are symbol and price (tick.make_tick). An exception ends the term, and the next
-        one begins at the last published position.
+        likes. A row's required fields are symbol and price (tick.make_tick). Within one session, what is older than
+        what was published, by `seq` or `time_ns`, is dropped (intake). An exception ends the term, and the next one
+        begins at the last published position. With max_source_hz it is asked on while earlier batches wait.
         """
         ...
 
@@ -71,7 +91,28 @@ def make_source(settings: TickerSettings, store: Store) -> Source | None:
         return Replay(settings, time.monotonic, asyncio.sleep)
     if settings.source == "stream":
         return Stream(store, settings.stream_key or f"{store.keys.prefix}:ticks")
-    return None
+    return None if settings.source == "none" else own_source(settings)
+
+
+def own_source(settings: TickerSettings) -> Source:
+    """The source 'FILE:NAME' in `ticker.directory`, made with `ticker.options`.
+
+    Raises BootError: one line that says what is wrong and where.
+    """
+    found = f"ticker.source: found {settings.source!r} in {settings.directory}"
+    kind = find("ticker.source", settings.source, settings.directory)
+    if not isinstance(kind, type) or not inspect.isasyncgenfunction(getattr(kind, "batches", None)):
+        raise BootError(f"{found}; allowed: a class with `identity` and `async def batches(self, position, last)`")
+    try:
+        source: Any = kind(dict(settings.options))
+        identity: object = source.identity
+    except (Exception, SystemExit) as error:
+        # Anybody's code: the operator gets one line and the place.
+        raise BootError(f"{found}: {describe(error)}") from None
+    if not isinstance(identity, str) or not identity.isprintable() or not 0 < len(identity) <= MAX_IDENTITY_LENGTH:
+        allowed = f"a line of 1 to {MAX_IDENTITY_LENGTH} characters"
+        raise BootError(f"{found}, whose identity is {short(identity)}; allowed: {allowed}")
+    return cast(Source, source)
 
 
 def check_source(settings: TickerSettings) -> None:
@@ -170,9 +211,9 @@ def _quote(symbol: str, price: float, dice: random.Random) -> dict[str, object]:
 
 
 class Stream:
-    """What an outside producer XADDs: entries of one field `batch`, a JSON array of ticks; a position is an entry's id.
+    """What an outside producer XADDs: entries of a field `batch`, a JSON array of ticks; a position is an entry's id.
 
-    At the very first it begins with what is added from then on.
+    A field `session` beside it is the batch's session. At the very first it begins with what is added from then on.
     """
 
     def __init__(self, store: Store, key: str) -> None:
@@ -235,4 +276,8 @@ def read_entry(entry_id: str, fields: Mapping[bytes, bytes]) -> Batch:
         return Batch((), entry_id, [f"{where}: not JSON: {error}"])
     if not isinstance(ticks, list):
         return Batch((), entry_id, [f"{where}: found {type(ticks).__name__}; allowed: an array of ticks"])
-    return Batch([Row(f"{where} tick {i}", tick) for i, tick in enumerate(ticks)], entry_id)
+    session = fields.get(b"session", b"")
+    if len(session) > MAX_SESSION_LENGTH or not session.isascii():
+        allowed = f"at most {MAX_SESSION_LENGTH} ASCII characters"
+        return Batch((), entry_id, [f"{where}: session: found {short(session)}; allowed: {allowed}"])
+    return Batch([Row(f"{where} tick {i}", tick) for i, tick in enumerate(ticks)], entry_id, (), session.decode())

@@ -140,6 +140,18 @@ class Keys:
         """How far the ticker's source has been read, and the last fencing token; outlives the lease."""
         return f"{self.prefix}:source:{{{namespace}}}"
 
+    def forming(self, namespace: str) -> str:
+        """The ticker's bars that were not closed at the last checkpoint: a hash by symbol."""
+        return f"{self.prefix}:forming:{{{namespace}}}"
+
+    def journal(self, namespace: str) -> str:
+        """What the ticker has published since that checkpoint: a list of packed batches."""
+        return f"{self.prefix}:journal:{{{namespace}}}"
+
+    def due_bars(self, namespace: str) -> str:
+        """The ticker's bars that are closed and not known to be published: a list, the oldest first."""
+        return f"{self.prefix}:bars:{{{namespace}}}"
+
     def socket(self, pid: str) -> str:
         """What is kept of a Socket.IO client that has gone; expires."""
         return f"{self.prefix}:socket:{{{pid}}}"

@@ -2,8 +2,8 @@
 
 Does: name the shapes (Row, Batch, Tick) and what a source is given (LastTicks, Clock, Sleep); make a whole tick of what
 a source found, or say what is wrong with it.
-Does not: read sources (replay, sources), remember sequence numbers or publish (ticker).
-Called by: replay and sources (Row, Batch), ticker (symbol_of, make_tick, read_body).
+Does not: read sources (replay, sources), remember what came before (intake) or publish (term).
+Called by: replay and sources (Row, Batch), intake (symbol_of, make_tick), term (read_body), bars (Tick).
 Never break: every tick that is published went through `make_tick`, whichever source it came from.
 A new field of a tick needs its line in Tick, in `make_tick` and in the README's table.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import orjson
 
@@ -34,9 +34,15 @@ class Tick(TypedDict):
     volume: float
     """Of this tick alone, not of the day."""
     seq: int
-    """Per symbol, one more with each tick; goes on after a takeover."""
+    """Per symbol, one more with each tick, after a takeover too; or as the source gives it, jumps included."""
     time_ns: str
     """Nanoseconds since 1970 in UTC as decimal text, because a JavaScript number can't hold them."""
+    merged: NotRequired[int]
+    """Ticks of this symbol since the one published before that `max_source_hz` has merged away: so much of the step in
+    `seq` is no gap. Absent: none."""
+    era: NotRequired[int]
+    """How often the source's times and numbers have begun anew: `seq` and `time_ns` are comparable within one era only.
+    Absent: 0."""
 
 
 class Row(NamedTuple):
@@ -51,11 +57,14 @@ class Batch(NamedTuple):
 
     position: text without spaces, at most a few hundred bytes; a later leader's `batches` begins there.
     faults: what could not even become a row, in words that name the place: 'line 9: 3 columns; allowed: 4'.
+    session: such as the trading day, or the round of a replay. With another one than before, times and numbers begin
+    anew; within one, what is older than what was published is dropped.
     """
 
     rows: Sequence[Row]
     position: str
     faults: Sequence[str] = ()
+    session: str = ""
 
 
 LastTicks = Callable[[Sequence[str]], Awaitable[Mapping[str, Tick]]]
@@ -97,9 +106,13 @@ def make_tick(fields: object, last_seq: int, now_ns: int) -> Tick:
 def read_body(body: bytes | None) -> Tick | None:
     """The tick in a publication's body; None where there is none, because others may have published on the channel."""
     try:
-        return make_tick(orjson.loads(body or b"null")["data"], 0, 0)
+        data = orjson.loads(body or b"null")["data"]
+        tick = make_tick(data, 0, 0)
     except (ValueError, TypeError, KeyError):  # not JSON, no object, no data; or data that is no tick
         return None
+    if isinstance(era := data.get("era"), int):
+        tick["era"] = era
+    return tick
 
 
 def _number(given: dict[str, Any], name: str, default: float | None = None) -> float:
@@ -121,7 +134,7 @@ def _volume(given: dict[str, Any]) -> float:
 
 def _seq(given: dict[str, Any], last_seq: int) -> int:
     value = given.get("seq")
-    if value is None:
+    if value is None and last_seq < MAX_NUMBER:
         return last_seq + 1
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_NUMBER:
         raise ValueError(f"seq: found {short(value)}; allowed: a whole number from 0 to 2^53")

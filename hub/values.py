@@ -21,6 +21,9 @@ from .origin import EVERYBODY
 
 # sun_path holds 108 bytes with the closing NUL (unix(7)).
 MAX_UNIX_PATH_BYTES = 107
+TICKER_SOURCES = ("none", "simulate", "replay", "stream")
+BAR_INTERVALS = ("1s", "5s", "1m", "5m", "1h", "1d")
+"""Their lengths are in bars."""
 
 
 class Address(NamedTuple):
@@ -136,6 +139,19 @@ def _socketio_namespace(text: str) -> str:
     return text
 
 
+def _source(text: str) -> str:
+    if text not in TICKER_SOURCES and not MODULE.fullmatch(text):
+        words = ", ".join(f'"{word}"' for word in TICKER_SOURCES)
+        raise ValueError(f'{words}, or "FILE:NAME" of your own, as in Python, without .py')
+    return text
+
+
+def _interval(text: str) -> str:
+    if text not in BAR_INTERVALS:
+        raise ValueError(", ".join(f'"{word}"' for word in BAR_INTERVALS))
+    return text
+
+
 def _module(text: str) -> str:
     if text and not MODULE.fullmatch(text):
         raise ValueError('"FILE:NAME" or "PACKAGE.FILE:NAME", as in Python, without .py')
@@ -150,4 +166,6 @@ PrefixText = Annotated[str, AfterValidator(_prefix)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 SecretText = Annotated[str, AfterValidator(_secret)]
 SocketIONamespace = Annotated[str, AfterValidator(_socketio_namespace)]
+IntervalText = Annotated[str, AfterValidator(_interval)]
+SourceText = Annotated[str, AfterValidator(_source)]
 ModuleText = Annotated[str, AfterValidator(_module)]

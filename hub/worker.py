@@ -187,7 +187,12 @@ class Worker:
         )
         self._handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)
         self._polls = longpoll.Polls(settings.worker.polls)
-        self._ticker = Ticker(settings.ticker, self._store, self._broker)
+        self._ticker = Ticker(
+            settings.ticker,
+            self._store,
+            self._broker,
+            bar_rules=settings.namespaces.get(settings.ticker.bars_namespace),
+        )
         asked = settings.relay
         limits = RelayLimits(asked.timeout_s, asked.pending, asked.message_bytes, asked.buffer_bytes)
         self._relay = Relay(self._seat.home, self._seat.slot.index, self._seat.generation, limits)
@@ -447,11 +452,13 @@ class Worker:
         }
 
     def _report(self, told: tuple[int, ...] = ()) -> None:
-        """One line a minute about what was not delivered as published, if there was any since the last one."""
+        """Lines once a minute about what was not delivered as published, or not published, if there was any since."""
         backlog, fanout = self._reactor.backlog, self._fanout
         now = (backlog.conflated, backlog.dropped, backlog.slow, fanout.conflated, fanout.dropped)
         if any(now) and now != told:
             logger.info("slow readers: %d conflated, %d dropped, %d closed; all behind: %d conflated, %d dropped", *now)
+        if line := self._ticker.report():
+            logger.info("%s", line)
         asyncio.get_running_loop().call_later(REPORT_S, self._report, now)
 
     def _handle_term(self) -> None:

@@ -216,6 +216,10 @@ HTTP_URL = "http://HOST:PORT or https://HOST:PORT, or empty"
 LONG = "at least 32 bytes (RFC 7518 §3.2), or empty"
 FILE = 'the path of a CSV or JSONL file, which source = "replay" reads'
 LATEST = '[namespaces.t]\nmode = "latest"\n[ticker]\nnamespace = "t"\n'
+BARS = LATEST + 'source = "simulate"\nbars = ["1m"]\n'
+UNREAD = "found 'bars', whose history is for \"nobody\""
+STREAM = 'allowed: a namespace with mode = "stream"'
+SOURCES = '"none", "simulate", "replay", "stream", or "FILE:NAME" of your own, as in Python, without .py'
 MAILBOX = "a namespace with mailbox = true"
 BAD_VALUES = [
     ("workers = 0", "workers: found 0; allowed: 'auto' or a whole number from 1 to 1024"),
@@ -286,6 +290,19 @@ BAD_VALUES = [
     ('[mailbox]\nnamespace = "a"', "mailbox.namespace: found 'a'; allowed: a namespace with mailbox = true"),
     ('[mailbox]\nnamespace = "a"\n[namespaces.a]', f"mailbox.namespace: found 'a'; allowed: {MAILBOX}"),
     ('[ticker]\nsource = "simulate"', "ticker.namespace: found 'ticker'; allowed: a namespace with mode = \"latest\""),
+    (LATEST + 'source = "replai"', f"ticker.source: found 'replai'; allowed: {SOURCES}"),
+    (LATEST + 'source = "a/b:C"', f"ticker.source: found 'a/b:C'; allowed: {SOURCES}"),
+    ("[ticker]\noptions = 3", "ticker.options: found 3; allowed: a table"),
+    ("[ticker]\nmax_source_hz = -1", "ticker.max_source_hz: found -1; allowed: a number from 0 to 10000"),
+    ("[ticker]\nbars_wait_s = 3601", "ticker.bars_wait_s: found 3601; allowed: a number from 0 to 3600"),
+    ('[ticker]\nbars = "1m"', "ticker.bars: found '1m'; allowed: a list of texts, length from 0 to 6"),
+    ('[ticker]\nbars = ["2m"]', 'ticker.bars[0]: found \'2m\'; allowed: "1s", "5s", "1m", "5m", "1h", "1d"'),
+    (BARS, f"ticker.bars_namespace: found 'bars'; {STREAM}"),
+    (BARS + '[namespaces.bars]\nmode = "latest"', f"ticker.bars_namespace: found 'bars'; {STREAM}"),
+    (
+        BARS + '[namespaces.bars]\nmode = "stream"\nhistory = "nobody"',
+        f"ticker.bars_namespace: {UNREAD}; allowed: one whose history a chart may read",
+    ),
     (LATEST + 'source = "replay"', f"ticker.file: found ''; allowed: {FILE}"),
     (LATEST + 'source = "simulate"\nsymbols = ["A", "B C", "D E"]', f"ticker.symbols: found 'B C'; allowed: {NAMES}"),
 ]  # fmt: skip
@@ -321,7 +338,7 @@ UNCOMMENTED = re.sub(r"^# (?=\[|[a-z_]+ = )", "", HUB_TOML, flags=re.MULTILINE)
 
 def keys(table: Any, prefix: str = "") -> Iterator[str]:
     for name, value in table.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from keys(value, f"{prefix}{name}.")
         else:
             yield prefix + name
@@ -385,6 +402,8 @@ def test_the_demo_is_embedded_quick_and_open() -> None:
     assert settings.ticker.source == "simulate" and len(settings.ticker.symbols) == 20
     assert "ACME" in settings.ticker.symbols
     assert settings.namespaces["ticker"] == Namespace(mode="latest", subscribe="anyone")
+    assert settings.ticker.bars == ["1s", "1m"]
+    assert (settings.namespaces["bars"].mode, settings.namespaces["bars"].history) == ("stream", "anyone")
     open_to_all = {"subscribe": "anyone", "publish": "anyone", "presence": "subscriber", "join_leave": True}
     assert settings.namespaces["chat"] == Namespace(mode="stream", **open_to_all)
     assert settings.namespaces["inbox"] == Namespace(mailbox=True)
@@ -395,6 +414,16 @@ def test_the_demo_state_is_ignored_by_git() -> None:
     """What the demo writes into the working directory can't be committed by accident."""
     ignored = (CONFIG.parent / ".gitignore").read_text().splitlines()
     assert load(CONFIG / "demo.toml").state_dir + "/" in ignored
+
+
+def test_a_source_of_ones_own_is_found_from_the_settings_file(file: Any) -> None:
+    """As the application is; with other sources nothing is looked for."""
+    path = file(LATEST + 'source = "own:Quotes"\noptions = { path = "/x", ports = [1] }')
+    ticker = load(path).ticker
+    assert (ticker.source, ticker.directory) == ("own:Quotes", str(path.parent.resolve()))
+    assert ticker.options == {"path": "/x", "ports": [1]}
+    assert load(file(LATEST + 'source = "own:Quotes"\ndirectory = "code"')).ticker.directory.endswith("/code")
+    assert load(file(LATEST + 'source = "simulate"')).ticker.directory == ""
 
 
 def test_the_application_is_found_from_the_settings_file(file: Any) -> None:

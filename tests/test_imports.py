@@ -50,7 +50,7 @@ LADDER = (
     ("app_runner", "archive", "cursor", "frames", "handover", "values", "wishes"),
     ("audience", "config", "eventstream", "handshake", "tick", "wants"),
     ("lines", "outbox", "pace", "views"),
-    ("backlog", "sweep", "httpd", "listeners", "replay", "state", "store", "urls"),
+    ("backlog", "bars", "httpd", "intake", "listeners", "replay", "state", "store", "sweep", "thinning", "urls"),
     ("backup", "cors", "fanout", "history", "lane", "manifest", "reactor", "recall", "stream"),
     (
         "broker",
@@ -69,7 +69,7 @@ LADDER = (
         "snapshots",
         "sources",
     ),
-    ("emission", "mailbox", "notice"),
+    ("barfeed", "emission", "mailbox", "notice"),
     (
         "app_seat",
         "attendance",
@@ -82,6 +82,7 @@ LADDER = (
         "remote",
         "roll",
         "streams",
+        "term",
         "users",
     ),
     ("errands",),

@@ -231,3 +231,19 @@ def test_what_is_no_file_is_not_opened(tmp_path):
     """A directory, and a FIFO whose opening would hang the start."""
     with pytest.raises(BootError, match="found something that is not a file"):
         check_file(str(tmp_path))
+
+
+@async_test
+async def test_each_round_is_a_session_of_its_own(tmp_path):
+    """Its times are those of the round before once more, and must not count as out of order."""
+    path = tmp_path / "prices.csv"
+    path.write_text("time,symbol,price\n1,A,1\n2,A,2\n")
+    settings = TickerSettings(source="replay", file=str(path), speed=0, loop=True)
+    clock = FakeClock()
+
+    async def sleep(seconds: float) -> None:
+        clock.advance(seconds)
+
+    batches = Replay(settings, clock, sleep).batches("", nothing_published)
+    assert [(await anext(batches)).session for _ in range(5)] == ["", "", "1", "1", "2"]
+    await batches.aclose()

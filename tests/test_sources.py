@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 
 import orjson
 import pytest
@@ -21,6 +23,7 @@ from hub.sources import (
     check_source,
     make_source,
     next_price,
+    own_source,
     read_entry,
 )
 from hub.store import Store
@@ -232,6 +235,15 @@ def test_a_malformed_entry_is_a_fault_that_names_it(fields, fault):
     assert batch.faults[0].startswith(fault)
 
 
+def test_an_entry_may_name_its_session():
+    """In a field beside the batch; one that is too long costs the entry."""
+    batch = read_entry("5-0", {b"batch": b"[]", b"session": b"2026-11-20"})
+    assert batch.session == "2026-11-20"
+    for session in (b"x" * 65, b"\xff"):
+        (fault,) = read_entry("5-0", {b"batch": b"[]", b"session": session}).faults
+        assert fault.startswith("entry 5-0: session: found ") and fault.endswith("at most 64 ASCII characters")
+
+
 def test_rows_of_an_entry_say_where_they_are():
     """The id and the place in the array."""
     batch = read_entry("5-0", {b"batch": b'[{"symbol":"A"},17]'})
@@ -271,3 +283,61 @@ def test_only_a_replay_needs_its_file():
     with pytest.raises(BootError, match=r"^ticker.file: found No such file or directory at '/no/such.csv'"):
         check_source(TickerSettings(source="replay", file="/no/such.csv"))
     check_source(TickerSettings(source="simulate", file="/no/such.csv"))
+
+
+# A source of the operator's own.
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A directory for modules, which are forgotten afterwards."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def own(place: Path, text: str, name: str = "own_feed") -> TickerSettings:
+    (place / f"{name}.py").write_text(text)
+    return TickerSettings(source=f"{name}:Quotes", directory=str(place), options={"n": 3})
+
+
+GOOD = """
+from hub.tick import Batch
+class Quotes:
+    def __init__(self, options):
+        self.identity = f"quotes {options['n']}"
+    async def batches(self, position, last):
+        yield Batch([], "1")
+"""
+
+
+@async_test
+async def test_a_source_of_ones_own_is_made_with_its_options(place, store):
+    """And read as any other."""
+    source = make_source(own(place, GOOD), store)
+    assert source.identity == "quotes 3"
+    assert await take(source.batches("", nothing_published), 1) == [Batch([], "1")]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", "allowed: a class with `identity` and `async def batches"),
+        ("Quotes = 3", "allowed: a class with"),
+        ("class Quotes: pass", "allowed: a class with"),
+        (GOOD.replace('yield Batch([], "1")', "return []"), "allowed: a class with"),
+        (GOOD.replace("options['n']", "options['m']"), r"KeyError: 'm' \(own_feed.py, line 5\)"),
+        (GOOD.replace("self.identity", "self.name"), "AttributeError: 'Quotes' object has no attribute 'identity'"),
+        (GOOD.replace("quotes {", "two\\nlines {"), r"whose identity is 'two\\nlines 3'; allowed: a line of 1 to 1000"),
+        ("1/0", r"ZeroDivisionError: division by zero \(own_feed.py, line 1\)"),
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+    ],
+)
+def test_a_source_that_cannot_be_loaded_is_named_in_one_line(place, text, wanted):
+    """With the setting, what was found, and where the mistake is."""
+    with pytest.raises(BootError, match=wanted) as caught:
+        own_source(own(place, text))
+    assert str(caught.value).startswith("ticker.source: found 'own_feed:Quotes' in ")
+    assert "\n" not in str(caught.value)

@@ -40,6 +40,14 @@ def test_what_is_given_is_kept_and_what_is_unknown_is_left_out():
         ({"symbol": "A", "price": True}, "price: found True"),
         ({"symbol": "A", "price": float("nan")}, "price: found nan"),
         ({"symbol": "A", "price": float("inf")}, "price: found inf"),
+        ({"symbol": "A", "price": 2**53 + 2}, "price: found 9007199254740994; allowed: a number of at most 2"),
+        ({"symbol": "A", "price": -(2**53) - 2}, "price: found -9007199254740994"),
+        ({"symbol": "A", "price": 1, "volume": float("nan")}, "volume: found nan"),
+        ({"symbol": "A", "price": 1, "seq": 2**53 + 1}, "seq: found 9007199254740993"),
+        ({"symbol": "A", "price": 1, "time_ns": 10**19}, "time_ns: found 10000000000000000000"),
+        ({"symbol": "", "price": 1}, "symbol: found ''"),
+        ({"symbol": "A{B}", "price": 1}, "symbol: found 'A{B}'"),
+        ({"symbol": ["A"], "price": 1}, r"symbol: found \['A'\]"),
         ({"symbol": "A", "price": 10**400}, "price: found 1000"),
         ({"symbol": "A", "price": 1, "bid": []}, r"bid: found \[\]"),
         ({"symbol": "A", "price": 1, "ask": "x"}, "ask: found 'x'"),
@@ -58,9 +66,10 @@ def test_a_malformed_tick_is_refused_with_the_field_and_what_was_found(fields, r
 
 
 def test_a_published_tick_is_read_back():
-    """`read_body` undoes `encode_body`."""
+    """`read_body` undoes `encode_body`; the era is part of it, how many were merged is not."""
     tick = make_tick({"symbol": "ACME", "price": 1}, 4, 5)
     assert read_body(encode_body(tick)) == tick
+    assert read_body(encode_body(tick | {"era": 3, "merged": 2})) == tick | {"era": 3}
 
 
 @pytest.mark.parametrize("body", [None, b"", b"[]", b"{", b'{"data":"hello"}', b'{"data":{"symbol":"A"}}'])

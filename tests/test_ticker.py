@@ -22,8 +22,9 @@ from hub.config import RedisSettings, TickerSettings
 from hub.errors import BootError
 from hub.message import unpack
 from hub.store import Store
+from hub.term import RULES, read_place
 from hub.tick import Batch, LastTicks, Row
-from hub.ticker import RULES, Ticker
+from hub.ticker import Ticker
 from tests.support import async_test
 
 STOCKS = Path(data.stocks.filepath)
@@ -33,12 +34,13 @@ import asyncio, sys, uvloop
 from hub.broker import Broker
 from hub.config import RedisSettings, TickerSettings
 from hub.store import Store
-from hub.ticker import RULES, Ticker
+from hub.ticker import Ticker
 from tests.test_ticker import Counting
 
-async def main(url, prefix, lease_ttl_s):
+async def main(url, prefix, lease_ttl_s, *bars):
     store = Store(RedisSettings(prefix=prefix), url)
-    Ticker(TickerSettings(lease_ttl_s=lease_ttl_s), store, Broker(store, 100), Counting(1, 0.001)).start()
+    settings = TickerSettings(lease_ttl_s=lease_ttl_s, bars=list(bars))
+    Ticker(settings, store, Broker(store, 100), Counting(1, 0.001)).start()
     await asyncio.Event().wait()
 
 uvloop.run(main(*sys.argv[1:]))
@@ -129,7 +131,9 @@ class Hub:
         return [tick[name] for tick in self.ticks if tick["symbol"] == symbol]
 
     async def position(self) -> str:
-        return ((await self.redis.hget(self.store.keys.source("ticker"), "position")) or b"").decode()
+        """The source and where it stands, such as "given 2"; '' before the first batch."""
+        place = read_place(((await self.redis.hget(self.store.keys.source("ticker"), "position")) or b"").decode())
+        return f"{place.source} {place.position}".strip()
 
 
 async def until(met: Callable[[], object]) -> None:
@@ -149,7 +153,7 @@ async def test_one_of_many_leads(valkey_url, prefix):
         tickers = [hub.ticker(Counting(1, 0.001)) for _ in range(3)]
         await until(lambda: len(hub.ticks) >= 300)
         assert sorted(ticker.is_leader for ticker in tickers) == [0, 0, 1]
-        assert [t.ticks_published > 0 for t in tickers] == [t.is_leader == 1 for t in tickers]
+        assert [t.tally.published > 0 for t in tickers] == [t.is_leader == 1 for t in tickers]
         assert hub.column("seq") == list(range(1, len(hub.ticks) + 1))
 
 
@@ -211,6 +215,60 @@ async def test_a_suspended_leader_publishes_nothing_after_the_takeover(valkey_ur
         prices = hub.column("price")
         assert 1 not in prices[prices.index(2) :]
         assert hub.column("volume") == hub.column("seq") == list(range(1, len(prices) + 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@async_test
+async def test_each_bar_comes_once_and_is_of_the_ticks_that_were_published(valkey_url, prefix, number):
+    """The leader is killed, or stopped and woken again, in the middle of a second, twice."""
+    async with Hub(valkey_url, prefix) as hub:
+        children = []
+        try:
+            for turn in range(3):
+                command = [sys.executable, "-c", CHILD, valkey_url, prefix, "60", "1s", "1m"]
+                children.append(await asyncio.create_subprocess_exec(*command))
+                count = len(hub.ticks)
+                await until(lambda count=count: len(hub.ticks) >= count + 300)
+                if turn < 2:
+                    children[-1].send_signal(number)
+                    await hub.redis.delete(hub.store.keys.lease("ticker"))
+            for child in children[:2]:
+                if number == signal.SIGSTOP:
+                    refused = await refusals(hub)
+                    child.send_signal(signal.SIGCONT)
+                    while await refusals(hub) == refused:
+                        await asyncio.sleep(0.01)
+            last_s, starts = int(hub.ticks[-1]["time_ns"]) // 10**9, [0]
+            while starts[-1] <= last_s:
+                await asyncio.sleep(0.05)
+                entries = await hub.redis.xrange(hub.store.keys.stream("bars:1s:A"))
+                found = [orjson.loads(entry[b"b"])["data"] for _, entry in entries]
+                starts = [int(bar["time_ns"]) // 10**9 for bar in found] or [0]
+        finally:
+            for child in children:
+                if child.returncode is None:
+                    child.kill()
+                await child.wait()
+        by_second: dict[int, list[dict]] = {}
+        for tick in hub.ticks:
+            by_second.setdefault(int(tick["time_ns"]) // 10**9, []).append(tick)
+        assert starts == [second for second in sorted(by_second) if second <= starts[-1]]
+        for bar, start in zip(found, starts, strict=True):
+            ticks = by_second[start]
+            assert (bar["count"], bar["volume"]) == (len(ticks), sum(tick["volume"] for tick in ticks))
+            assert (bar["first_seq"], bar["last_seq"]) == (ticks[0]["seq"], ticks[-1]["seq"])
+            assert "partial" not in bar
+
+
+@async_test
+async def test_what_was_left_out_is_reported_once(valkey_url, prefix):
+    """A line when something was merged or dropped since the last one; none otherwise."""
+    async with Hub(valkey_url, prefix) as hub:
+        ticker = hub.ticker(Given(Batch([row("A"), row("A"), row("A")], "1")), max_source_hz=1)
+        await until(lambda: ticker.tally.published == 1)
+        assert ticker.report() == "ticker: 1 ticks published, 2 merged, 0 dropped, 0 bars, 0 late"
+        assert ticker.report() == ""
+        assert (hub.column("seq"), hub.column("merged")) == ([3], [2])
 
 
 async def refusals(hub: Hub) -> int:
@@ -325,13 +383,17 @@ async def test_malformed_ticks_are_dropped_counted_and_named_and_the_others_come
     async with Hub(valkey_url, prefix) as hub:
         bad = [row("A", "cheap"), row("no symbol"), Row("there", None)]
         ticker = hub.ticker(Given(Batch([row("A"), *bad, row("A")], "1"), Batch([], "2", ["entry 7: not JSON"])))
-        await until(lambda: ticker.ticks_dropped == 4 and ticker.ticks_published == 2)
+        await until(lambda: sum(ticker.tally.dropped.values()) == 4 and ticker.tally.published == 2)
         while await hub.position() != "given 2":
             await asyncio.sleep(0.005)
         await until(lambda: hub.column("seq") == [1, 2])
-        # One line for all of them, by the brake.
+        assert ticker.tally.dropped | {"malformed": 3, "unreadable": 1} == ticker.tally.dropped
+        # One line for all of a kind, by its brake.
         lines = [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()]
-        assert lines == ["the ticker dropped here: price: found 'cheap'; allowed: a number of at most 2^53"]
+        assert lines == [
+            "the ticker dropped here: price: found 'cheap'; allowed: a number of at most 2^53",
+            "the ticker dropped entry 7: not JSON",
+        ]
 
 
 @async_test
@@ -343,14 +405,14 @@ async def test_a_batch_is_one_publish_cut_to_the_setting(valkey_url, prefix):
 
         class Recording(Broker):
             def publish(self, rules, namespace, publications, done, lease=None) -> None:
-                calls.append((len(publications), lease.position))
+                calls.append((len(publications), read_place(lease.position).position))
                 publish(self, rules, namespace, publications, done, lease)
 
         broker = Recording(hub.store, 10)
         ticker = Ticker(TickerSettings(batch=2), hub.store, broker, Given(Batch([row(s) for s in "ABCDE"], "1")))
         ticker.start()
         await until(lambda: len(hub.ticks) == 5)
-        assert calls == [(2, ""), (2, ""), (1, "given 1")]
+        assert calls == [(2, ""), (2, ""), (1, "1")]
         await ticker.close()
         await broker.close()
 
