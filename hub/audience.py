@@ -79,6 +79,16 @@ def replacing(frame: bytes, older: bytes) -> bytes:
     return frame.over(older) if isinstance(frame, Mergeable) else frame
 
 
+class Numbering(NamedTuple):
+    """What a value says of its place at the source."""
+
+    seq: int = 0
+    """0: nothing."""
+    thinned: int = 0
+    """Values before it that were merged into it there, or by the ticker."""
+    era: int = 0
+
+
 class Stand(NamedTuple):
     """How much of a `latest` channel somebody has been served."""
 
@@ -88,6 +98,10 @@ class Stand(NamedTuple):
     """The source's own number of it; 0: not known."""
     stale: bool = False
     """It was told that the source is silent."""
+    thinned: int = 0
+    """Values that were merged before they came to the hub's channel, so far."""
+    era: int = 0
+    """In which the source has numbered; another one begins anew."""
 
 
 class Rate(Protocol):
@@ -204,7 +218,20 @@ class Board:
 class Line:
     """One channel that has subscribers in this worker."""
 
-    __slots__ = ("audiences", "channel", "heard_at", "keeps", "marked", "newest", "number", "seq", "stale", "stale_s")
+    __slots__ = (
+        "audiences",
+        "channel",
+        "era",
+        "heard_at",
+        "keeps",
+        "marked",
+        "newest",
+        "number",
+        "seq",
+        "stale",
+        "stale_s",
+        "thinned",
+    )
 
     def __init__(self, channel: str, keeps: bool, stale_s: float = 0.0) -> None:
         self.channel = channel
@@ -226,10 +253,18 @@ class Line:
         """Audiences that want marks."""
         self.stale = False
         """The source is silent."""
+        self.thinned = self.era = 0
+        """As a Stand has them, while `marked`."""
 
     @property
     def stand(self) -> Stand:
-        return Stand(self.number, self.seq, self.stale)
+        return Stand(self.number, self.seq, self.stale, self.thinned, self.era)
+
+    def note(self, numbering: Numbering, now: float) -> None:
+        """The newest value has come, while `marked`."""
+        self.seq, thinned, self.era = numbering
+        self.thinned += thinned
+        self.heard_at, self.stale = now, False
 
     def update(self, stand: Stand, marks: bool) -> Update | None:
         """What somebody has not been told who was served up to `stand`; None: nothing. marks: silence is told, too."""
@@ -237,7 +272,10 @@ class Line:
         merged = self.number - stand.number - 1
         if self.newest is None or (merged < 0 and not turned):
             return None
-        gap = max(0, self.seq - stand.seq - 1 - merged) if merged >= 0 and self.seq and stand.seq else 0
+        if merged >= 0:
+            merged += self.thinned - stand.thinned
+        numbered = merged >= 0 and self.seq and stand.seq and self.era == stand.era
+        gap = max(0, self.seq - stand.seq - 1 - merged) if numbered else 0
         return Update(self.newest, merged, gap, (STALE if self.stale else LIVE) if turned else "")
 
 

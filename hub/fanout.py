@@ -252,7 +252,7 @@ class Fanout:
                 line.newest = body
                 line.number += 1
                 if line.marked:
-                    line.seq, line.heard_at, line.stale = self.lines.seq_of(body), self._clock(), False
+                    line.note(self.lines.numbering(body), self._clock())
             for audience in line.audiences.values():
                 if audience.apart:
                     self._deliver_apart(line, audience)

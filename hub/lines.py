@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .audience import STALE, Audience, Board, Line, Terms, Update, WireForm
+from .audience import STALE, Audience, Board, Line, Numbering, Terms, Update, WireForm
 from .channels import Namespace
 
 
@@ -24,8 +24,8 @@ class Lines:
         self.by_channel: dict[str, Line] = {}
         self.marked: dict[str, Line] = {}
         """Those of which somebody wants marks."""
-        self.seq_of: Callable[[bytes], int] = lambda body: 0
-        """The number that the source gave a body, 0 for none; asked where somebody wants marks. Set by worker."""
+        self.numbering: Callable[[bytes], Numbering] = lambda body: Numbering()
+        """What a body says of its place at the source; asked where somebody wants marks. Set by worker."""
 
     def __len__(self) -> int:
         """Channels that have a subscriber."""
@@ -63,7 +63,7 @@ class Lines:
             if not line.marked:
                 self.marked[line.channel] = line
                 line.heard_at = self._clock()
-                line.seq = self.seq_of(line.newest) if line.newest is not None else 0
+                line.seq, _, line.era = self.numbering(line.newest) if line.newest is not None else Numbering()
             line.marked += 1
         audience = Audience(channel, terms.form, "raw" if terms.raw else mode, self._new_mark(), slot, pause_s)
         audience.line, audience.view, audience.pace = line, terms.form, terms.pace

@@ -8,7 +8,8 @@ of the same publication.
 
 With marks, a publication's tags say (all are texts, as tags are):
 
-    merged   values since the one before that are not sent, as this one is newer; "0" where every value is
+    merged   values since the one before that are not sent, as this one is newer, here or already at the ticker; "0"
+             where every value is
     gap      values that the source has numbered, among all since the one before, and that never came here
     time     the source's time of the value, and
     hub      the hub's when it took it up for this subscription, both in nanoseconds since 1970
@@ -25,7 +26,7 @@ from weakref import WeakValueDictionary
 
 import orjson
 
-from .audience import Mergeable, Update, WireForm
+from .audience import Mergeable, Numbering, Update, WireForm
 
 REPEAT = -1
 
@@ -157,8 +158,16 @@ def parsed(body: bytes) -> dict[str, Any]:
     return _Last.publication
 
 
-def seq_of(body: bytes) -> int:
-    """The number that the source gave a value: `seq` of its data, 0 where there is none."""
+def numbering(body: bytes) -> Numbering:
+    """What `seq`, `merged` and `era` of a value's data say, as ticks have them; 0 for what is not there."""
     data = parsed(body).get("data")
-    seq = data.get("seq") if isinstance(data, dict) else None
-    return seq if type(seq) is int and seq > 0 else 0
+    if not isinstance(data, dict):
+        return NOWHERE
+    return Numbering(_whole(data.get("seq")), _whole(data.get("merged")), _whole(data.get("era")))
+
+
+NOWHERE = Numbering()
+
+
+def _whole(value: object) -> int:
+    return value if type(value) is int and value > 0 else 0

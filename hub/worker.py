@@ -81,7 +81,7 @@ from .transports import (
 )
 from .tunnel import Tunnels
 from .users import Users
-from .views import seq_of
+from .views import numbering
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Worker:
         self._fanout = kind(
             members, self._reactor.arm_turn, self._reactor.clock, loop.call_later, settings.worker.batch_bytes
         )
-        self._fanout.lines.seq_of = seq_of
+        self._fanout.lines.numbering = numbering
         self._reactor.batches = self._fanout
         self._broker = Broker(self._store, settings.redis.pending_publishes, settings.redis.pending_bytes)
         self._users = Users()

@@ -58,7 +58,7 @@ from hub.transports import (
     websocket,
 )
 from hub.transports import socketio as wire_socketio
-from hub.views import seq_of
+from hub.views import numbering
 from hub.worker import outbox_limits
 
 SECRET = "a secret for tests, of more than 32 bytes"
@@ -148,7 +148,7 @@ async def plane(
     fanout = reactor.batches = (EmittingFanout if app else Fanout)(
         reactor.connections, reactor.arm_turn, reactor.clock, asyncio.get_running_loop().call_later, batch_bytes
     )
-    fanout.lines.seq_of = seq_of
+    fanout.lines.numbering = numbering
     broker = Broker(store, 1000)
     history = History(store)
     newest_channel = store.keys.newest(str(uuid.uuid4()))

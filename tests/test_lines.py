@@ -8,7 +8,7 @@ from hub.audience import Board, Stand, Terms, Update
 from hub.channels import Namespace
 from hub.lines import Lines
 from hub.pace import Paces
-from hub.views import Views, seq_of
+from hub.views import Views, numbering
 from tests.support import FakeClock
 
 LATEST, NONE = Namespace(mode="latest", stale_ms=1000), Namespace()
@@ -24,7 +24,7 @@ class Rig:
     def __init__(self) -> None:
         self.clock, self.board, self.form, self.views = FakeClock(), Board(), Form(), Views(lambda: 5)
         self.lines = Lines(self.board, itertools.count(1).__next__, self.clock)
-        self.lines.seq_of = seq_of
+        self.lines.numbering = numbering
         self.paces = Paces(lambda pace: None, self.clock, lambda *_: None)
 
     def terms(self, marks: bool = False, raw: bool = False, hz: float = 1e9) -> Terms:
@@ -102,7 +102,11 @@ def test_what_a_line_has_for_somebody_follows_from_how_far_it_was_served():
     assert line.update(Stand(4, 11), True) == Update(BODY)
     assert line.update(Stand(2, 7), True) == Update(BODY, 2, 2)
     assert line.update(Stand(2), True) == Update(BODY, 2)
-    line.stale = True
+    assert line.update(Stand(2, 7, thinned=0, era=1), True) == Update(BODY, 2)
+    line.thinned = 2
+    assert line.update(Stand(2, 7), True) == Update(BODY, 4)
+    assert line.update(Stand(2, 7, thinned=1), True) == Update(BODY, 3, 1)
+    line.thinned, line.stale = 0, True
     assert line.update(Stand(5, 12), True) == Update(BODY, -1, 0, "stale")
     assert line.update(Stand(5, 12), False) is None
     assert line.update(Stand(4, 11, True), True) == Update(BODY)

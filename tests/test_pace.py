@@ -18,7 +18,7 @@ from hub.fanout import Fanout
 from hub.message import Publication, encode_body
 from hub.outbox import Limits, Outbox, Verdict
 from hub.pace import RATES_HZ, Paces
-from hub.views import Views, seq_of
+from hub.views import Views, numbering
 
 LATEST = Namespace(mode="latest", stale_ms=3000)
 NARROW = Limits(conflate_bytes=1, drop_bytes=10**9, max_bytes=10**9, max_frames=10**9)
@@ -100,7 +100,7 @@ class Rig:
         self.form = Form()
         self.views = Views(lambda: 5)
         self.fanout = Fanout({}, lambda: None, lambda: self.time.now, self.time.call_later, max_bytes)
-        self.fanout.lines.seq_of = seq_of
+        self.fanout.lines.numbering = numbering
         self.seqs: dict[str, int] = {}
         self.newest: dict[str, bytes] = {}
         self.clients: list[Client] = []
@@ -112,9 +112,9 @@ class Rig:
     def terms(self, hz: float = 100, marks: bool = True, raw: bool = False, fields: tuple[str, ...] = ()) -> Terms:
         return Terms(self.views.of(self.form, "", fields, marks), raw, self.fanout.paces.at(hz))
 
-    def publish(self, channel: str = "t:A", gap: int = 0) -> int:
-        seq = self.seqs[channel] = self.seqs.get(channel, 0) + 1 + gap
-        self.newest[channel] = encode_body({"seq": seq, "price": 1.5, "time_ns": "7"})
+    def publish(self, channel: str = "t:A", gap: int = 0, thinned: int = 0) -> int:
+        seq = self.seqs[channel] = self.seqs.get(channel, 0) + 1 + gap + thinned
+        self.newest[channel] = encode_body({"seq": seq, "price": 1.5, "time_ns": "7", "merged": thinned})
         self.fanout.deliver([Publication(channel, self.newest[channel])])
         return seq
 
@@ -298,7 +298,7 @@ def test_silence_of_the_source_is_told_with_the_last_value_again_and_its_end_wit
 CHANNELS = ("t:A", "t:B")
 HZ = (0, 1, 5, 100)
 STEPS = st.one_of(
-    st.tuples(st.just("publish"), st.sampled_from(CHANNELS), st.integers(0, 2)),
+    st.tuples(st.just("publish"), st.sampled_from(CHANNELS), st.integers(0, 2), st.integers(0, 2)),
     st.tuples(st.just("turn")),
     st.tuples(st.just("wait"), st.sampled_from((0.05, 0.2, 1.0, 4.0))),
     st.tuples(st.just("rate"), st.integers(0, 3), st.sampled_from(CHANNELS), st.sampled_from(HZ)),
@@ -317,6 +317,8 @@ def test_against_a_model_what_each_client_saw_is_the_feed(steps, count, max_byte
     rig = Rig(max_bytes)
     published = {channel: [0] for channel in CHANNELS}
     """Sequence numbers, after the 0 of nothing."""
+    thin = {channel: [0] for channel in CHANNELS}
+    """How many each stands for beside itself."""
     begun: dict[tuple[int, str], int] = {}
     held: dict[tuple[int, str], Terms] = {}
     seen: dict[tuple[int, str], list[dict[str, Any]]] = {}
@@ -343,8 +345,9 @@ def test_against_a_model_what_each_client_saw_is_the_feed(steps, count, max_byte
             join(i, channel, rig.terms(hz=HZ[(i + 1) % 4]))
     for step in steps:
         match step:
-            case ("publish", channel, gap):
-                published[channel].append(rig.publish(channel, gap))
+            case ("publish", channel, gap, thinned):
+                published[channel].append(rig.publish(channel, gap, thinned))
+                thin[channel].append(thinned)
             case ("turn",):
                 rig.turn()
             case ("wait", seconds):
@@ -373,13 +376,14 @@ def test_against_a_model_what_each_client_saw_is_the_feed(steps, count, max_byte
     collect()
     for (i, channel), publications in seen.items():
         due = published[channel][begun[i, channel] :]
+        sources = len(due) + sum(thin[channel][begun[i, channel] :])
         before = published[channel][begun[i, channel] - 1]
         fresh = [publication for publication in publications if "repeat" not in publication["tags"]]
         numbers = [publication["data"]["seq"] for publication in fresh]
         merged = [int(publication["tags"]["merged"]) for publication in fresh]
         gaps = [int(publication["tags"].get("gap", 0)) for publication in fresh]
         assert numbers == sorted(set(numbers))
-        assert len(numbers) + sum(merged) == len(due)
+        assert len(numbers) + sum(merged) == sources
         assert numbers[-1:] == due[-1:]
         if due and before:
-            assert sum(gaps) == due[-1] - before - len(due)
+            assert sum(gaps) == due[-1] - before - sources

@@ -7,9 +7,9 @@ import gc
 import orjson
 import pytest
 
-from hub.audience import Update, replacing
+from hub.audience import Numbering, Update, replacing
 from hub.message import encode_body
-from hub.views import REPEAT, Marked, Views, seq_of
+from hub.views import REPEAT, Marked, Views, numbering
 
 TICK = {"symbol": "A", "price": 1.5, "bid": 1.4, "seq": 7, "time_ns": "12"}
 BODY = encode_body(TICK)
@@ -90,8 +90,15 @@ def test_equal_wishes_share_one_view_as_long_as_somebody_has_it():
 
 
 @pytest.mark.parametrize(
-    ("data", "seq"), [(TICK, 7), ({}, 0), (5, 0), ({"seq": "7"}, 0), ({"seq": -1}, 0), ({"seq": True}, 0)]
+    ("data", "found"),
+    [
+        (TICK, (7, 0, 0)),
+        ({**TICK, "merged": 2, "era": 3}, (7, 2, 3)),
+        ({}, (0, 0, 0)),
+        (5, (0, 0, 0)),
+        ({"seq": "7", "merged": -1, "era": True}, (0, 0, 0)),
+    ],
 )
-def test_the_sources_number_is_read_where_there_is_one(data, seq):
+def test_a_values_place_at_its_source_is_read_where_it_says_one(data, found):
     """Of ticks, and of whatever else counts so."""
-    assert seq_of(encode_body(data)) == seq
+    assert numbering(encode_body(data)) == Numbering(*found)
