@@ -8,7 +8,7 @@
 
    Does: connect by WebSocket, else by an event stream, else by polls; come back by itself and go on in each channel where
    it was, also over another wire; keep what is published meanwhile, within a bound.
-   Does not: acknowledge mailboxes, ask for history or call server code; an SDK of Centrifugo's does.
+   Does not: acknowledge mailboxes; an SDK of Centrifugo's does.
    Served by: hub/httpd.py at /hub.js. The wires: hub/session.py, hub/transports/sse.py, hub/transports/longpoll.py.
    Never break: the position of a channel never claims a publication that has not been passed on; after `close` there is
    no timer, listener, socket or request left; a listener that throws hurts nobody else.
@@ -48,8 +48,9 @@ const now = () => performance.now();
     `wires`: those to use, the best first. `token`: one, or what gets a fresh one; it is asked again once one has expired.
     `queue`: publications that may wait for a connection; one more is refused.
     @typedef {{url?: string, wires?: WireName[], token?: string | (() => string | Promise<string>), queue?: number}} Options */
-/** `joinLeave`: be told who comes and goes. `since`: go on from there, such as a `position` from before a reload.
-    @typedef {{joinLeave?: boolean, since?: Position | null}} SubscribeOptions */
+/** `joinLeave`: be told who comes and goes. `since`: go on from there, such as a `position` from before a reload. `data`:
+    what is asked of the channel (hub/wants.py), or what tells it at each new beginning; only over WebSocket.
+    @typedef {{joinLeave?: boolean, since?: Position | null, data?: object | (() => object)}} SubscribeOptions */
 
 /** What the hub did not do, or our own error (code 0). temporary: trying again may help. status: of HTTP, or 0. */
 export class HubError extends Error {
@@ -100,10 +101,11 @@ export class Subscription extends Emitter {
   _failures = 0; // how often in a row the hub could not let us in for the moment
 
   /** Made by `Hub.subscribe`. @param {string} channel @param {SubscribeOptions} options @param {() => void} leave */
-  constructor(channel, { joinLeave = false, since = null }, leave) {
+  constructor(channel, { joinLeave = false, since = null, data }, leave) {
     super();
     this.channel = channel;
     this._joinLeave = joinLeave;
+    this._data = data;
     this._leave = leave;
     this._key = cursorKey(channel);
     if (since) this._move(since.epoch, since.offset);
@@ -282,17 +284,18 @@ class WebSocketWire extends Wire {
     this.link.opened({ client, version });
   }
   #join(sub) {
-    const { channel, _at, _latest, _joinLeave } = sub;
+    const { channel, _at, _latest, _joinLeave, _data } = sub;
     const isOurs = () => this.link.subs.get(channel) === sub && !this.over; // any listener may close or unsubscribe
     if (!isOurs()) return;
     const recover = _latest || _at !== null;
-    const params = { channel, ...(_joinLeave && { join_leave: true }), ...(recover && { recover, ..._at }) };
+    const data = typeof _data === "function" ? _data() : _data;
+    const params = { channel, ...(_joinLeave && { join_leave: true }), ...(data && { data }), ...(recover && { recover, ..._at }) };
     this.#command("subscribe", params, (error, result) => {
       if (!isOurs()) return;
       if (error?.temporary) return this.later(() => this.#join(sub), backoffMs(sub._failures++));
       if (error) return this.link.refused(sub, error);
       sub._failures = 0;
-      if (result.recoverable && !result.positioned && !recover) {
+      if (result.recoverable && !result.positioned && !recover && !data) {
         sub._latest = true; // its newest value comes to who comes back, so that is what we do
         this.leave(sub);
         return this.#join(sub);
@@ -536,10 +539,20 @@ export class Hub extends Emitter {
 
   /** Who is in a channel, by the connection's id; only over WebSocket.
       @param {string} channel @returns {Promise<Record<string, ClientInfo>>} */
-  async presence(channel) {
+  async presence(channel) { return (await this.#ask("presence", { channel })).presence ?? {}; }
+
+  /** What is kept of a `stream` channel, newest first where `reverse`; offset and epoch are where it is now. Only over WebSocket.
+      @param {string} channel @param {{limit?: number, since?: Position, reverse?: boolean}} [options]
+      @returns {Promise<{publications: Publication[], offset: number, epoch: string}>} */
+  async history(channel, options = {}) { return this.#ask("history", { channel, ...options }); }
+
+  /** Call a method of the hub (hub/rpc.py), or of its application; only over WebSocket.
+      @param {string} method @param {any} [data] @returns {Promise<any>} */
+  async rpc(method, data) { return (await this.#ask("rpc", { method, data })).data; }
+  async #ask(method, params) {
     const isAble = this.#wire instanceof WebSocketWire && this.#state.name === "connected";
-    if (isAble) return (await this.#wire.ask("presence", { channel })).presence ?? {};
-    throw new HubError("presence needs a WebSocket that is connected", { code: NOT_AVAILABLE, temporary: true });
+    if (isAble) return this.#wire.ask(method, params);
+    throw new HubError(`${method} needs a WebSocket that is connected`, { code: NOT_AVAILABLE, temporary: true });
   }
   async #connect() {
     clearTimeout(this.#timer);

@@ -309,6 +309,37 @@ async function watches(url, wire) {
   listener.hub.close();
 }
 
+/** History, calls, and what is asked of a channel at each of its beginnings; other wires than WebSocket have none of it. */
+async function asks(url, wire) {
+  for (let number = 0; number < 5; number += 1) await publish(url, "log:a", number);
+  const { hub, seen } = client(url, ["log:a"], { wires: [wire] });
+  await connected({ hub });
+  if (wire !== "websocket") {
+    for (const asked of [hub.history("log:a"), hub.rpc("hub.time")]) await assert.rejects(asked, { code: 108, temporary: true });
+    return hub.close();
+  }
+  await placed({ hub }, ["log:a"]);
+  const { publications, offset, epoch } = await hub.history("log:a", { limit: 2, reverse: true });
+  assert.deepEqual([publications.map(({ data }) => data), offset], [[4, 3], 5]);
+  const rest = await hub.history("log:a", { limit: -1, since: { epoch, offset: 3 } });
+  assert.deepEqual(rest.publications.map(({ data }) => data), [3, 4]);
+  assert.ok(Number((await hub.rpc("hub.time")).time_ns) > 1e18);
+  await assert.rejects(hub.rpc("hub.nothing"), { code: 104 });
+
+  const values = [];
+  let wanted = ["a"];
+  await publish(url, "value:x", { a: 1, b: 2 });
+  hub.subscribe("value:x", { data: () => ({ fields: wanted }) }).on("publication", ({ data }) => values.push(data));
+  await until(() => values.length, "a value");
+  wanted = ["b"];
+  hub.close();
+  hub.open();
+  await until(() => values.length > 1, "the value of the next connection");
+  assert.deepEqual(values, [{ a: 1 }, { b: 2 }]); // each once
+  assert.deepEqual(seen.errors, {});
+  hub.close();
+}
+
 /** Opens and closes leave nothing behind: no socket, timer or request, and no memory that grows with them. */
 async function cycles(url, wire) {
   const hub = new Hub({ url, wires: [wire] });
@@ -493,7 +524,7 @@ async function cyclesInPage(url, wire) {
 }
 
 const SCENARIOS = {
-  keys, talks, survives, changes, fallsBack, queues, refreshes, expired, watches, cycles, demo, offline, hidden, survivesInPage, cyclesInPage,
+  keys, talks, survives, changes, fallsBack, queues, refreshes, expired, watches, asks, cycles, demo, offline, hidden, survivesInPage, cyclesInPage,
 };
 
 const [scenario, url, ...rest] = process.argv.slice(2);

@@ -110,6 +110,13 @@ def test_it_is_told_who_comes_and_goes(hub: HubProcess, wire: str) -> None:
 
 @WIRES
 @node_test
+def test_it_asks_for_history_and_calls_the_hub(hub: HubProcess, wire: str) -> None:
+    """Over a WebSocket, where also each subscription begins with what its channel is asked for; else it says no."""
+    run(hub, "asks", wire)
+
+
+@WIRES
+@node_test
 def test_a_thousand_connections_leave_nothing_behind(hub: HubProcess, wire: str) -> None:
     """No socket, no timer, no memory that grows."""
     run(hub, "cycles", wire)
