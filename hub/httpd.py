@@ -42,6 +42,7 @@ TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\nServer: hub\r\nContent-Length: 0
 SHORTEST_S = 0.1
 """Tornado would take a deadline of 0 for none."""
 DEMO_POLICY = "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'"
+DEMO_FILES = ("demo.js", "demo_feed.js", "demo_board.js", "demo_chart.js", "demo.css", "favicon.svg")
 CONTENT_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 
 
@@ -279,8 +280,8 @@ def pages(demo: bool, directory: str = "") -> Routes:
         known = (path for path in sorted(Path(directory).iterdir()) if path.suffix[1:] in CONTENT_TYPES)
         files = {f"/{path.name}".removesuffix("index.html"): path for path in known}
     elif demo:
-        names = ("demo.js", "demo.css", "favicon.svg")
-        files = {"/": static.joinpath("demo.html"), **{f"/static/{name}": static.joinpath(name) for name in names}}
+        names = {"/": "demo.html", **{f"/static/{name}": name for name in DEMO_FILES}}
+        files = {path: static.joinpath(name) for path, name in names.items()}
     else:
         return [(r"/", Alive, {}), module]
     return [module, *((re.escape(path), Page, {"file": file}) for path, file in files.items())]

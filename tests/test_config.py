@@ -401,9 +401,10 @@ def test_the_demo_is_embedded_quick_and_open() -> None:
     assert settings.demo and not settings.redis.url and settings.drain_window_s < 1
     assert settings.ticker.source == "simulate" and len(settings.ticker.symbols) == 20
     assert "ACME" in settings.ticker.symbols
-    assert settings.namespaces["ticker"] == Namespace(mode="latest", subscribe="anyone")
     assert settings.ticker.bars == ["1s", "1m"]
     assert (settings.namespaces["bars"].mode, settings.namespaces["bars"].history) == ("stream", "anyone")
+    ticker = Namespace(mode="latest", subscribe="anyone", watch=100, stale_ms=3000)
+    assert settings.namespaces["ticker"] == ticker
     open_to_all = {"subscribe": "anyone", "publish": "anyone", "presence": "subscriber", "join_leave": True}
     assert settings.namespaces["chat"] == Namespace(mode="stream", **open_to_all)
     assert settings.namespaces["inbox"] == Namespace(mailbox=True)

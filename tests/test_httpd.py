@@ -72,6 +72,9 @@ async def test_the_demo_page_and_its_files_are_served_with_a_policy():
         for path, kind in (
             (b"/", b"text/html"),
             (b"/static/demo.js", b"text/javascript"),
+            (b"/static/demo_feed.js", b"text/javascript"),
+            (b"/static/demo_board.js", b"text/javascript"),
+            (b"/static/demo_chart.js", b"text/javascript"),
             (b"/static/demo.css", b"text/css"),
             (b"/static/favicon.svg", b"image/svg+xml"),
         ):

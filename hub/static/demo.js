@@ -1,184 +1,118 @@
-/* The demo page: live prices and a chat, over whichever of the hub's wires gets through.
+/* The demo page: a watch list of live prices, at the rate that the reader likes, and the bars of one symbol.
 
-   Does: show the newest price of each symbol (Board), send and show messages (Chat).
+   Does: put together feed (demo_feed.js), watch list (demo_board.js) and chart (demo_chart.js); hear the controls, keep what
+   they say for the next visit; show connection, rate and latency.
    Does not: connect (hub.js does), need a build step or a library, or ask any server but the one that the page came from.
    Served by: hub/httpd.py, where `demo = true`; its channels are those of config/demo.toml.
-   Never break: what others wrote reaches the page as text (textContent, Text.data), never as HTML.
+   Never break: no price is read aloud by itself; what is done by pointer is done by keys.
 */
 
 import { Hub } from "/hub.js";
+import { Board } from "/static/demo_board.js";
+import { Bars, Chart, INTERVALS_MS } from "/static/demo_chart.js";
+import { Clock, Durations, EVERY, Feed, SLOW_MS } from "/static/demo_feed.js";
 
 /** The symbols of config/demo.toml, [ticker]; a test holds the two lists together. */
 const SYMBOLS = [
   "ACME", "APEX", "ATLAS", "BOREAL", "CEDAR", "COMET", "DELTA", "EMBER", "FJORD", "GLOBEX",
   "HARBOR", "INITECH", "LUMEN", "MERIDIAN", "NIMBUS", "ORION", "QUARTZ", "STARK", "UMBRA", "ZEPHYR",
 ];
-const CHAT_CHANNEL = "chat:demo";
-const CHAT_LINES = 20;
-const CHAT_LETTERS = 200;
+const MOST_SYMBOLS = 100; // as many as a watch list holds, config/demo.toml
+const isName = (text) => typeof text === "string" && /^[A-Za-z0-9_.-]{1,64}$/.test(text);
+/** The stops of the rate's slider, in values per second and symbol. */
+const STOPS_HZ = [0, 0.5, 1, 2, 5, 10, 20, EVERY];
+const MOST_NAMES = 3; // more than so many symbols are counted, and not named one by one
+const [SOON_MS, SAY_MS] = [200, 2000]; // after what is done at once, and then no oftener
+const SECONDS = 4; // over so many the rate is taken: what comes every two seconds has one too
 
 const byId = (id) => document.getElementById(id);
+const rateText = (hz) => (hz === EVERY ? "every value" : hz ? `${hz} per second` : "paused");
+const msText = (ms) => (ms < 9.95 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
-// The prices.
+// What is kept from visit to visit.
 
-const EMPTY = "–";
-const GROUPED = new Intl.NumberFormat("en");
-const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const STORE = "hub.demo";
 
-const fixed = (value) => (Number.isFinite(value) ? value.toFixed(2) : EMPTY);
-
-/** "up", "down", or "" where there is no difference. */
-const direction = (from, to) => (to > from ? "up" : to < from ? "down" : "");
-
-/** +0.42 %: the sign stands in the text, for those who see neither colour nor arrow. */
-const percent = (from, to) => `${to > from ? "+" : ""}${((to / from - 1) * 100).toFixed(2)} %`;
-
-/** time_ns is a decimal string, as JavaScript's numbers would lose its last digits; here milliseconds are enough. */
-function clock(time_ns) {
-  const ms = Number(String(time_ns).slice(0, -6));
-  return Number.isFinite(ms) ? CLOCK.format(ms) : EMPTY;
+/** The choices of the last visit, each as far as it can be one. */
+function remembered() {
+  let kept = null;
+  try {
+    kept = JSON.parse(localStorage.getItem(STORE));
+  } catch {
+    // Storage is forbidden, or somebody else has written there: this visit begins anew.
+  }
+  const { symbols, stop, compact, chosen, interval } = kept ?? {};
+  const good = Array.isArray(symbols) ? [...new Set(symbols)].filter(isName).slice(0, MOST_SYMBOLS) : SYMBOLS;
+  return {
+    symbols: good,
+    stop: stop in STOPS_HZ ? Number(stop) : STOPS_HZ.length - 1,
+    compact: compact === true,
+    chosen: good.includes(chosen) ? chosen : good[0] ?? "",
+    interval: interval in INTERVALS_MS ? interval : "1s",
+  };
 }
 
-/** One symbol's line. */
-class Row {
-  #cells = new Map(); // column → its text node
-  #change;
-  #first = null;
-  #shown = null;
-  #tick = null;
+const choices = remembered();
 
-  constructor(symbol, template) {
-    this.element = template.content.firstElementChild.cloneNode(true);
-    this.element.dataset.symbol = symbol;
-    this.element.querySelector("th").textContent = symbol;
-    for (const cell of this.element.querySelectorAll("td")) {
-      cell.textContent = EMPTY;
-      this.#cells.set(cell.dataset.column, cell.firstChild);
-    }
-    this.#change = this.element.querySelector("[data-column=change]");
-  }
-
-  /** Keep the newest tick; whether there is anything to paint. */
-  take(tick) {
-    if (!Number.isFinite(tick?.price)) return false;
-    this.#tick = tick;
-    return true;
-  }
-
-  paint() {
-    const { price, bid, ask, volume, time_ns } = this.#tick;
-    this.#first ??= price;
-    this.#flash(direction(this.#shown ?? price, price));
-    this.#shown = price;
-    this.#set("price", fixed(price));
-    this.#set("change", percent(this.#first, price));
-    this.#set("bid", fixed(bid));
-    this.#set("ask", fixed(ask));
-    this.#set("volume", Number.isFinite(volume) ? GROUPED.format(volume) : EMPTY);
-    this.#set("time", clock(time_ns));
-    const way = direction(this.#first, price);
-    if (this.#change.className !== way) this.#change.className = way;
-  }
-
-  /** Only what differs is written: each write costs a layout of the table. */
-  #set(column, text) {
-    const node = this.#cells.get(column);
-    if (node.data !== text) node.data = text;
-  }
-
-  /** demo.css animates the class; Board takes it off when the animation ends, and until then it stays. */
-  #flash(way) {
-    if (way && !this.element.className) this.element.className = way;
+function keep() {
+  try {
+    localStorage.setItem(STORE, JSON.stringify(choices));
+  } catch {
+    // Forbidden, or full: the choices are those of this visit then.
   }
 }
 
-/** The table: publications in at any rate, at most one painting for each frame of the screen. */
-class Board {
-  #rows = new Map();
-  #changed = new Set();
+// What is read aloud: what was done, what is stale; together and now and then, so that nobody is talked down.
 
-  constructor(body, template, symbols) {
-    for (const symbol of symbols) {
-      const row = new Row(symbol, template);
-      this.#rows.set(symbol, row);
-      body.append(row.element);
-    }
-    body.addEventListener("animationend", (event) => (event.target.className = ""));
-  }
+const toSay = new Set();
+let sayTimer = 0;
+let saidAt = -Infinity;
 
-  take(symbol, tick) {
-    const row = this.#rows.get(symbol);
-    if (!row.take(tick)) return;
-    if (!this.#changed.size) requestAnimationFrame(() => this.#paint());
-    this.#changed.add(row);
-  }
+let stale = [];
+let staleSaid = [];
 
-  #paint() {
-    const changed = [...this.#changed];
-    this.#changed.clear();
-    for (const row of changed) row.paint();
-  }
+function say(text) {
+  if (text) toSay.add(text);
+  sayTimer ||= setTimeout(() => {
+    const news = (symbols, word) => {
+      if (symbols.length > MOST_NAMES) toSay.add(`${symbols.length} symbols are ${word}`);
+      else for (const symbol of symbols) toSay.add(`${symbol} is ${word}`);
+    };
+    news(stale.filter((symbol) => !staleSaid.includes(symbol)), "stale");
+    news(staleSaid.filter((symbol) => !stale.includes(symbol) && board.symbols.includes(symbol)), "live");
+    if (toSay.size) byId("said").textContent = [...toSay].join(". ");
+    toSay.clear();
+    [staleSaid, sayTimer, saidAt] = [stale, 0, performance.now()];
+  }, Math.max(SOON_MS, saidAt + SAY_MS - performance.now()));
 }
 
-// The chat.
-
-/** The last messages of a channel, and a line to write one. */
-class Chat {
-  #list;
-  /** The connection's client id, by which our own messages are known. */
-  own = "";
-
-  constructor(list, form, problem, send) {
-    this.#list = list;
-    form.addEventListener("submit", async (event) => {
-      event.preventDefault();
-      const input = form.elements.text;
-      try {
-        await send({ text: input.value.slice(0, CHAT_LETTERS) });
-        input.value = problem.textContent = "";
-      } catch (error) {
-        problem.textContent = `Not sent: ${error.message}`;
-      }
-    });
-  }
-
-  take({ data, info }) {
-    const line = document.createElement("li");
-    const who = document.createElement("span");
-    const own = info?.client === this.own;
-    who.className = "who";
-    who.textContent = own ? "you" : info?.user || info?.client?.slice(0, 6) || "server";
-    line.classList.toggle("own", own);
-    line.append(who, String(data?.text ?? JSON.stringify(data)).slice(0, CHAT_LETTERS));
-    this.#list.append(line);
-    while (this.#list.children.length > CHAT_LINES) this.#list.firstElementChild.remove();
-    this.#list.scrollTop = this.#list.scrollHeight;
-  }
-}
-
-// The head of the page: connection and rate.
+// The head of the page.
 
 const WORDS = { connecting: "Connecting", connected: "Connected", waiting: "Reconnecting", closed: "Closed" };
-
-const WIRES = { websocket: "", sse: "event stream", poll: "polling" };
+const WIRES = { websocket: "WebSocket", sse: "event stream", poll: "polls" };
 
 /** What the small print says of a state at the time `now`. */
 function detail({ name, wire, client, version, code, reason, retryAt }, now) {
-  if (name === "connected") return [client ? `client ${client.slice(0, 8)}` : "", WIRES[wire], version ? `hub ${version}` : ""].filter(Boolean).join(" · ");
+  if (name === "connected") return [WIRES[wire], client ? `client ${client.slice(0, 8)}` : "", version ? `hub ${version}` : ""].filter(Boolean).join(" · ");
   const why = [code, reason].filter(Boolean).join(" ");
   if (name === "waiting") return `in ${Math.max(0, Math.ceil((retryAt - now) / 1000))} s${why ? ` (${why})` : ""}`;
   return name === "closed" ? `${why}; reload the page to try again` : "";
 }
 
-/** Connection state and messages per second. */
+/** Connection state, updates per second, and how old they are when they are seen. */
 class Head {
-  /** Publications since the rate was shown last. */
-  count = 0;
   #state = { name: "connecting" };
-  #since = performance.now();
+  #seconds = [{ since: performance.now(), updates: 0, merged: 0 }]; // of late, the present one last
+  #latency = new Durations();
+  #due = []; // times of the values that the next frame shows
+  #fresh = Infinity; // values from before are old by our own doing: what we paused for, or had not asked for
+  #clock;
 
-  constructor() {
+  constructor(clock) {
+    this.#clock = clock;
     setInterval(() => this.#second(), 1000);
+    // A page that nobody sees has no frames.
+    document.addEventListener("visibilitychange", () => (this.#due.length = 0));
   }
 
   show(state) {
@@ -190,40 +124,238 @@ class Head {
     this.#second();
   }
 
+  /** From now on values come as they are new. */
+  renew() { this.#fresh = NaN; }
+
+  count({ merged, repeat, sourceMs }) {
+    if (repeat) return;
+    const second = this.#seconds.at(-1);
+    second.updates += 1;
+    second.merged += merged;
+    const now = this.#clock.nowMs;
+    if (document.hidden || Number.isNaN(now) || Number.isNaN(sourceMs)) return;
+    if (Number.isNaN(this.#fresh)) this.#fresh = now;
+    if (sourceMs < this.#fresh) return;
+    this.#due.push(sourceMs);
+    if (this.#due.length > 1) return;
+    requestAnimationFrame(() => {
+      const shownMs = this.#clock.nowMs;
+      for (const ms of this.#due.splice(0)) this.#latency.add(shownMs - ms);
+    });
+  }
+
   #second() {
     const now = performance.now();
     byId("detail").textContent = detail(this.#state, now);
+    if (now - this.#seconds.at(-1).since < 900) return;
     // A browser slows the timer of a page that nobody sees, so the time is measured.
-    if (now - this.#since < 900) return;
-    byId("rate").textContent = String(Math.round((this.count * 1000) / (now - this.#since)));
-    this.count = 0;
-    this.#since = now;
+    const spanS = (now - this.#seconds[0].since) / 1000;
+    const [updates, merged] = ["updates", "merged"].map((name) => this.#seconds.reduce((sum, second) => sum + second[name], 0));
+    byId("rate").textContent = String(Math.round(updates / spanS));
+    byId("merged").textContent = updates ? `${Math.round((100 * merged) / (updates + merged))} %` : "–";
+    this.#seconds.push({ since: now, updates: 0, merged: 0 });
+    if (this.#seconds.length > SECONDS) this.#seconds.shift();
+    const [median, p99] = this.#latency.quantiles([0.5, 0.99]) ?? [];
+    byId("median").textContent = median === undefined ? "–" : msText(median);
+    byId("p99").textContent = p99 === undefined ? "–" : msText(p99);
   }
 }
 
 // Wiring.
 
-const head = new Head();
-const board = new Board(byId("rows"), byId("row"), SYMBOLS);
-const chat = new Chat(byId("messages"), byId("write"), byId("problem"), (data) => hub.publish(CHAT_CHANNEL, data));
 /** /?wire=sse and /?wire=poll show what a network sees that lets no WebSockets through. */
 const wire = new URLSearchParams(location.search).get("wire");
 const hub = new Hub(wire in WIRES ? { wires: [wire] } : {});
-hub.on("state", (state) => {
-  chat.own = state.client ?? chat.own;
-  head.show(state);
-});
+const clock = new Clock(hub);
+const head = new Head(clock);
 
-/** Be in a channel, and count what comes of it. */
-function follow(channel, take) {
-  const subscription = hub.subscribe(channel);
-  subscription.on("publication", (publication) => {
-    head.count += 1;
-    take(publication);
-  });
-  subscription.on("error", ({ message, code }) => (byId("problem").textContent = `${channel}: ${message} (${code})`));
+const controls = { hz: byId("hz"), pause: byId("pause"), compact: byId("compact"), slow: byId("slow") };
+let stopBefore = choices.stop || STOPS_HZ.length - 1; // where Pause goes back to
+let fault = "";
+let granted = "";
+
+/** The controls as they are now, and a line that says why some are not to be had. */
+function showControls() {
+  const [hz, isSlow] = [STOPS_HZ[choices.stop], controls.slow.checked];
+  controls.hz.value = String(choices.stop);
+  controls.hz.setAttribute("aria-valuetext", rateText(hz));
+  byId("hz-text").textContent = rateText(hz);
+  controls.pause.setAttribute("aria-pressed", String(hz === 0));
+  controls.compact.checked = choices.compact;
+  controls.hz.disabled = isSlow || !feed.isRich;
+  controls.pause.disabled = isSlow;
+  controls.compact.disabled = !feed.isRich;
+  document.body.dataset.fields = choices.compact && feed.isRich ? "compact" : "all";
+  const slow = `This page comes for values only every ${SLOW_MS / 1000} s now. The hub keeps no queue for it: each time there is the newest value of each symbol, and the mark says of how many.`;
+  const poor = "Rate, fields and marks are had of a watch list, over a WebSocket; here each symbol comes as it is.";
+  byId("note").textContent = fault || (isSlow ? slow : feed.isRich ? granted : poor);
 }
 
-for (const symbol of SYMBOLS) follow(`ticker:${symbol}`, ({ data }) => board.take(symbol, data));
-follow(CHAT_CHANNEL, (publication) => chat.take(publication));
+function setStop(stop) {
+  [choices.stop, granted] = [stop, ""];
+  if (stop) stopBefore = stop;
+  head.renew();
+  feed.hz = STOPS_HZ[stop];
+  showControls();
+  keep();
+}
+
+/** A value of the feed, to all who show something of it. */
+function take(value) {
+  head.count(value);
+  board.take(value);
+  if (value.symbol === bars.symbol) bars.tick(value.data?.price, value.sourceMs);
+}
+
+const feed = new Feed(hub, { symbols: choices.symbols, hz: STOPS_HZ[choices.stop], compact: choices.compact }, {
+  take,
+  granted(hz) {
+    const asked = STOPS_HZ[choices.stop];
+    granted = hz < asked && !controls.slow.checked ? `The hub grants ${hz} per second here.` : "";
+    showControls();
+  },
+  fault(text) {
+    fault = text;
+    showControls();
+  },
+});
+
+const board = new Board(byId("rows"), byId("row"), {
+  choose: showBarsOf,
+  remove(symbol) {
+    feed.remove(symbol);
+    const next = board.remove(symbol);
+    choices.symbols = board.symbols;
+    (next ?? byId("query")).focus();
+    say(`${symbol} removed`);
+    if (choices.chosen === symbol) choose(board.symbols[0] ?? "");
+    showList();
+  },
+  stale(symbols) {
+    stale = symbols;
+    say("");
+  },
+});
+
+const bars = new Bars(hub, {
+  change(isNew) {
+    showBars("");
+    chart.draw(isNew);
+  },
+  fault: showBars,
+});
+const chart = new Chart(bars, { canvas: byId("chart"), legend: byId("legend"), table: byId("bars") });
+
+function showBars(problem) {
+  const { closed, gaps, isWithoutHistory } = bars;
+  byId("no-bars").hidden = !problem;
+  byId("chart").hidden = byId("legend").hidden = Boolean(problem);
+  if (byId("no-bars").textContent !== problem) byId("no-bars").textContent = problem;
+  const text = problem ? "" : [`${closed.length} bars`, gaps ? `${gaps} ${gaps === 1 ? "gap" : "gaps"}` : "no gap", isWithoutHistory && "from now on"].filter(Boolean).join(", ");
+  if (byId("bars-state").textContent !== text) byId("bars-state").textContent = text;
+}
+
+/** Show the bars of a symbol. */
+function choose(symbol) {
+  choices.chosen = symbol;
+  board.choose(symbol);
+  openBars();
+  keep();
+}
+
+/** The reader has chosen one: where the chart is not beside the list, go there. */
+function showBarsOf(symbol) {
+  choose(symbol);
+  const panel = document.querySelector(".bars");
+  if (panel.getBoundingClientRect().top < innerHeight - 200) return;
+  panel.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+}
+
+function openBars() {
+  const { chosen, interval } = choices;
+  byId("chart-title").textContent = chosen || "Bars";
+  byId("chart").setAttribute("aria-label", `Bar of ${chosen}, ${interval === "1s" ? "one second" : "one minute"}`);
+  bars.open(chosen, interval);
+  showBars("");
+  chart.draw(true);
+}
+
+function showList() {
+  byId("empty").hidden = board.symbols.length > 0;
+  keep();
+}
+
+function addSymbol(symbol) {
+  board.add(symbol);
+  feed.add(symbol);
+  choices.symbols = board.symbols;
+  showList();
+}
+
+for (const symbol of choices.symbols) board.add(symbol);
+for (const symbol of SYMBOLS) byId("known").appendChild(document.createElement("option")).value = symbol;
+for (const radio of document.getElementsByName("interval")) {
+  radio.checked = radio.value === choices.interval;
+  radio.addEventListener("change", () => {
+    choices.interval = radio.value;
+    openBars();
+    keep();
+  });
+}
+
+byId("query").addEventListener("input", ({ target }) => board.filter(target.value.trim()));
+byId("find").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const query = byId("query");
+  const text = query.value.trim();
+  const known = [...board.symbols, ...SYMBOLS].find((symbol) => symbol.toUpperCase() === text.toUpperCase());
+  const symbol = known ?? text;
+  fault = "";
+  if (!isName(symbol)) fault = text ? "A symbol has 1 to 64 of A-Z a-z 0-9 _ . -" : "";
+  else if (board.symbols.includes(symbol)) showBarsOf(symbol);
+  else if (board.symbols.length >= MOST_SYMBOLS) fault = `A watch list has at most ${MOST_SYMBOLS} symbols.`;
+  else {
+    addSymbol(symbol);
+    say(`${symbol} added`);
+    if (!choices.chosen) choose(symbol);
+  }
+  showControls();
+  if (fault) return say(fault);
+  query.value = "";
+  board.filter("");
+});
+
+controls.hz.addEventListener("input", () => setStop(Number(controls.hz.value)));
+controls.pause.addEventListener("click", () => setStop(choices.stop ? 0 : stopBefore));
+controls.compact.addEventListener("change", () => {
+  choices.compact = feed.compact = controls.compact.checked;
+  showControls();
+  keep();
+});
+controls.slow.addEventListener("change", () => {
+  head.renew();
+  feed.slow = controls.slow.checked;
+  showControls();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  board.recolour();
+  chart.recolour();
+});
+
+hub.on("state", (state) => {
+  head.show(state);
+  if (state.name === "connecting") {
+    feed.use(state.wire);
+    board.forget();
+    fault = "";
+    showControls();
+  }
+  if (state.name !== "connected") return;
+  head.renew();
+  clock.set();
+  bars.resume();
+});
+
+showList();
+choose(choices.chosen);
 hub.open();
