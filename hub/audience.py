@@ -50,6 +50,15 @@ class Update(NamedTuple):
     """Values that the source has numbered and that never came, among those."""
     state: str = ""
     """'stale' or 'live' where that has changed, else ''."""
+    upto: Stand | None = None
+    """How much of the channel is served by it."""
+
+    def since(self, stand: Stand) -> Update:
+        """The same for somebody who had been served a part of what it stands for."""
+        if self.upto is None or self.merged < 0:
+            return self
+        merged, gap = _between(stand, self.upto)
+        return self._replace(merged=merged, gap=gap)
 
 
 class View(WireForm, Protocol):
@@ -71,6 +80,10 @@ class Mergeable(bytes):
 
     def over(self, older: bytes) -> bytes:
         """This frame instead of both."""
+        raise NotImplementedError
+
+    def since(self, stand: Stand) -> bytes:
+        """The same for somebody who had been served a part of what it stands for."""
         raise NotImplementedError
 
 
@@ -269,17 +282,24 @@ class Line:
     def update(self, stand: Stand, marks: bool) -> Update | None:
         """What somebody has not been told who was served up to `stand`; None: nothing. marks: silence is told, too."""
         turned = marks and stand.stale != self.stale
-        merged = self.number - stand.number - 1
-        if self.newest is None or (merged < 0 and not turned):
+        now = self.stand
+        if self.newest is None or (now.number == stand.number and not turned):
             return None
-        if merged >= 0:
-            merged += self.thinned - stand.thinned
-        numbered = merged >= 0 and self.seq and stand.seq and self.era == stand.era
-        gap = max(0, self.seq - stand.seq - 1 - merged) if numbered else 0
-        return Update(self.newest, merged, gap, (STALE if self.stale else LIVE) if turned else "")
+        merged, gap = _between(stand, now)
+        return Update(self.newest, merged, gap, (STALE if self.stale else LIVE) if turned else "", now)
 
 
 STALE, LIVE = "stale", "live"
+
+
+def _between(stand: Stand, now: Stand) -> tuple[int, int]:
+    """Merged values and gap, where the newest one alone is sent; -1 and 0 where none is new."""
+    merged = now.number - stand.number - 1
+    if merged < 0:
+        return -1, 0
+    merged += now.thinned - stand.thinned
+    numbered = now.seq and stand.seq and now.era == stand.era
+    return merged, max(0, now.seq - stand.seq - 1 - merged) if numbered else 0
 
 
 class Audience:

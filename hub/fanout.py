@@ -25,6 +25,7 @@ from .audience import (
     Board,
     Group,
     Line,
+    Mergeable,
     Stand,
     Subscriber,
     Terms,
@@ -76,6 +77,8 @@ class Fanout:
         self._batch: dict[Audience, list[bytes]] = {}
         self._late: dict[Subscriber, dict[Audience, int]] = {}
         """Who joins what behind so many of its frames in that batch, `_replaced` ones included."""
+        self._stands: dict[tuple[Subscriber, Audience], Stand] = {}
+        """How much of the channel those have been served by then who want marks."""
         self._skipped: dict[Subscriber, dict[Audience, set[int]]] = {}
         """Who is passed over by which frames of that batch, counted likewise."""
         self._replaced: dict[Audience, int] = {}
@@ -173,6 +176,8 @@ class Fanout:
             self._moves.setdefault(subscriber, {})[audience] = True
         else:
             self._late.setdefault(subscriber, {})[audience] = self._replaced.get(audience, 0) + len(frames)
+            if audience.line is not None:
+                self._stands[subscriber, audience] = audience.line.stand
         self._arm()
 
     def change(
@@ -221,9 +226,15 @@ class Fanout:
         frames = [*self._batch.get(audience, ()), *paused]
         if frames:
             self.sweep.serve_now(subscriber)
-            before = self._late.get(subscriber, {}).get(audience, 0)
-            for frame in frames[max(0, before - self._replaced.get(audience, 0)) :]:
+            before, first = self._late.get(subscriber, {}).get(audience, 0), self._replaced.get(audience, 0)
+            if first >= before:
+                frames[0] = self._from(frames[0], self._stands.get((subscriber, audience)))
+            for frame in frames[max(0, before - first) :]:
                 subscriber.offer(audience, frame)
+
+    def _from(self, frame: bytes, stand: Stand | None) -> bytes:
+        """A frame that others of before were replaced by, for somebody who had been served some of those."""
+        return frame.since(stand) if isinstance(frame, Mergeable) and stand is not None else frame
 
     def unwatch(self, channel: str, subscriber: Subscriber) -> None:
         """The opposite of a `watch` before."""
@@ -395,10 +406,11 @@ class Fanout:
         late, self._late = self._late, {}
         replaced, self._replaced = self._replaced, {}
         skipped, self._skipped = self._skipped, {}
+        stands, self._stands = self._stands, {}
         self._settle(moves)
         self._start(batch)
         for subscriber, joins in late.items():
-            self._catch_up(subscriber, joins, replaced, skipped.get(subscriber, {}))
+            self._catch_up(subscriber, joins, replaced, skipped.get(subscriber, {}), stands)
 
     def _catch_up(
         self,
@@ -406,6 +418,7 @@ class Fanout:
         joins: dict[Audience, int],
         replaced: dict[Audience, int],
         skipped: dict[Audience, set[int]],
+        stands: dict[tuple[Subscriber, Audience], Stand],
     ) -> None:
         """Somebody joined in the middle of this batch, or is passed over by a part of it.
 
@@ -417,6 +430,8 @@ class Fanout:
                 if first + at in over:
                     continue
                 frame = audience.frames[at]
+                if not at and first >= before:
+                    frame = self._from(frame, stands.get((subscriber, audience)))
                 if type(frame) is Volatile:
                     subscriber.offer(audience, frame)
                 else:

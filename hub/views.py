@@ -26,7 +26,7 @@ from weakref import WeakValueDictionary
 
 import orjson
 
-from .audience import Mergeable, Numbering, Update, WireForm
+from .audience import Mergeable, Numbering, Stand, Update, WireForm
 
 REPEAT = -1
 
@@ -47,6 +47,10 @@ class Marked(Mergeable):
         state = new.state or old.state
         merged = new.merged + old.merged + 1
         return self.view.encode_update(self.channel, new._replace(merged=merged, gap=new.gap + old.gap, state=state))
+
+    def since(self, stand: Stand) -> bytes:
+        """This one for somebody who had been served a part of what it stands for."""
+        return self.view.encode_update(self.channel, self.update.since(stand))
 
 
 class View:

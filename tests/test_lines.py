@@ -98,18 +98,24 @@ def test_what_a_line_has_for_somebody_follows_from_how_far_it_was_served():
     rig = Rig()
     line, _ = rig.audience(newest=BODY)
     line.number, line.seq = 5, 12
-    assert line.update(Stand(5, 12), True) is None
-    assert line.update(Stand(4, 11), True) == Update(BODY)
-    assert line.update(Stand(2, 7), True) == Update(BODY, 2, 2)
-    assert line.update(Stand(2), True) == Update(BODY, 2)
-    assert line.update(Stand(2, 7, thinned=0, era=1), True) == Update(BODY, 2)
+
+    def update(stand: Stand, marks: bool = True) -> Update | None:
+        found = line.update(stand, marks)
+        assert found is None or found.upto == line.stand
+        return found._replace(upto=None) if found is not None else None
+
+    assert update(Stand(5, 12), True) is None
+    assert update(Stand(4, 11), True) == Update(BODY)
+    assert update(Stand(2, 7), True) == Update(BODY, 2, 2)
+    assert update(Stand(2), True) == Update(BODY, 2)
+    assert update(Stand(2, 7, thinned=0, era=1), True) == Update(BODY, 2)
     line.thinned = 2
-    assert line.update(Stand(2, 7), True) == Update(BODY, 4)
-    assert line.update(Stand(2, 7, thinned=1), True) == Update(BODY, 3, 1)
+    assert update(Stand(2, 7), True) == Update(BODY, 4)
+    assert update(Stand(2, 7, thinned=1), True) == Update(BODY, 3, 1)
     line.thinned, line.stale = 0, True
-    assert line.update(Stand(5, 12), True) == Update(BODY, -1, 0, "stale")
-    assert line.update(Stand(5, 12), False) is None
-    assert line.update(Stand(4, 11, True), True) == Update(BODY)
+    assert update(Stand(5, 12), True) == Update(BODY, -1, 0, "stale")
+    assert update(Stand(5, 12), False) is None
+    assert update(Stand(4, 11, True), True) == Update(BODY)
 
 
 def test_subscribers_are_counted_over_all_terms():

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hub.audience import ELSEWHERE, Audience, Group, Terms, new_number
@@ -308,8 +308,9 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEPS, max_size=60), st.integers(1, 4), st.sampled_from((10**9, 300)))
+@example([*[("publish", "t:A", 0, 0)] * 2, ("rate", 0, "t:A", 100), ("publish", "t:A", 0, 0)], 3, 300)
 def test_against_a_model_what_each_client_saw_is_the_feed(steps, count, max_bytes):
     """In order, never an older value behind a newer one; delivered + merged = published; gaps as the source has them;
     and the last value right, once a client goes on at any rate.
