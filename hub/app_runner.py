@@ -58,6 +58,8 @@ class Runner:
         self.failed = 0
         """Handlers that raised something else than Reject, since the start."""
         self.timed_out = 0
+        self._told = (0, 0)
+        """The same when they were reported last."""
         self._pending = pending
         self._pool = ThreadPoolExecutor(threads, "app")
         self._free = asyncio.Semaphore(threads)
@@ -91,6 +93,14 @@ class Runner:
         for task in self._calls:
             task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def report(self) -> str:
+        """A line for the log about calls that came to nothing, '' where there was none since the last one."""
+        now = (self.failed, self.timed_out)
+        if now == self._told:
+            return ""
+        self._told = now
+        return f"application: {self.failed} calls failed, {self.timed_out} took too long"
 
     def begin(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Have it run, in the order of the calls. Raises CommandError 111 when too much runs."""

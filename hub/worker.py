@@ -457,8 +457,9 @@ class Worker:
         now = (backlog.conflated, backlog.dropped, backlog.slow, fanout.conflated, fanout.dropped)
         if any(now) and now != told:
             logger.info("slow readers: %d conflated, %d dropped, %d closed; all behind: %d conflated, %d dropped", *now)
-        if line := self._ticker.report():
-            logger.info("%s", line)
+        for line in (self._ticker.report(), self._gate.runner.report() if self._gate is not None else ""):
+            if line:
+                logger.info("%s", line)
         asyncio.get_running_loop().call_later(REPORT_S, self._report, now)
 
     def _handle_term(self) -> None:

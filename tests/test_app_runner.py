@@ -138,6 +138,29 @@ async def test_a_handler_that_takes_too_long_is_given_up(caplog):
     await runner.close()
 
 
+@pytest.mark.expects_log
+@async_test
+async def test_calls_that_came_to_nothing_are_reported_once():
+    """How many there were in all, when there was another one; what a handler refuses is none."""
+    runner = Runner(App(), timeout_s=0.01)
+
+    async def fails(client, value):
+        raise KeyError("x")
+
+    async def refuses(client, value):
+        raise Reject("no")
+
+    async def hangs(client, value):
+        await asyncio.Event().wait()
+
+    await error_of(runner, refuses)
+    assert runner.report() == ""
+    for handler in (fails, fails, hangs):
+        await error_of(runner, handler)
+    assert runner.report() == "application: 2 calls failed, 1 took too long"
+    assert runner.report() == ""
+
+
 @async_test
 async def test_calls_may_share_one_time(caplog):
     """A later one has what is left of it, if that is less than its own."""
