@@ -33,6 +33,12 @@ function make(name, channels) {
       super(address, protocols, { allowSynchronousEvents: false });
       this.once("upgrade", (response) => { port = response.socket.localPort; });
     }
+
+    // Nor has a browser's socket any message once it is being closed. The SDK would take it for one of the connection
+    // that it has by then, which has recovered it already.
+    emit(type, ...rest) {
+      return (type !== "message" || this.readyState === WebSocket.OPEN) && super.emit(type, ...rest);
+    }
   }
   const client = new Centrifuge(config.url, { websocket: Socket, minReconnectDelay: 100, maxReconnectDelay: 2000 });
   let up = false;

@@ -33,7 +33,7 @@ def test_nothing_is_lost_silently(kind, tmp_path):
     rig = asyncio.run(run(kind, tmp_path))
     total = rig.checker.total
     assert not total.failed, "\n".join([*rig.checker.findings, *rig.late])
-    assert total.duplicate == 0
+    assert total.duplicate == 0, "\n".join(rig.checker.findings)
     assert total.delivered > 10 * total.rounds * SHORT.channels_each
     for name, figures in rig.checker.faults.items():
         check_that_it_happened(name, figures)
