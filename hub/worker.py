@@ -16,7 +16,6 @@ import asyncio
 import logging
 import select
 import signal
-import socket
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -24,8 +23,7 @@ from typing import cast
 
 import uvloop
 
-from . import api, handshake, httpd
-from .acceptor import DESCRIPTOR_MARGIN, INTERNAL_MARGIN, Acceptor
+from . import api
 from .app import DISCONNECT, load
 from .app_gate import Gate
 from .app_runner import Runner
@@ -34,8 +32,9 @@ from .audience import Subscriber
 from .broker import Broker
 from .catchup import Catchup
 from .channels import Channels
-from .config import ClientSettings, Settings
+from .config import Settings
 from .control import Errand
+from .doors import Doors, Remote, outbox_limits
 from .drain import drain
 from .emission import EmittingFanout, everyone_rules
 from .errors import EXIT_OK, BootError, BrokerUnavailable
@@ -49,7 +48,6 @@ from .mailbox import Mailboxes
 from .manifest import Manifest
 from .neighbours import Neighbours
 from .notice import Notices
-from .outbox import Limits
 from .presence import Presence
 from .publish import Publisher
 from .reactor import Reactor
@@ -66,19 +64,7 @@ from .store import Store
 from .streams import TICK_S, Streams
 from .subscribe import Subscriptions
 from .ticker import Ticker
-from .transports import (
-    emulation,
-    engineio,
-    engineio_raw,
-    http_stream,
-    longpoll,
-    polling,
-    publishing,
-    socketio,
-    socketio_session,
-    sse,
-    websocket,
-)
+from .transports import engineio, longpoll
 from .tunnel import Tunnels
 from .users import Users
 from .views import numbering
@@ -102,11 +88,6 @@ def main(settings: Settings, seat: Seat) -> int:
     return uvloop.run(Worker(settings, seat).run())
 
 
-def outbox_limits(client: ClientSettings) -> Limits:
-    """What one connection's outbox may hold, as the settings have it."""
-    return Limits(client.outbox_conflate_bytes, client.outbox_drop_bytes, client.outbox_bytes, client.outbox_frames)
-
-
 class Worker:
     """All rooms of one process."""
 
@@ -115,8 +96,6 @@ class Worker:
         self._seat = seat
         self._stopping = asyncio.Event()
         self._hurried = asyncio.Event()
-        self._servers: list[httpd.Server] = []
-        self._acceptors: list[Acceptor] = []
 
     async def run(self) -> int:
         """Boot, serve until SIGTERM, drain."""
@@ -186,13 +165,17 @@ class Worker:
             gate=self._gate,
         )
         self._handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)
-        self._polls = longpoll.Polls(settings.worker.polls)
         self._ticker = Ticker(
             settings.ticker,
             self._store,
             self._broker,
             bar_rules=settings.namespaces.get(settings.ticker.bars_namespace),
         )
+        self._build_links()
+
+    def _build_links(self) -> None:
+        """What sessions that live in one process need when the next request reaches another one."""
+        settings = self._settings
         asked = settings.relay
         limits = RelayLimits(asked.timeout_s, asked.pending, asked.message_bytes, asked.buffer_bytes)
         self._relay = Relay(self._seat.home, self._seat.slot.index, self._seat.generation, limits)
@@ -344,22 +327,12 @@ class Worker:
             await asyncio.sleep(SUBSCRIBER_POLL_S)
 
     def _listen(self) -> None:
-        self._door = websocket.Door(
-            reactor=self._reactor,
-            services=self._services,
-            allowed_origins=frozenset(self._settings.allowed_origins),
-            admit=self._admit,
-            forms=websocket.deflated_forms(self._settings.client),
-            draining=self._stopping.is_set,
+        self._doors = Doors(self._settings, self._reactor, self._services, self._admit, self._stopping.is_set)
+        public = self._doors.public(
+            longpoll.Polls(self._settings.worker.polls),
+            Remote(self._relay, self._handover, self._tunnels, self._recall),
+            lambda: self._fanout.turn,
         )
-        clients: httpd.Routes = [
-            (handshake.PATH, websocket.WebSocketHandler, {"door": self._door}),
-            *sse.routes(self._door),
-            (longpoll.PATH, longpoll.PollHandler, {"door": self._door, "polls": self._polls}),
-            (publishing.PATH, publishing.PublishHandler, {"door": self._door}),
-        ]
-        clients += self._emulation() + self._socketio()
-        public = httpd.pages(self._settings.demo, self._settings.app.pages) + clients
         internal = api.routes(
             api.Api(
                 self._settings.api.key,
@@ -373,59 +346,10 @@ class Worker:
                 self._settings.mailbox.namespace,
             )
         )
-        if self._neighbours is not None:
-            internal += self._neighbours.routes()
-        if self._tunnels is not None:
-            internal += self._tunnels.routes()
-        slot = self._seat.slot
-        fast = self._settings.fast_upgrade
-        self._serve(public, [s for s in slot.public if s not in slot.combined], fast, DESCRIPTOR_MARGIN)
-        self._serve(internal, list(slot.internal), False, INTERNAL_MARGIN)
-        self._serve(public + internal, list(slot.combined), fast, DESCRIPTOR_MARGIN)
-
-    def _emulation(self) -> httpd.Routes:
-        """The doors of clients that no WebSocket reaches."""
-        origins, sessions = self._door.allowed_origins, emulation.Sessions(self._relay.owner)
-        self._relay.serve(emulation.KIND, sessions.answer)
-        return http_stream.routes(
-            emulation.Emulation(self._reactor, self._services, origins, self._admit, sessions, self._relay)
-        )
-
-    def _socketio(self) -> httpd.Routes:
-        settings = self._settings.socketio
-        if not settings.enabled:
-            return []
-        door = socketio.Door(
-            services=self._services,
-            forms=socketio_session.new_forms(settings, self._turn, self._gate),
-            allowed_origins=self._door.allowed_origins,
-            admit=self._admit,
-            recall=self._recall,
-            turn=self._turn,
-        )
-        client = self._settings.client.model_copy(update={"message_bytes": settings.max_payload_bytes})
-        engine = engineio.Engine(
-            reactor=self._reactor,
-            client=client,
-            outbox=outbox_limits(client),
-            settings=settings,
-            owner=self._relay.owner,
-        )
-        address = polling.Address(engine, door, self._relay, self._handover, self._tunnels)
-        self._handover.start(address.take)
-        library = httpd.client_library(settings.client_dir)
-        return library + polling.routes(address, engineio_raw.makers(self._services))
-
-    def _serve(self, routes: httpd.Routes, listeners: list[socket.socket], fast: bool, margin: int) -> None:
-        http = self._settings.http
-        server = httpd.Server(httpd.application(routes), http)
-        self._servers.append(server)
-        acceptor = Acceptor(self._reactor, server, self._door, http.header_timeout_s, fast=fast, margin=margin)
-        acceptor.listen(listeners)
-        self._acceptors.append(acceptor)
-
-    def _turn(self) -> int:
-        return self._fanout.turn
+        for room in (self._neighbours, self._tunnels):
+            if room is not None:
+                internal += room.routes()
+        self._doors.open(self._seat.slot, public, internal)
 
     def _admit(self) -> bool:
         return not self._stopping.is_set() and self._handshakes.take()
@@ -471,13 +395,9 @@ class Worker:
 
     async def _end(self) -> None:
         await self._empty_accept_queues()
-        for acceptor in self._acceptors:
-            acceptor.stop()
-        for server in self._servers:
-            server.stop()
+        self._doors.close()
         await self._ticker.close()
         await self._redelivery.close()
-        self._polls.close()
         connections = list(self._reactor.connections.values())
         logger.debug("worker %d drains %d connections", self._seat.slot.index, len(connections))
         await drain(connections, self._settings.drain_window_s, self._hurried, time.monotonic)
@@ -487,8 +407,7 @@ class Worker:
         # Before the HTTP connections: who waits there for Redis' verdict on a publish still gets it.
         await self._broker.close()
         await self._presence.close()
-        for server in self._servers:
-            await server.close_all_connections()
+        await self._doors.close_all_connections()
         if self._neighbours is not None:
             await self._neighbours.close()
         await self._relay.close()

@@ -24,6 +24,7 @@ from hub.catchup import Catchup
 from hub.channels import Channels, Namespace
 from hub.config import ClientSettings, HttpSettings, MailboxSettings, RedisSettings, SocketIOSettings
 from hub.control import Errand
+from hub.doors import outbox_limits
 from hub.emission import EmittingFanout, everyone_rules
 from hub.fanout import Fanout
 from hub.handover import Handover
@@ -59,7 +60,6 @@ from hub.transports import (
 )
 from hub.transports import socketio as wire_socketio
 from hub.views import numbering
-from hub.worker import outbox_limits
 
 SECRET = "a secret for tests, of more than 32 bytes"
 NAMESPACES = {

@@ -105,7 +105,8 @@ LADDER = (
     ("transports.engineio_raw", "transports.socketio_session"),
     ("transports.socketio",),
     ("transports.polling",),
-    ("saving", "worker"),
+    ("doors", "saving"),
+    ("worker",),
     ("cli",),
     ("__main__",),
 )

@@ -1,0 +1,155 @@
+"""Doors: which wires a worker serves, and on which of its listeners.
+
+Does: list the routes of all wires, put a server and an acceptor behind each kind of listener, take them down.
+Does not: build the rooms behind them (worker), nor know how a wire speaks (transports).
+Called by: worker.
+A new wire needs its routes here.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import handshake, httpd
+from .acceptor import DESCRIPTOR_MARGIN, INTERNAL_MARGIN, Acceptor
+from .config import ClientSettings, Settings
+from .handover import Handover
+from .listeners import Slot
+from .outbox import Limits
+from .reactor import Reactor
+from .recall import Recall
+from .relay import Relay
+from .session import Services
+from .transports import (
+    emulation,
+    engineio,
+    engineio_raw,
+    http_stream,
+    longpoll,
+    polling,
+    publishing,
+    socketio,
+    socketio_session,
+    sse,
+    websocket,
+)
+from .tunnel import Tunnels
+
+
+def outbox_limits(client: ClientSettings) -> Limits:
+    """What one connection's outbox may hold, as the settings have it."""
+    return Limits(client.outbox_conflate_bytes, client.outbox_drop_bytes, client.outbox_bytes, client.outbox_frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """The ways to sessions that live in another process, and to what is kept of those that were lost."""
+
+    relay: Relay
+    handover: Handover
+    tunnels: Tunnels | None
+    recall: Recall
+
+
+class Doors:
+    """The doors of one worker."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        reactor: Reactor,
+        services: Services,
+        admit: Callable[[], bool],
+        draining: Callable[[], bool],
+    ) -> None:
+        """admit, draining: as `websocket.Door` has them."""
+        self._settings = settings
+        self._reactor = reactor
+        self._services = services
+        self._door = websocket.Door(
+            reactor=reactor,
+            services=services,
+            allowed_origins=frozenset(settings.allowed_origins),
+            admit=admit,
+            forms=websocket.deflated_forms(settings.client),
+            draining=draining,
+        )
+        self._polls: longpoll.Polls | None = None
+        self._servers: list[httpd.Server] = []
+        self._acceptors: list[Acceptor] = []
+
+    def public(self, polls: longpoll.Polls, remote: Remote, turn: Callable[[], int]) -> httpd.Routes:
+        """Of the public listeners: pages and all wires. turn: the number of the fan-out's."""
+        self._polls = polls
+        routes = httpd.pages(self._settings.demo, self._settings.app.pages)
+        routes += [
+            (handshake.PATH, websocket.WebSocketHandler, {"door": self._door}),
+            *sse.routes(self._door),
+            (longpoll.PATH, longpoll.PollHandler, {"door": self._door, "polls": polls}),
+            (publishing.PATH, publishing.PublishHandler, {"door": self._door}),
+        ]
+        return routes + self._emulation(remote.relay) + self._socketio(remote, turn)
+
+    def _emulation(self, relay: Relay) -> httpd.Routes:
+        """The doors of clients that no WebSocket reaches."""
+        door, sessions = self._door, emulation.Sessions(relay.owner)
+        relay.serve(emulation.KIND, sessions.answer)
+        return http_stream.routes(
+            emulation.Emulation(self._reactor, self._services, door.allowed_origins, door.admit, sessions, relay)
+        )
+
+    def _socketio(self, remote: Remote, turn: Callable[[], int]) -> httpd.Routes:
+        settings = self._settings.socketio
+        if not settings.enabled:
+            return []
+        door = socketio.Door(
+            services=self._services,
+            forms=socketio_session.new_forms(settings, turn, self._services.gate),
+            allowed_origins=self._door.allowed_origins,
+            admit=self._door.admit,
+            recall=remote.recall,
+            turn=turn,
+        )
+        client = self._settings.client.model_copy(update={"message_bytes": settings.max_payload_bytes})
+        engine = engineio.Engine(
+            reactor=self._reactor,
+            client=client,
+            outbox=outbox_limits(client),
+            settings=settings,
+            owner=remote.relay.owner,
+        )
+        address = polling.Address(engine, door, remote.relay, remote.handover, remote.tunnels)
+        remote.handover.start(address.take)
+        library = httpd.client_library(settings.client_dir)
+        return library + polling.routes(address, engineio_raw.makers(self._services))
+
+    def open(self, slot: Slot, public: httpd.Routes, internal: httpd.Routes) -> None:
+        """Serve the slot's listeners from now on."""
+        fast = self._settings.fast_upgrade
+        self._serve(public, [sock for sock in slot.public if sock not in slot.combined], fast, DESCRIPTOR_MARGIN)
+        self._serve(internal, list(slot.internal), False, INTERNAL_MARGIN)
+        self._serve(public + internal, list(slot.combined), fast, DESCRIPTOR_MARGIN)
+
+    def _serve(self, routes: httpd.Routes, listeners: list[socket.socket], fast: bool, margin: int) -> None:
+        http = self._settings.http
+        server = httpd.Server(httpd.application(routes), http)
+        self._servers.append(server)
+        acceptor = Acceptor(self._reactor, server, self._door, http.header_timeout_s, fast=fast, margin=margin)
+        acceptor.listen(listeners)
+        self._acceptors.append(acceptor)
+
+    def close(self) -> None:
+        """Accept no more; whoever waits in a poll is answered."""
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        for server in self._servers:
+            server.stop()
+        if self._polls is not None:
+            self._polls.close()
+
+    async def close_all_connections(self) -> None:
+        """End what is left of plain HTTP."""
+        for server in self._servers:
+            await server.close_all_connections()
