@@ -18,8 +18,10 @@ import logging
 import os
 import resource
 import socket
+from http.client import responses
 
 from . import handshake
+from .entrance import Visitor
 from .errors import Close
 from .httpd import Server, Stream
 from .log import Brake
@@ -40,15 +42,16 @@ PAUSE_S = 0.1
 """Without memory or descriptors for another socket: accepting rests so long, and the loop does not spin."""
 
 
-def _unavailable(text: str, retry_after_s: int) -> bytes:
+def _encode(refusal: handshake.Refusal) -> bytes:
+    """A whole answer, after which the connection ends."""
+    fields = "".join(f"{name}: {value}\r\n" for name, value in refusal.headers.items())
     return (
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n"
-        f"Retry-After: {retry_after_s}\r\nConnection: close\r\nContent-Length: {len(text) + 1}\r\n\r\n{text}\n"
+        f"HTTP/1.1 {refusal.status} {responses[refusal.status]}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        f"{fields}Connection: close\r\nContent-Length: {len(refusal.text) + 1}\r\n\r\n{refusal.text}\n"
     ).encode()
 
 
-FULL = _unavailable("this process has no descriptor left for clients", retry_after_s=5)
-BUSY = _unavailable("too many handshakes at a time, or shutting down", retry_after_s=1)
+FULL = _encode(handshake.Refusal(503, "this process has no descriptor left for clients", {"Retry-After": "5"}))
 
 
 SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -149,14 +152,17 @@ class Acceptor:
             sock.close()
             return
         head = handshake.read_head(data) if self._fast else None
-        if head is None or handshake.refuse("HTTP/1.1", head.headers, self._door.allowed_origins) is not None:
+        if head is None or handshake.refuse("HTTP/1.1", head.headers, self._door.entrance.origins) is not None:
             self._to_tornado(sock, address, since)
             return
         sock.recv(len(data))  # the very bytes that were peeked at
-        if self._door.admit():
-            open_connection(self._door, sock.detach(), head.headers, data[head.size :])
+        entrance = self._door.entrance
+        at = entrance.address_of(address, head.headers)
+        refusal = entrance.admit(at)
+        if refusal is None:
+            open_connection(self._door, sock.detach(), head.headers, data[head.size :], Visitor(at))
         else:
-            _turn_away(sock, BUSY)
+            _turn_away(sock, _encode(refusal))
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPT_BATCH):

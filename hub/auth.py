@@ -2,12 +2,13 @@
 
 Does: check and make HS256 JSON Web Tokens (RFC 7519).
 Does not: read settings or the clock (both are passed in), or say what a user may do (channels).
-Called by: session (check), cli (make).
+Called by: session and entrance (check), cli (make).
 Never break: the algorithm is ours to choose, never the token's; claims count for nothing before the signature holds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import NamedTuple
 
@@ -64,6 +65,26 @@ def verify(token: object, secret: str, now: float) -> Claims:
     if isinstance(max_hz, bool) or not isinstance(max_hz, int | float) or not max_hz >= 0:
         raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "max_hz must be a number from 0 on")
     return Claims(user, float(expires_at), float(max_hz))
+
+
+class Authenticator:
+    """Judges the tokens of one hub."""
+
+    __slots__ = ("_now", "_secret")
+
+    def __init__(self, secret: str, now: Callable[[], float]) -> None:
+        """secret: auth.hmac_secret, '' where there is none. now: seconds since 1970."""
+        self._secret = secret
+        self._now = now
+
+    @property
+    def enabled(self) -> bool:
+        """It knows a key, so that a token can be good."""
+        return bool(self._secret)
+
+    def verify(self, token: object) -> Claims:
+        """What a token says. Raises as `verify` does."""
+        return verify(token, self._secret, self._now())
 
 
 def _is_time(value: object) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from . import handshake, httpd
 from .acceptor import DESCRIPTOR_MARGIN, INTERNAL_MARGIN, Acceptor
 from .config import ClientSettings, Settings
+from .entrance import Entrance
 from .handover import Handover
 from .listeners import Slot
 from .outbox import Limits
@@ -61,20 +62,16 @@ class Doors:
         settings: Settings,
         reactor: Reactor,
         services: Services,
-        admit: Callable[[], bool],
-        draining: Callable[[], bool],
+        entrance: Entrance,
     ) -> None:
-        """admit, draining: as `websocket.Door` has them."""
         self._settings = settings
         self._reactor = reactor
         self._services = services
         self._door = websocket.Door(
             reactor=reactor,
             services=services,
-            allowed_origins=frozenset(settings.allowed_origins),
-            admit=admit,
+            entrance=entrance,
             forms=websocket.deflated_forms(settings.client),
-            draining=draining,
         )
         self._polls: longpoll.Polls | None = None
         self._servers: list[httpd.Server] = []
@@ -96,9 +93,7 @@ class Doors:
         """The doors of clients that no WebSocket reaches."""
         door, sessions = self._door, emulation.Sessions(relay.owner)
         relay.serve(emulation.KIND, sessions.answer)
-        return http_stream.routes(
-            emulation.Emulation(self._reactor, self._services, door.allowed_origins, door.admit, sessions, relay)
-        )
+        return http_stream.routes(emulation.Emulation(self._reactor, self._services, door.entrance, sessions, relay))
 
     def _socketio(self, remote: Remote, turn: Callable[[], int]) -> httpd.Routes:
         settings = self._settings.socketio
@@ -107,8 +102,7 @@ class Doors:
         door = socketio.Door(
             services=self._services,
             forms=socketio_session.new_forms(settings, turn, self._services.gate),
-            allowed_origins=self._door.allowed_origins,
-            admit=self._door.admit,
+            entrance=self._door.entrance,
             recall=remote.recall,
             turn=turn,
         )

@@ -185,6 +185,11 @@ class Handler(web.RequestHandler):
         else:
             logger.error("%s %s failed", self.request.method, self.request.path, exc_info=(typ, value, tb))
 
+    @property
+    def peer(self) -> object:
+        """Who is at the other end of the connection, as `socket.accept` has it; perhaps a proxy."""
+        return getattr(getattr(self.request.connection, "context", None), "address", None)
+
     def plain(self, status: int, text: str) -> None:
         """Finish with one line of text."""
         self.set_status(status)

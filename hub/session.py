@@ -26,6 +26,7 @@ from .audience import WireForm
 from .broker import Receipt
 from .channels import Channels, Namespace, may_publish, may_use
 from .config import ClientSettings
+from .entrance import NOBODY, Visitor
 from .errors import CommandError, HubError, ProtocolError
 from .membership import Entry, Held
 from .message import ClientInfo
@@ -48,7 +49,7 @@ class Services:
 
     client: ClientSettings
     outbox: Limits
-    hmac_secret: str
+    authenticator: auth.Authenticator
     channels: Channels
     publisher: Publisher
     subscriptions: Subscriptions
@@ -81,11 +82,13 @@ class Session(AppSession):
         "entries",
         "max_hz",
         "user",
+        "visitor",
     )
 
-    def __init__(self, services: Services, transport: Transport) -> None:
+    def __init__(self, services: Services, transport: Transport, visitor: Visitor = NOBODY) -> None:
         self._services = services
         self._transport = transport
+        self.visitor = visitor
         self.client = services.new_id()
         self.user = ""
         self.connected = False
@@ -273,8 +276,7 @@ class Session(AppSession):
         Raises ProtocolError 3500 and CommandError 109, as auth has them.
         """
         if token not in ("", None):
-            claims = auth.verify(token, self._services.hmac_secret, self._services.wall_clock())
-            self.user, self._expires_at, self.max_hz = claims
+            self.user, self._expires_at, self.max_hz = self._services.authenticator.verify(token)
 
     def enter(self) -> None:
         """The client is in."""

@@ -29,6 +29,7 @@ from .app_gate import Gate
 from .app_runner import Runner
 from .asking import ANSWER_SHARE, Histories
 from .audience import Subscriber
+from .auth import Authenticator
 from .broker import Broker
 from .catchup import Catchup
 from .channels import Channels
@@ -37,6 +38,7 @@ from .control import Errand
 from .doors import Doors, Remote, outbox_limits
 from .drain import drain
 from .emission import EmittingFanout, everyone_rules
+from .entrance import Entrance
 from .errors import EXIT_OK, BootError, BrokerUnavailable
 from .fanout import Fanout
 from .handover import Handover
@@ -150,10 +152,11 @@ class Worker:
         self._build_subscriptions()
         self._publisher = Publisher(self._broker, client.json_depth, self._mailboxes)
         self._gate = self._load_application() if settings.app.module else None
+        self._authenticator = Authenticator(settings.auth.hmac_secret, time.time)
         self._services = Services(
             client=client,
             outbox=outbox_limits(client),
-            hmac_secret=settings.auth.hmac_secret,
+            authenticator=self._authenticator,
             channels=self._channels,
             publisher=self._publisher,
             subscriptions=self._subscriptions,
@@ -164,7 +167,10 @@ class Worker:
             users=self._users,
             gate=self._gate,
         )
-        self._handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)
+        handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)
+        self._entrance = Entrance(
+            frozenset(settings.allowed_origins), self._authenticator, handshakes.take, self._stopping.is_set
+        )
         self._ticker = Ticker(
             settings.ticker,
             self._store,
@@ -327,7 +333,7 @@ class Worker:
             await asyncio.sleep(SUBSCRIBER_POLL_S)
 
     def _listen(self) -> None:
-        self._doors = Doors(self._settings, self._reactor, self._services, self._admit, self._stopping.is_set)
+        self._doors = Doors(self._settings, self._reactor, self._services, self._entrance)
         public = self._doors.public(
             longpoll.Polls(self._settings.worker.polls),
             Remote(self._relay, self._handover, self._tunnels, self._recall),
@@ -350,9 +356,6 @@ class Worker:
             if room is not None:
                 internal += room.routes()
         self._doors.open(self._seat.slot, public, internal)
-
-    def _admit(self) -> bool:
-        return not self._stopping.is_set() and self._handshakes.take()
 
     # Living.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from hub.app import App
 from hub.app_gate import Gate
 from hub.app_runner import Runner
 from hub.asking import ANSWER_SHARE, Histories
+from hub.auth import Authenticator
 from hub.broker import Broker
 from hub.catchup import Catchup
 from hub.channels import Channels, Namespace
@@ -26,6 +28,7 @@ from hub.config import ClientSettings, HttpSettings, MailboxSettings, RedisSetti
 from hub.control import Errand
 from hub.doors import outbox_limits
 from hub.emission import EmittingFanout, everyone_rules
+from hub.entrance import Entrance
 from hub.fanout import Fanout
 from hub.handover import Handover
 from hub.history import History
@@ -197,10 +200,11 @@ async def plane(
             Runner(app, app_timeout_s), channels, publisher, registry.send, settings.pending_commands, everyone=everyone
         )
         fanout.find = gate.find
+    authenticator = Authenticator(SECRET, services.get("wall_clock", time.time))
     shared = Services(
         settings,
         outbox_limits(settings),
-        SECRET,
+        authenticator,
         channels,
         publisher,
         subscriptions,
@@ -213,14 +217,8 @@ async def plane(
     )
     draining = asyncio.Event()
     handshakes = TokenBucket(handshakes_per_s, reactor.clock)
-    door = websocket.Door(
-        reactor,
-        shared,
-        frozenset(origins),
-        lambda: not draining.is_set() and handshakes.take(),
-        websocket.deflated_forms(settings),
-        draining.is_set,
-    )
+    entrance = Entrance(frozenset(origins), authenticator, handshakes.take, draining.is_set)
+    door = websocket.Door(reactor, shared, entrance, websocket.deflated_forms(settings))
     relay = Relay(Home("0123456789abcdef", ""), 0, 1, RelayLimits())
     handover = Handover(Home("0123456789abcdef", ""), relay.owner)
     sessions = emulation.Sessions(relay.owner)
@@ -229,7 +227,7 @@ async def plane(
     routes = [
         *httpd.pages(demo=False),
         (r"/connection/websocket", websocket.WebSocketHandler, {"door": door}),
-        *http_stream.routes(emulation.Emulation(reactor, shared, door.allowed_origins, door.admit, sessions, relay)),
+        *http_stream.routes(emulation.Emulation(reactor, shared, entrance, sessions, relay)),
         *sse.routes(door),
         (longpoll.PATH, longpoll.PollHandler, {"door": door, "polls": polls}),
         (publishing.PATH, publishing.PublishHandler, {"door": door}),
@@ -240,7 +238,7 @@ async def plane(
         return fanout.turn
 
     socketio_door = wire_socketio.Door(
-        shared, socketio_session.new_forms(settings_of_engine, turn, gate), frozenset(origins), door.admit, recall, turn
+        shared, socketio_session.new_forms(settings_of_engine, turn, gate), entrance, recall, turn
     )
     engine = engineio.Engine(
         reactor,

@@ -49,7 +49,7 @@ LADDER = (
     ),
     ("app_runner", "archive", "cursor", "frames", "handover", "values", "wishes"),
     ("audience", "config", "eventstream", "handshake", "tick", "wants"),
-    ("lines", "outbox", "pace", "views"),
+    ("entrance", "lines", "outbox", "pace", "views"),
     ("backlog", "bars", "httpd", "intake", "listeners", "replay", "state", "store", "sweep", "thinning", "urls"),
     ("backup", "cors", "fanout", "history", "lane", "manifest", "reactor", "recall", "stream"),
     (

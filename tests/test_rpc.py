@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hub.asking import Histories
+from hub.auth import Authenticator
 from hub.channels import Channels, Namespace
 from hub.config import ClientSettings
 from hub.errors import BrokerUnavailable
@@ -44,7 +45,7 @@ class Rig:
         services = Services(
             ClientSettings(pending_commands=1),
             None,
-            SECRET,
+            Authenticator(SECRET, lambda: 0.0),
             Channels(NAMESPACES),
             Publisher(Broker(), 32),
             Subscriptions(),

@@ -7,6 +7,7 @@ import pytest
 
 from hub import __version__, auth
 from hub.asking import Histories
+from hub.auth import Authenticator
 from hub.broker import Receipt
 from hub.channels import Channels
 from hub.config import ClientSettings
@@ -116,7 +117,7 @@ class Rig:
         self.services = Services(
             ClientSettings(**client),
             None,
-            SECRET,
+            Authenticator(SECRET, self.wall),
             Channels(NAMESPACES),
             Publisher(self.broker, 32),
             self.subscriptions,

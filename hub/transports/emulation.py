@@ -22,14 +22,14 @@ Source: https://centrifugal.dev/docs/transports/http_stream
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import orjson
 
-from .. import auth, httpd
 from ..cors import CorsHandler
+from ..entrance import Entrance
 from ..errors import HubError, OwnerGone, OwnerSlow, RelayError
 from ..reactor import Reactor
 from ..relay import Owner, Relay, new_session_id, owner_of
@@ -140,17 +140,9 @@ class Emulation:
 
     reactor: Reactor
     services: Services
-    allowed_origins: Collection[str]
-    admit: Callable[[], bool]
-    """Counts one more stream; False: not now (too many in this second, or the worker drains)."""
+    entrance: Entrance
     sessions: Sessions
     relay: Relay
-
-
-def bearer(handler: httpd.Handler) -> str | None:
-    """The token of a request's Authorization header; None where it has none of the kind Bearer."""
-    scheme, _, token = handler.request.headers.get("Authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
 
 
 class EmulationHandler(CorsHandler):
@@ -158,7 +150,7 @@ class EmulationHandler(CorsHandler):
 
     def initialize(self, emulation: Emulation) -> None:
         self._emulation = emulation
-        self.allowed_origins = emulation.allowed_origins
+        self.allowed_origins = emulation.entrance.origins
 
     async def post(self) -> None:
         if not self.is_json():
@@ -177,12 +169,9 @@ class EmulationHandler(CorsHandler):
             self.plain(status, TEXTS[status])
 
     def _user(self) -> str | None:
-        token = bearer(self)
-        if token is None:
-            return None
-        services = self._emulation.services
         try:
-            return auth.verify(token, services.hmac_secret, services.wall_clock()).user
+            claims = self._emulation.entrance.visitor(self.peer, self.request.headers).claims
+            return claims.user if claims is not None else None
         except HubError as error:
             raise _Refused(401, f"Authorization: {error}") from None
 

@@ -25,6 +25,7 @@ from .. import errors, frames, handshake
 from ..audience import new_number
 from ..config import ClientSettings, SocketIOSettings
 from ..connection import GONE, OPEN
+from ..entrance import Visitor
 from ..errors import Close, ProtocolError
 from ..frames import Event
 from ..outbox import Limits
@@ -47,8 +48,8 @@ MAX_LAST_POLLS = 10_000
 TO_MS = 1000.0
 TICKS_PER_TIMEOUT = 20
 """A heartbeat's deadlines are that exact, and as exact as all others of a worker at least."""
-Make = Callable[[int, "Engine", str], "EngineConnection"]
-"""A new session: its descriptor or number, where it belongs, the token of its handshake, '' for none."""
+Make = Callable[[int, "Engine", Visitor], "EngineConnection"]
+"""A new session: its descriptor or number, where it belongs, who it is by its handshake."""
 
 
 def tick_s(settings: SocketIOSettings, usual_s: float = 0.1) -> float:
@@ -79,15 +80,15 @@ class Engine:
         """It takes no more of these."""
         return self.polling >= self.settings.polling_sessions
 
-    def open_polling(self, make: Make, token: str) -> EngineConnection:
+    def open_polling(self, make: Make, visitor: Visitor) -> EngineConnection:
         """A session without a socket."""
-        session = make(new_number(), self, token)
+        session = make(new_number(), self, visitor)
         session.begin_polling()
         return session
 
-    def open_websocket(self, make: Make, fd: int, headers: handshake.Headers, early: bytes, token: str) -> None:
+    def open_websocket(self, make: Make, fd: int, headers: handshake.Headers, early: bytes, visitor: Visitor) -> None:
         """A session on a WebSocket of which the handshake is good."""
-        session = make(fd, self, token)
+        session = make(fd, self, visitor)
         answer, _ = handshake.accept(headers)
         session.begin(answer + encode_frame(session.opening([])), early)
 
@@ -100,7 +101,7 @@ class Engine:
     def expect_last_poll(self, session: EngineConnection) -> None:
         """A client has ended its session, and may have sent a poll before."""
         if len(self.last_polls) < MAX_LAST_POLLS:
-            self.last_polls[session.sid] = session.token
+            self.last_polls[session.sid] = session.visitor.token
             asyncio.get_running_loop().call_later(LAST_POLL_S, self.last_polls.pop, session.sid, None)
 
     def is_last_poll(self, sid: str, token: str) -> bool:
@@ -138,16 +139,14 @@ def unframe(data: bytes) -> Iterator[bytes]:
 class EngineConnection(FramedConnection):
     """One session."""
 
-    __slots__ = ("_ping_due", "_poll", "_pong_due", "_posting", "engine", "probed", "probing", "sid", "token", "user")
+    __slots__ = ("_ping_due", "_poll", "_pong_due", "_posting", "engine", "probed", "probing", "sid", "visitor")
 
-    def __init__(self, fd: int, engine: Engine, token: str) -> None:
-        """fd: negative for a session that polls. token: of the handshake, '' for none."""
+    def __init__(self, fd: int, engine: Engine, visitor: Visitor) -> None:
+        """fd: negative for a session that polls. visitor: of the handshake."""
         super().__init__(fd, engine.reactor, engine.client, engine.outbox)
         self.engine = engine
         self.sid = engine.new_id(engine.owner)
-        self.token = token
-        self.user = ""
-        """Whose that was."""
+        self.visitor = visitor
         self.probing = False
         """A WebSocket is trying to take over."""
         self.probed = False
@@ -173,7 +172,7 @@ class EngineConnection(FramedConnection):
     @property
     def users(self) -> set[str]:
         """Whose session it is: a request with a token must have one of theirs."""
-        return {self.user}
+        return {self.visitor.user}
 
     @property
     def max_packets(self) -> int:

@@ -17,13 +17,14 @@ from math import inf
 from typing import Any, NoReturn
 
 from .. import app as apps
-from .. import auth, errors, frames
+from .. import errors, frames
 from ..app import Call, Client
 from ..app_gate import Gate
 from ..app_runner import Rejected
 from ..auth import is_user
 from ..connection import OPEN
-from ..errors import Close, CommandError, HubError
+from ..entrance import Visitor
+from ..errors import Close, CommandError
 from ..session import Services
 from .engineio import Engine, EngineConnection, Make, encode_frame
 
@@ -49,16 +50,9 @@ class Raw:
     gate: Gate
     services: Services
 
-    def new_connection(self, fd: int, engine: Engine, token: str) -> RawConnection:
+    def new_connection(self, fd: int, engine: Engine, visitor: Visitor) -> RawConnection:
         """A session, as `engineio.Make`."""
-        return RawConnection(fd, engine, token, self)
-
-    def user(self, token: str) -> str:
-        """Whose token it is; it was good when it came."""
-        try:
-            return auth.verify(token, self.services.hmac_secret, self.services.wall_clock()).user if token else ""
-        except HubError:
-            return ""
+        return RawConnection(fd, engine, visitor, self)
 
 
 class RawConnection(EngineConnection):
@@ -66,10 +60,10 @@ class RawConnection(EngineConnection):
 
     __slots__ = ("_accepted", "_bytes", "_calls", "_client", "_opened_at", "_raw", "_working")
 
-    def __init__(self, fd: int, engine: Engine, token: str, raw: Raw) -> None:
-        super().__init__(fd, engine, token)
+    def __init__(self, fd: int, engine: Engine, visitor: Visitor, raw: Raw) -> None:
+        super().__init__(fd, engine, visitor)
         self._raw = raw
-        self._client = Client(raw.gate.runner.app, _Line(self), raw.services.new_id(), raw.user(token), raw.path)
+        self._client = Client(raw.gate.runner.app, _Line(self), raw.services.new_id(), visitor.user, raw.path)
         self._calls = deque([(Call(apps.CONNECT, "", (None,)), 0)])
         """Of the application, in their turn, with the bytes of their messages."""
         self._bytes = 0

@@ -27,11 +27,12 @@ from .. import cors, httpd, protocol
 from ..audience import WireForm
 from ..connection import CLOSING, Connection
 from ..cors import CorsHandler
+from ..entrance import Visitor
 from ..errors import Close, ProtocolError
 from ..session import Session
 from .emulation import PATH as EMULATION_PATH
 from .emulation import Emulation, EmulationHandler
-from .websocket import BUSY, leave_tornado
+from .websocket import leave_tornado
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +113,11 @@ class StreamConnection(Connection):
 
     __slots__ = ("_opened_at", "_session", "_sessions", "wire")
 
-    def __init__(self, fd: int, emulation: Emulation, wire: WireForm) -> None:
+    def __init__(self, fd: int, emulation: Emulation, wire: WireForm, visitor: Visitor) -> None:
         super().__init__(fd, emulation.reactor, emulation.services.outbox)
         self.wire = wire
         self._sessions = emulation.sessions
-        self._session = EmulatedSession(emulation.services, self)
+        self._session = EmulatedSession(emulation.services, self, visitor)
         self._session.node = str(self._sessions.owner)
         self._session.id = self._sessions.enter(self)
         self._opened_at = self.heard_at
@@ -190,7 +191,7 @@ class StreamHandler(CorsHandler):
     def initialize(self, emulation: Emulation, wire: WireForm) -> None:
         self._emulation = emulation
         self._wire = wire
-        self.allowed_origins = emulation.allowed_origins
+        self.allowed_origins = emulation.entrance.origins
 
     def post(self) -> None:
         if self.is_json():
@@ -201,24 +202,25 @@ class StreamHandler(CorsHandler):
         stream = self.request.connection.stream if self.request.connection else None  # type: ignore[attr-defined]
         if stream is None or stream.closed():
             return  # it sent a request and went: nothing is left to be detached
-        client = self._emulation.services.client
+        client, entrance = self._emulation.services.client, self._emulation.entrance
+        address = entrance.address_of(self.peer, self.request.headers)
         if len(message) > client.message_bytes:
             self.plain(413, f"the commands: allowed are {client.message_bytes} bytes")
         elif not _connects(message, client.commands_per_message):
             self.plain(400, "allowed are commands of the native protocol, the first of them connect")
-        elif not self._emulation.admit():
-            for name, value in BUSY.headers.items():
+        elif (refusal := entrance.admit(address)) is not None:
+            for name, value in refusal.headers.items():
                 self.set_header(name, value)
-            self.plain(BUSY.status, BUSY.text)
+            self.plain(refusal.status, refusal.text)
         else:
-            self._begin(message)
+            self._begin(message, Visitor(address))
 
-    def _begin(self, message: bytes) -> None:
+    def _begin(self, message: bytes, visitor: Visitor) -> None:
         # The path without its query, which holds the token.
         logger.debug("%s %s 200", self.request.method, self.request.path)
         fd, _ = leave_tornado(self.detach())
         head = encode_head(self._wire, self.allowed or "")
-        StreamConnection(fd, self._emulation, self._wire).begin(head, message)
+        StreamConnection(fd, self._emulation, self._wire, visitor).begin(head, message)
 
 
 class EventsHandler(StreamHandler):

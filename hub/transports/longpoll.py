@@ -296,7 +296,7 @@ class PollHandler(PlainHandler):
                 return
             if gate is not None:
                 _, wish = await self.ask(gate, self.granted(gate, caller))
-                if self._door.draining():
+                if self._door.entrance.draining():
                     raise CommandError(BUSY)
             poll = self._poll = Poll(self._door.services, wish)
             self._polls.enter(poll)

@@ -29,13 +29,14 @@ from typing import Any, TypeVar
 
 import orjson
 
-from .. import auth, cors, cursor, errors, httpd
+from .. import cors, cursor, errors, httpd
 from ..app_gate import Gate
 from ..app_guest import Gone, Guest
 from ..app_runner import Rejected
 from ..auth import Claims
 from ..channels import Namespace, may_subscribe, may_use
 from ..cursor import Cursor
+from ..entrance import NOBODY
 from ..errors import CommandError, HubError, ProtocolError, Reply, error_body
 from .websocket import Door
 
@@ -89,6 +90,8 @@ class PlainHandler(httpd.Handler):
         self._door = door
         self._guest: Guest | None = None
         self._gone = False
+        self.visitor = NOBODY
+        """Once `caller` has been asked."""
 
     def on_connection_close(self) -> None:
         """Whatever is still done for it ends."""
@@ -99,7 +102,7 @@ class PlainHandler(httpd.Handler):
     def prepare(self) -> None:
         """Origin first, as all else is only for pages that may read the answer."""
         request = self.request.headers
-        page = cors.allowed_origin(request.get("Origin"), request.get("Host", ""), self._door.allowed_origins)
+        page = cors.allowed_origin(request.get("Origin"), request.get("Host", ""), self._door.entrance.origins)
         self.set_header("Vary", "Origin")
         if page is None:
             self.refuse(
@@ -125,10 +128,8 @@ class PlainHandler(httpd.Handler):
 
     def caller(self) -> Claims:
         """Who asks. Raises ProtocolError or CommandError for a token that is not good."""
-        scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
-        token = token.strip() if scheme.lower() == "bearer" else self.parameter("token")
-        services = self._door.services
-        return auth.verify(token, services.hmac_secret, services.wall_clock()) if token else ANYBODY
+        self.visitor = self._door.entrance.visitor(self.peer, self.request.headers, self.parameter("token"))
+        return self.visitor.claims or ANYBODY
 
     def parameter(self, name: str, default: str = "") -> str:
         """One parameter of the query. Raises CommandError 107 for one that is given twice."""
@@ -210,7 +211,7 @@ class PlainHandler(httpd.Handler):
 
     def admit(self) -> bool:
         """One more request; False: not now, and it has been answered."""
-        if self._door.admit():
+        if self._door.entrance.admit(self.visitor.address) is None:
             return True
         self.fail(CommandError(BUSY))
         return False

@@ -27,10 +27,11 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .. import auth, cors, handshake, httpd
+from .. import cors, handshake, httpd
 from .. import engineio_protocol as engineio
 from ..engineio_protocol import Fault
-from ..errors import CLOSE_TOO_BIG, CommandError, OwnerGone, OwnerSlow, ProtocolError, RelayError
+from ..entrance import NOBODY, Visitor, bearer
+from ..errors import CLOSE_TOO_BIG, HubError, OwnerGone, OwnerSlow, RelayError
 from ..handover import Handover
 from ..relay import Relay, owner_of
 from ..tunnel import Tunnel, Tunnels
@@ -48,7 +49,6 @@ TAKEN = b"taken"
 """The answer where the session has one already, or is about to."""
 SOCKETIO_PATH = "/socket.io/"
 UPGRADES = ["websocket"]
-BEARER = "Bearer "
 GRACE_S = 5.0
 """A poll is answered by a ping, or by the session's end, after pingInterval and pingTimeout; so much later, its worker
 is hung."""
@@ -182,16 +182,15 @@ class Address:
         if session is None or not session.open:
             return engineio.UNKNOWN_SID
         # Stock clients can't send along what they joined with, so a session that began without a token needs none.
-        if token != session.token and (not token or self.user(token) not in session.users):
+        if token != session.visitor.token and (not token or self.user(token) not in session.users):
             return engineio.FORBIDDEN
         return session
 
     def user(self, token: str) -> str | None:
         """Whose token it is; None for one that is no good."""
-        services = self.door.services
         try:
-            return auth.verify(token, services.hmac_secret, services.wall_clock()).user
-        except (CommandError, ProtocolError):
+            return self.door.entrance.authenticator.verify(token).user
+        except HubError:
             return None
 
     async def reach(self, probe: Probing) -> Tunnel | Fault | None:
@@ -272,7 +271,7 @@ class EngineIOHandler(httpd.Handler):
 
     def prepare(self) -> None:
         headers = self.request.headers
-        origins = self._address.door.allowed_origins
+        origins = self._address.door.entrance.origins
         allowed = cors.allowed_origin(headers.get("Origin"), headers.get("Host", ""), origins)
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
@@ -288,10 +287,7 @@ class EngineIOHandler(httpd.Handler):
                 self._answer(refusal(fault))
 
     def _read_query(self) -> Query:
-        token = self.get_query_argument("token", "")
-        bearer = self.request.headers.get("Authorization", "")
-        if bearer.startswith(BEARER):
-            token = bearer.removeprefix(BEARER).strip()
+        token = bearer(self.request.headers) or self.get_query_argument("token", "")
         names = ("EIO", "transport", "sid")
         version, transport, sid = (self.get_query_argument(name, "", strip=False) for name in names)
         # Behind a line end in it the rest would be taken for another field, on the way to another worker.
@@ -343,29 +339,33 @@ class EngineIOHandler(httpd.Handler):
         self._answer(answer)
 
     def _open(self) -> None:
-        fault = engineio.BUSY if self._address.engine.full else self._check_newcomer()
-        if fault is not None:
-            self._answer(refusal(fault))
+        newcomer = engineio.BUSY if self._address.engine.full else self._newcomer()
+        if isinstance(newcomer, Fault):
+            self._answer(refusal(newcomer))
             return
-        session = self._address.engine.open_polling(self._make, self._query.token)
-        session.user = self._address.user(self._query.token) or ""
+        session = self._address.engine.open_polling(self._make, newcomer)
         self._answer(Answer(200, session.opening(UPGRADES)))
 
-    def _check_newcomer(self) -> Fault | None:
-        if self._query.token and self._address.user(self._query.token) is None:
+    def _newcomer(self) -> Visitor | Fault:
+        entrance = self._address.door.entrance
+        try:
+            visitor = entrance.visitor(self.peer, self.request.headers, self._query.token)
+        except HubError:
             return engineio.FORBIDDEN
-        return None if self._address.door.admit() else engineio.BUSY
+        return visitor if entrance.admit(visitor.address) is None else engineio.BUSY
 
     async def _open_websocket(self) -> None:
         headers, query = self.request.headers, self._query
-        refused = handshake.refuse(self.request.version, headers, self._address.door.allowed_origins)
-        answer = None
+        refused = handshake.refuse(self.request.version, headers, self._address.door.entrance.origins)
+        answer, visitor = None, NOBODY
         if refused is not None:
             answer = refusal(engineio.BAD_REQUEST)
         elif query.sid:
             answer = await self._address.handle(Request(PROBE, query.sid, query.token, b""))
-        elif (fault := self._check_newcomer()) is not None:
-            answer = refusal(fault)
+        elif isinstance(newcomer := self._newcomer(), Fault):
+            answer = refusal(newcomer)
+        else:
+            visitor = newcomer
         if answer is not None and answer.status != 200:
             self._answer(answer)
             return
@@ -389,7 +389,7 @@ class EngineIOHandler(httpd.Handler):
         elif query.sid:
             self._address.probe(fd, probe._replace(early=early))
         else:
-            self._address.engine.open_websocket(self._make, fd, headers, early, query.token)
+            self._address.engine.open_websocket(self._make, fd, headers, early, visitor)
 
     def _answer(self, answer: Answer) -> None:
         self.set_status(answer.status)

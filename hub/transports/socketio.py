@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -24,6 +24,7 @@ from .. import errors
 from .. import socketio_protocol as socketio
 from ..app_runner import Rejected, Unavailable
 from ..audience import ELSEWHERE, Audience, Group, new_number
+from ..entrance import Entrance, Visitor
 from ..errors import Close, CommandError, HubError, ProtocolError
 from ..history import Asked, Page
 from ..limits import TokenBucket
@@ -123,8 +124,8 @@ class SocketIOConnection(EngineConnection):
 
     wire: SocketIOForm  # type: ignore[assignment]  # the base's own, of native messages, is never asked here
 
-    def __init__(self, fd: int, engine: Engine, token: str, door: Door) -> None:
-        super().__init__(fd, engine, token)
+    def __init__(self, fd: int, engine: Engine, visitor: Visitor, door: Door) -> None:
+        super().__init__(fd, engine, visitor)
         self._door = door
         self._decoder = socketio.Decoder(engine.settings.max_payload_bytes)
         self._sessions: dict[str, SocketSession] = {}
@@ -142,7 +143,9 @@ class SocketIOConnection(EngineConnection):
     @property
     def users(self) -> set[str]:
         # Who began without a token is whoever joined, by its token, and nobody in particular until then.
-        return {self.user} if self.token or not self._sessions else {one.named for one in self._sessions.values()}
+        if self.visitor.token or not self._sessions:
+            return {self.visitor.user}
+        return {one.named for one in self._sessions.values()}
 
     @property
     def max_packets(self) -> int:
@@ -276,9 +279,9 @@ class SocketIOConnection(EngineConnection):
             return
         session = self._new_session(form)
         try:
-            if self._door.services.gate is None or self._door.services.hmac_secret:
+            if self._door.services.gate is None or self._door.services.authenticator.enabled:
                 # Otherwise the hub knows no tokens, and what the application's clients call so is the application's.
-                session.identify(claims.get("token", self.token))
+                session.identify(claims.get("token", self.visitor.token))
         except (ProtocolError, CommandError) as error:
             self._reject(session, error)
             return
@@ -359,10 +362,10 @@ class SocketIOConnection(EngineConnection):
     def _new_session(self, form: SocketIOForm) -> SocketSession:
         if self._main is None and self.group is None:
             self.wire = form
-            self._main = SocketSession(self._door.services, self, form, self)
+            self._main = SocketSession(self._door.services, self, form, self, self.visitor)
             return self._main
         branch = Branch(self, form)
-        branch.session = SocketSession(self._door.services, branch, form, self)
+        branch.session = SocketSession(self._door.services, branch, form, self, self.visitor)
         return branch.session
 
     def _refuse(self, namespace: str, reason: dict[str, Any]) -> None:
@@ -444,13 +447,11 @@ class Door:
     services: Services
     forms: Mapping[str, SocketIOForm]
     """By namespace."""
-    allowed_origins: Collection[str]
-    admit: Callable[[], bool]
-    """As the WebSocket door has it."""
+    entrance: Entrance
     recall: Recall
     turn: Callable[[], int]
     """The fan-out's batches, counted."""
 
-    def new_connection(self, fd: int, engine: Engine, token: str) -> SocketIOConnection:
+    def new_connection(self, fd: int, engine: Engine, visitor: Visitor) -> SocketIOConnection:
         """A session, for `Engine.make`."""
-        return SocketIOConnection(fd, engine, token, self)
+        return SocketIOConnection(fd, engine, visitor, self)

@@ -33,6 +33,7 @@ from ..app_gate import Gate
 from ..app_session import Transport
 from ..channels import Namespace
 from ..config import SocketIOSettings
+from ..entrance import Visitor
 from ..errors import CommandError, HubError
 from ..position import Position
 from ..protocol import Command
@@ -170,10 +171,15 @@ class SocketSession(Session):
     )
 
     def __init__(
-        self, services: Services, transport: SocketTransport, form: SocketIOForm, connection: Namespaces
+        self,
+        services: Services,
+        transport: SocketTransport,
+        form: SocketIOForm,
+        connection: Namespaces,
+        visitor: Visitor,
     ) -> None:
         """connection: the one that has the namespace, and `transport` as its own or a branch."""
-        super().__init__(services, transport)
+        super().__init__(services, transport, visitor)
         self.form = form
         self._catch_up = transport.catch_up
         self._put = transport.put

@@ -380,7 +380,7 @@ class EventStreamHandler(PlainHandler):
         except HubError as error:
             self.fail(error)
             return None
-        if not self._door.admit():
+        if self._door.entrance.admit(self.visitor.address) is not None:
             self._turn_away(CommandError(BUSY), errors.CLOSE_SHUTDOWN)
         elif gate is not None:
             return self._get_as_guest(gate, caller)
@@ -403,7 +403,7 @@ class EventStreamHandler(PlainHandler):
         guest, wish = await self.granted(gate, caller)
 
         def begin() -> EventStreamConnection | None:
-            return self._begin(wish, guest) if self._is_there() and not self._door.draining() else None
+            return self._begin(wish, guest) if self._is_there() and not self._door.entrance.draining() else None
 
         if self.request.method == "HEAD":
             self._answer(wish)

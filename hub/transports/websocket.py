@@ -13,15 +13,16 @@ compression with the same window. So each form encodes, and compresses, a public
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tornado import iostream
 
-from .. import deflate, errors, frames, handshake, httpd, protocol
+from .. import deflate, entrance, errors, frames, handshake, httpd, protocol
 from ..config import ClientSettings
 from ..connection import OPEN, Connection, take_over
 from ..deflate import Agreement
+from ..entrance import Entrance, Visitor
 from ..errors import Close
 from ..outbox import Limits, Verdict
 from ..reactor import Reactor
@@ -29,7 +30,6 @@ from ..session import Services, Session
 
 logger = logging.getLogger(__name__)
 
-BUSY = handshake.Refusal(503, "too many handshakes at a time, or shutting down", {"Retry-After": "1"})
 PONGS = object()
 """Stands for a connection's pongs where the outbox asks for a channel."""
 
@@ -199,9 +199,9 @@ class WebSocketConnection(FramedConnection):
 
     __slots__ = ("_opened_at", "_replies", "_session", "_session_due")
 
-    def __init__(self, fd: int, reactor: Reactor, services: Services) -> None:
+    def __init__(self, fd: int, reactor: Reactor, services: Services, visitor: Visitor = entrance.NOBODY) -> None:
         super().__init__(fd, reactor, services.client, services.outbox)
-        self._session = Session(services, self)
+        self._session = Session(services, self, visitor)
         self._replies: list[bytes] | None = None
         """Of the read at hand; None outside of one."""
         self._opened_at = self.heard_at
@@ -278,17 +278,13 @@ class Door:
 
     reactor: Reactor
     services: Services
-    allowed_origins: frozenset[str]
-    admit: Callable[[], bool]
-    """Counts one more handshake; False: not now (too many in this second, or the worker drains)."""
+    entrance: Entrance
     forms: Mapping[int, DeflatedForm]
     """As `deflated_forms` has them; empty: offers of compression are passed over."""
-    draining: Callable[[], bool] = lambda: False
-    """The worker is about to end: who was let in by an application just now comes too late."""
 
-    def new_connection(self, fd: int) -> FramedConnection:
+    def new_connection(self, fd: int, visitor: Visitor) -> FramedConnection:
         """A connection for a client whose handshake is good."""
-        return WebSocketConnection(fd, self.reactor, self.services)
+        return WebSocketConnection(fd, self.reactor, self.services, visitor)
 
 
 class WebSocketHandler(httpd.Handler):
@@ -300,19 +296,21 @@ class WebSocketHandler(httpd.Handler):
     def get(self) -> None:
         if not self.request.connection or self.request.connection.stream.closed():  # type: ignore[attr-defined]
             return  # it sent a request and went: nothing is left to be detached
-        refusal = handshake.refuse(self.request.version, self.request.headers, self._door.allowed_origins)
-        if refusal is None and not self._door.admit():
-            refusal = BUSY
+        headers, door = self.request.headers, self._door
+        address = door.entrance.address_of(self.peer, headers)
+        refusal = handshake.refuse(self.request.version, headers, door.entrance.origins)
+        if refusal is None:
+            refusal = door.entrance.admit(address)
         if refusal is not None:
             for name, value in refusal.headers.items():
                 self.set_header(name, value)
             self.plain(refusal.status, refusal.text)
             return
         fd, early = leave_tornado(self.detach())
-        open_connection(self._door, fd, self.request.headers, early)
+        open_connection(door, fd, headers, early, Visitor(address))
 
 
-def open_connection(door: Door, fd: int, headers: handshake.Headers, early: bytes) -> None:
+def open_connection(door: Door, fd: int, headers: handshake.Headers, early: bytes, visitor: Visitor) -> None:
     """Answer a request that `handshake.refuse` let pass and put its client on the plane.
 
     early: what came behind the request.
@@ -320,7 +318,7 @@ def open_connection(door: Door, fd: int, headers: handshake.Headers, early: byte
     # The access log of both ways in; without the query, which may hold a token.
     logger.debug("GET %s 101", handshake.PATH)
     answer, agreement = handshake.accept(headers, compress=bool(door.forms))
-    connection = door.new_connection(fd)
+    connection = door.new_connection(fd, visitor)
     if agreement is not None:
         connection.compress(agreement, door.forms)
     connection.begin(answer, early)

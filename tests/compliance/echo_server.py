@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import signal
 import socket
+import time
 from typing import Any, cast
 
 import uvloop
@@ -20,7 +21,9 @@ from tornado.netutil import bind_sockets
 
 from hub import handshake, httpd
 from hub.acceptor import Acceptor
+from hub.auth import Authenticator
 from hub.config import ClientSettings, HttpSettings
+from hub.entrance import Entrance, Visitor
 from hub.outbox import Limits
 from hub.reactor import Reactor
 from hub.transports.websocket import Door, FramedConnection, WebSocketHandler, deflated_forms
@@ -64,7 +67,7 @@ class EchoDoor(Door):
 
     __slots__ = ()
 
-    def new_connection(self, fd: int) -> FramedConnection:
+    def new_connection(self, fd: int, visitor: Visitor) -> FramedConnection:
         return EchoConnection(fd, self.reactor, CLIENT, OUTBOX)
 
 
@@ -76,7 +79,7 @@ async def serve(port: int, compress: bool) -> None:
     reactor = Reactor(asyncio.get_running_loop(), CLIENT.close_timeout_s, NO_LIMIT)
     # Each message that gets shorter by it, so that suites meet compression from the first byte on.
     forms = deflated_forms(CLIENT.model_copy(update={"deflate": compress, "deflate_min_bytes": 0}))
-    door = EchoDoor(reactor, cast(Any, None), Anywhere(), lambda: True, forms)
+    door = EchoDoor(reactor, cast(Any, None), Entrance(Anywhere(), Authenticator("", time.time), lambda: True), forms)
     # The fast way is for the hub's own path; all others come through Tornado.
     routes = [(path, WebSocketHandler, {"door": door}) for path in (handshake.PATH, "/.*")]
     server = httpd.Server(httpd.application(routes), HttpSettings())

@@ -21,6 +21,7 @@ from hub.acceptor import Acceptor
 from hub.audience import ELSEWHERE, Audience
 from hub.channels import Namespace
 from hub.connection import Connection, take_over
+from hub.entrance import NOBODY
 from hub.message import Publication, pack
 from hub.store import Keys
 from hub.transports.websocket import NATIVE, WebSocketConnection
@@ -274,7 +275,7 @@ async def test_a_mass_close_in_the_middle_of_a_sweep_is_sliced(valkey_url, prefi
             ours, other = socket.socketpair()
             other.setblocking(False)
             theirs.append(other)
-            connections.append(hub.door.new_connection(take_over(ours)))
+            connections.append(hub.door.new_connection(take_over(ours), NOBODY))
             connections[-1].begin(b"", hello)
         await until(lambda: hub.fanout.lines.counts() == {CROWD: count} and not hub.fanout.busy)
         for other in theirs:

@@ -1,0 +1,81 @@
+"""Entrance: what is known of a client before anything is built for it, and whether it may come in.
+
+Does: say where a request comes from and whose token it shows; count it; refuse it.
+Does not: answer (each wire says no in its own words), read HTTP, or judge what a client may do once it is in
+(channels).
+Called by: every wire's handler and the acceptor, before a session is made.
+Never break: nothing that a client can choose is trusted here unless it has been checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from .auth import Authenticator, Claims
+from .handshake import Headers, Refusal
+
+BUSY = Refusal(503, "too many handshakes at a time, or shutting down", {"Retry-After": "1"})
+BEARER = "bearer"
+
+
+class Visitor(NamedTuple):
+    """A client, as far as it is known from its request alone."""
+
+    address: str = ""
+    """Its IP address; '' for one of a Unix listener."""
+    token: str = ""
+    """What the request showed, '' for nothing: only for the one session that every request of it must show it for."""
+    claims: Claims | None = None
+    """Of that token, which was good."""
+
+    @property
+    def user(self) -> str:
+        """'' for nobody in particular."""
+        return self.claims.user if self.claims is not None else ""
+
+
+NOBODY = Visitor()
+
+
+class Entrance:
+    """Of one worker."""
+
+    __slots__ = ("_admits", "authenticator", "draining", "origins")
+
+    def __init__(
+        self,
+        origins: Collection[str],
+        authenticator: Authenticator,
+        admits: Callable[[], bool],
+        draining: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """admits: counts one more handshake; False: not now.
+
+        draining: the worker is about to end: who was let in by an application just now comes too late.
+        """
+        self.origins = origins
+        """Web origins besides the hub's own host, as `origin.allowed` takes them."""
+        self.authenticator = authenticator
+        self.draining = draining
+        self._admits = admits
+
+    def address_of(self, peer: object, headers: Headers) -> str:
+        """Where a request comes from: '203.0.113.7'. peer: as `socket.accept` has it; headers: of the request."""
+        return str(peer[0]) if isinstance(peer, tuple) else ""
+
+    def visitor(self, peer: object, headers: Headers, query_token: str = "") -> Visitor:
+        """Who asks; the header's token before the query's. Raises HubError for one that is not good, as auth has it."""
+        token = bearer(headers) or query_token
+        claims = self.authenticator.verify(token) if token else None
+        return Visitor(self.address_of(peer, headers), token, claims)
+
+    def admit(self, address: str) -> Refusal | None:
+        """Count one more client of this address; why it can't come in now, None if it may."""
+        return None if self._admits() and not self.draining() else BUSY
+
+
+def bearer(headers: Headers) -> str:
+    """The token of `Authorization: Bearer`; '' where there is none (RFC 6750 §2.1)."""
+    scheme, _, token = headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == BEARER else ""
