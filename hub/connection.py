@@ -194,9 +194,16 @@ class Connection:
             self._fail()
 
     def _drain(self) -> None:
-        while self._outbox.size:
-            if not self._write(self._outbox.take(TAKE_BYTES)):
+        outbox = self._outbox
+        while outbox.size:
+            # Not taken before it is written: a slow socket takes some KB of it, and the rest would be old when it does.
+            data = outbox.front(TAKE_BYTES)
+            written = self._send(data)
+            if written < 0:
                 return
+            outbox.written(written)
+            if written < len(data):
+                return self._account()
         self._blocked = False
         self._account()
         self.reactor.watch_writes(self, False)
@@ -250,17 +257,20 @@ class Connection:
 
     def _write(self, data: bytes) -> bool:
         """Write `data` and keep what the socket does not take. False: no more can be written now."""
+        written = self._send(data)
+        if 0 <= written < len(data):
+            self.torn(data[written:])
+        return written == len(data)
+
+    def _send(self, data: bytes) -> int:
+        """How many bytes the socket took; -1: the peer is gone, and so is this."""
         try:
-            written = os.write(self.fd, data)
+            return os.write(self.fd, data)
         except BlockingIOError:
-            written = 0
+            return 0
         except OSError:
             self.broken()
-            return False
-        if written < len(data):
-            self.torn(data[written:])
-            return False
-        return True
+            return -1
 
     def _all_written(self) -> None:
         if self.state == FINISHING:

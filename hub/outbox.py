@@ -118,6 +118,40 @@ class Outbox:
             self._compact()
         return data
 
+    def front(self, most: int) -> bytes:
+        """The same piece, which goes on waiting until `written` says how much of it has gone; for a socket that may
+        take only some of it, so that what it leaves can still be conflated.
+        """
+        frames, begin = self._frames, self._first
+        if self.size <= most:
+            return b"".join(frames[begin:])
+        end, size = begin, 0
+        while size < most:
+            size += len(frames[end])
+            end += 1
+        return b"".join(frames[begin:end])
+
+    def written(self, count: int) -> None:
+        """The first `count` bytes that wait have gone; right after `front`. A frame that has begun is not replaced."""
+        frames, at = self._frames, self._first
+        self.size -= count
+        if not self.size:
+            self._large = 0
+            self.clear()
+            return
+        while count and count >= len(frames[at]):
+            count -= len(frames[at])
+            at += 1
+        # A large frame is the first one, as nothing waited when it was put.
+        left = self._large if at == self._first else 0
+        self._first = at
+        if count:
+            frames[at] = frames[at][count:]
+            self._unkey(at)
+        self._large = min(left, len(frames[at]))
+        if at > len(frames) // 2 and at > 1:
+            self._compact()
+
     def put_back(self, rest: bytes) -> None:
         """Put what the socket did not take in front again; only right after `take`, or while nothing waits."""
         if self._first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -17,13 +18,22 @@ from hub.reactor import Reactor
 from tests.support import async_test
 
 
+class Audience:
+    """As much of one as a connection looks at."""
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+
+
 class Recorder(Connection):
     """A wire that writes down what happens."""
 
     __slots__ = ("deadlines", "gone", "raises", "received", "wire")
 
-    def __init__(self, fd: int, reactor: Reactor, outbox_bytes: int = 1_000_000) -> None:
-        super().__init__(fd, reactor, Limits(outbox_bytes, outbox_bytes, outbox_bytes, 100_000))
+    def __init__(
+        self, fd: int, reactor: Reactor, outbox_bytes: int = 1_000_000, conflate_bytes: int = 1_000_000
+    ) -> None:
+        super().__init__(fd, reactor, Limits(conflate_bytes, outbox_bytes, outbox_bytes, 100_000))
         self.received = b""
         self.gone = 0
         self.deadlines = 0
@@ -46,7 +56,10 @@ class Recorder(Connection):
 
 @contextlib.asynccontextmanager
 async def pair(
-    outbox_bytes: int = 1_000_000, close_timeout_s: float = 5.0, backlog_bytes: int = 10**9
+    outbox_bytes: int = 1_000_000,
+    close_timeout_s: float = 5.0,
+    backlog_bytes: int = 10**9,
+    conflate_bytes: int = 1_000_000,
 ) -> AsyncIterator[tuple[Recorder, socket.socket, Reactor]]:
     """A connection on a running plane, and the client's end of it."""
     reactor = Reactor(asyncio.get_running_loop(), close_timeout_s, backlog_bytes)
@@ -54,7 +67,7 @@ async def pair(
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
     theirs.setblocking(False)
-    connection = Recorder(take_over(ours), reactor, outbox_bytes)
+    connection = Recorder(take_over(ours), reactor, outbox_bytes, conflate_bytes)
     reactor.adopt(connection)
     try:
         yield connection, theirs, reactor
@@ -98,6 +111,31 @@ async def test_a_torn_write_is_finished_before_anything_else():
         await asyncio.sleep(0.01)
         connection.put(b"|later")
         assert await read(theirs, len(large) + 6) == large + b"|later"
+
+
+@async_test
+async def test_a_slow_socket_is_not_given_what_grows_old_before_it_can_go():
+    """It takes a few KB now and then: what waits for it stays one value of each of 50 channels, however many came."""
+    channels = [Audience("latest") for _ in range(50)]
+    async with pair(conflate_bytes=0) as (connection, theirs, _):
+        connection.put(bytes(100_000))
+        await until(lambda: not connection.ready)
+        wire, most = b"", 0
+        for number in range(400):
+            for channel, audience in enumerate(channels):
+                connection.offer(audience, b"<%d %06d>" % (channel, number) + b"." * 200)
+            if number >= 50:  # the large frame has gone by then
+                most = max(most, connection._outbox.size)
+            with contextlib.suppress(BlockingIOError):
+                wire += theirs.recv(2500)
+            await asyncio.sleep(0)
+        assert most < 2 * 50 * 212
+        while wire.count(b" 000399>") < 50:
+            wire += await asyncio.get_running_loop().sock_recv(theirs, 65_536)
+    values = re.findall(rb"<(\d+) (\d+)>", wire)
+    for channel in range(50):
+        numbers = [int(number) for one, number in values if int(one) == channel]
+        assert numbers == sorted(set(numbers)) and numbers[-1] == 399
 
 
 @async_test

@@ -136,8 +136,39 @@ def test_a_cleared_outbox_is_empty():
     assert outbox.take(100) == b"A2"
 
 
+def test_what_a_socket_leaves_of_the_front_is_still_conflated():
+    """It takes one frame and a half of five: the begun one is finished, the others give way to newer values."""
+    outbox = outbox_of(conflate=0)
+    for channel in "ABCDE":
+        outbox.offer(f"{channel}1".encode(), "latest", channel)
+    assert outbox.front(100) == b"A1B1C1D1E1"
+    outbox.written(3)
+    verdicts = [outbox.offer(f"{channel}2".encode(), "latest", channel) for channel in "ABCDE"]
+    assert verdicts == [Verdict.QUEUED] * 2 + [Verdict.CONFLATED] * 3
+    assert outbox.size == 11 and outbox.front(3) == b"1C2" and outbox.front(100) == b"1C2D2E2A2B2"
+    outbox.written(11)
+    assert (outbox.size, outbox.front(100)) == (0, b"")
+
+
+def test_a_front_that_is_written_bit_by_bit_is_a_large_frame_still():
+    """What comes behind it has the bound for itself, also when its last bytes are being written."""
+    outbox = Outbox(Limits(50, 80, 100, 1000))
+    outbox.put(b"x" * 500)
+    for _ in range(4):
+        outbox.front(64)
+        outbox.written(100)
+    assert [outbox.put(b"y" * 20) for _ in range(6)] == [Verdict.QUEUED] * 5 + [Verdict.SLOW]
+    outbox.written(99)
+    assert outbox.put(b"y" * 20) is Verdict.SLOW
+    outbox.written(1)
+    assert outbox.put(b"y") is Verdict.SLOW
+    outbox.written(20)
+    assert outbox.put(b"y" * 20) is Verdict.QUEUED
+
+
+@pytest.mark.parametrize("how", ["take", "front"])
 @pytest.mark.parametrize("mode", ["put", "latest"])
-def test_what_has_been_sent_is_let_go_though_something_always_waits(mode):
+def test_what_has_been_sent_is_let_go_though_something_always_waits(mode, how):
     """A reader that is always a little behind: the lists stay as long as what waits, not as what was ever sent."""
     outbox = outbox_of(conflate=0)
     for i in range(20_000):
@@ -145,7 +176,10 @@ def test_what_has_been_sent_is_let_go_though_something_always_waits(mode):
             outbox.put(b"x" * 100)
         else:
             outbox.offer(b"x" * 100, "latest", i % 50)
-        if i > 20:
+        if i > 20 and how == "front":
+            outbox.front(100)
+            outbox.written(50 if i % 3 == 0 else min(100, outbox.size))
+        elif i > 20:
             data = outbox.take(100)
             if i % 3 == 0:
                 outbox.put_back(data[50:])
@@ -166,7 +200,7 @@ def test_a_growing_value_does_not_pass_the_bound_by_conflation():
 actions = st.one_of(
     st.tuples(st.just("latest"), st.sampled_from("ABC"), st.integers(1, 9)),
     st.tuples(st.just("put"), st.just("-"), st.integers(1, 9)),
-    st.tuples(st.just("write"), st.integers(1, 30), st.integers(0, 40)),
+    st.tuples(st.sampled_from(("write", "front")), st.integers(1, 30), st.integers(0, 40)),
 )
 
 
@@ -182,6 +216,12 @@ def test_no_older_value_follows_a_newer_one_and_nothing_is_torn(steps, conflate)
             wire += data[:amount]
             if data[amount:]:
                 outbox.put_back(data[amount:])
+            continue
+        if kind == "front":
+            data = outbox.front(what)[:amount]
+            wire += data
+            if data:
+                outbox.written(len(data))
             continue
         number += 1
         frame = b"<%s%d%s>" % (what.encode(), number, b"." * amount)
