@@ -11,10 +11,13 @@
  *   population --server 127.0.0.1:PORT [--path /] [--connections N] [--send TEXT]... [--ready-text TEXT]
  *              [--publish HOST:PORT|unix:/PATH] [--publish-hello TEXT] [--ping TEXT --pong TEXT] [--opening N]
  *              [--sources N] [--each TEXT] [--post TEXT] [--lines FILE] [--answers FILE]
+ *              [--symbols N --watches FILE] [--thin N]
  *
  * --each: a frame holds as many messages as it holds TEXT, none perhaps; without it every frame is one message.
  * --lines: texts that end with NUL, one for each client; it stands for %LINE% in its --send and --post texts.
  * --answers: likewise; the message that makes a client ready must contain its own, or the measurement ends.
+ * --symbols, --watches: messages are ticks, and each client's are compared with its list, see population_ticks.c.
+ * --thin: the first N clients have slow links, see population_thin.c; given behind --connections.
  *
  * Commands on standard input, one JSON line on standard output for each event:
  *   template LENGTH\n + LENGTH bytes   what is written to --publish for one batch; the digits behind the first
@@ -28,6 +31,13 @@
  *                                      each of its own; answers as `run`
  *   stall N                            the first N clients read no more and are left out of what is waited for and of
  *                                      "least" and "most"
+ *   thin BYTES_PER_SECOND              so fast are the thin links from now on
+ *   change PER_S SECONDS COUNT LENGTH\n + LENGTH bytes
+ *                                      every client sends the COUNT texts, each ended by NUL, in turn; answers
+ *                                      {"event":"changes",...} once all of it is answered
+ *   held LENGTH\n + LENGTH bytes       the newest `seq` of each symbol, in order; answers {"event":"held",...} with how
+ *                                      many watched symbols are "held" so, are "behind", at how many "clients"
+ *   ticks                              answers {"event":"ticks",...}, what the ticks since the last reset were like
  *   reset | stats                      start counting anew | {"event":"stats",...}
  *   quit                               so does the end of standard input
  * {"event":"ready",...} comes by itself, once every connection is; {"event":"error","reason":"..."} ends the process.
@@ -82,7 +92,7 @@ static void on_command(void)
 {
     char line[128];
     unsigned total, in_flight, each;
-    double per_second;
+    double per_second, seconds;
     size_t length;
     if (!fgets(line, sizeof line, stdin) || !strcmp(line, "quit\n"))
         exit(0);
@@ -92,6 +102,14 @@ static void on_command(void)
         start_pace(total, per_second);
     else if (sscanf(line, "post %u %u", &total, &each) == 2)
         start_posts(total, each);
+    else if (sscanf(line, "change %lf %lf %u %zu", &per_second, &seconds, &total, &length) == 4)
+        start_changes(per_second, seconds, total, length);
+    else if (sscanf(line, "thin %lf", &per_second) == 1)
+        start_thin(per_second);
+    else if (sscanf(line, "held %zu", &length) == 1)
+        compare_held(length);
+    else if (!strcmp(line, "ticks\n"))
+        report_ticks();
     else if (sscanf(line, "stall %u", &total) == 1)
         stall(total);
     else if (sscanf(line, "template %zu", &length) == 1)
@@ -118,7 +136,7 @@ static const struct {
     {"--server", &options.server}, {"--path", &options.path},   {"--ready-text", &options.ready_text},
     {"--publish", &options.publish}, {"--publish-hello", &options.publish_hello}, {"--ping", &options.ping},
     {"--pong", &options.pong}, {"--each", &options.each}, {"--post", &options.post}, {"--lines", &options.lines},
-    {"--answers", &options.answers},
+    {"--answers", &options.answers}, {"--watches", &options.watches},
 };
 
 static bool set_text(const char *name, const char *value)
@@ -141,6 +159,10 @@ static void set_option(const char *name, const char *value)
         options.opening = number(value, 65536);
     else if (!strcmp(name, "--sources"))
         options.sources = number(value, 200);
+    else if (!strcmp(name, "--symbols"))
+        options.symbols = number(value, 100000);
+    else if (!strcmp(name, "--thin"))
+        options.thin = number(value, options.connections);
     else if (!strcmp(name, "--send") && options.send_count < MAX_SENDS)
         options.sends[options.send_count++] = value;
     else
@@ -165,6 +187,7 @@ int main(int count, char **words)
     setvbuf(stdin, NULL, _IONBF, 0);
     read_lines();
     prepare_clients();
+    prepare_ticks();
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     reset();
     if (options.publish)
@@ -181,6 +204,10 @@ int main(int count, char **words)
                 drain_publisher();
             else if (who == WATCH_CLOCK)
                 on_clock();
+            else if (who == WATCH_CHANGES)
+                on_changes_due();
+            else if (who == WATCH_THIN)
+                on_thin_due();
             else
                 on_client(&clients[who]);
         }

@@ -95,7 +95,15 @@ static void on_message(struct client *client, const char *payload, size_t length
         const char *answer = answer_to((uint32_t)(client - clients));
         if (answer && !memmem(payload, length, answer, strlen(answer)))
             die("connection %td: another answer than its own", client - clients);
+        if (options.symbols)
+            take_ticks(client, payload, length, 0);
         become_ready(client);
+        return;
+    }
+    if (options.symbols) {
+        counts.messages++;
+        counts.payload_bytes += length;
+        take_lines(client, payload, length, now_ns);
         return;
     }
     uint32_t found = messages_in(payload, length);
@@ -178,11 +186,12 @@ static void keep_rest(struct client *client, const char *bytes, size_t length)
     client->rest_bytes = (uint32_t)length;
 }
 
-static void on_readable(struct client *client)
+void read_some(struct client *client, size_t most)
 {
     size_t have = client->rest_bytes, taken = 0;
     memcpy(buffer, client->rest ? client->rest : "", have);
-    ssize_t got = recv(client->fd, buffer + have, sizeof buffer - have, 0);
+    size_t room = sizeof buffer - have;
+    ssize_t got = recv(client->fd, buffer + have, most < room ? most : room, 0);
     if (got < 0 && errno == EAGAIN)
         return;
     if (got <= 0)
@@ -222,6 +231,8 @@ static void start_client(uint32_t index)
     setsockopt(client->fd, SOL_SOCKET, SO_LINGER, &reset_at_end, sizeof reset_at_end);
     setsockopt(client->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     bind_source(client->fd, index);
+    if (is_thin(index))
+        make_thin(client->fd);
     if (connect(client->fd, (struct sockaddr *)&server, sizeof server) && errno != EINPROGRESS)
         die("connect: %s", strerror(errno));
     client->state = CONNECTING;
@@ -251,7 +262,7 @@ void on_client(struct client *client)
     if (client->state == CONNECTING)
         on_connected(client);
     else
-        on_readable(client);
+        read_some(client, READ_BYTES);
 }
 
 void prepare_clients(void)

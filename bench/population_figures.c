@@ -3,11 +3,9 @@
 
 #include <inttypes.h>
 
-enum { SUB_BUCKETS = 32 }; /* of the histogram, for each power of two: 3 % resolution */
-
 struct counts counts;
 bool stamped;
-static uint64_t histogram[64 * SUB_BUCKETS], latencies, worst_ns;
+static struct histogram latencies;
 static uint64_t began_ns, began_cpu_ns;
 
 uint64_t clock_ns(clockid_t clock)
@@ -32,24 +30,41 @@ static uint64_t bucket_floor_ns(unsigned bucket)
     return (uint64_t)(bucket % SUB_BUCKETS + SUB_BUCKETS) << shift;
 }
 
-static double percentile_us(double share)
+void note(struct histogram *histogram, uint64_t ns)
 {
-    uint64_t below = 0, wanted = (uint64_t)(share * (double)latencies);
-    for (unsigned i = 0; i < sizeof histogram / sizeof *histogram; i++) {
-        below += histogram[i];
+    histogram->buckets[bucket_of(ns)]++;
+    histogram->count++;
+    histogram->total_ns += ns;
+    if (ns > histogram->worst_ns)
+        histogram->worst_ns = ns;
+}
+
+static double percentile_us(const struct histogram *histogram, double share)
+{
+    uint64_t below = 0, wanted = (uint64_t)(share * (double)histogram->count);
+    for (unsigned i = 0; i < BUCKETS; i++) {
+        below += histogram->buckets[i];
         if (below > wanted)
             return (double)bucket_floor_ns(i) / 1000;
     }
-    return (double)worst_ns / 1000;
+    return (double)histogram->worst_ns / 1000;
+}
+
+void print_times(const char *name, const struct histogram *times)
+{
+    double mean_us = times->count ? (double)times->total_ns / (double)times->count / 1000 : 0;
+    printf("\"%s\":%" PRIu64 ",\"mean_us\":%.1f,\"p50_us\":%.1f,\"p99_us\":%.1f,\"p999_us\":%.1f,\"max_us\":%.1f",
+           name, times->count, mean_us, percentile_us(times, 0.5), percentile_us(times, 0.99),
+           percentile_us(times, 0.999), (double)times->worst_ns / 1000);
 }
 
 void reset(void)
 {
     memset(&counts, 0, sizeof counts);
-    memset(histogram, 0, sizeof histogram);
-    latencies = worst_ns = 0;
+    memset(&latencies, 0, sizeof latencies);
     for (uint32_t i = 0; i < options.connections; i++)
         clients[i].received = 0;
+    reset_ticks();
     began_ns = clock_ns(CLOCK_MONOTONIC);
     began_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
 }
@@ -65,12 +80,11 @@ void report(const char *event)
     }
     printf("{\"event\":\"%s\",\"connections\":%u,\"ready\":%u,\"seconds\":%.6f,\"cpu_seconds\":%.6f,"
            "\"messages\":%" PRIu64 ",\"least\":%u,\"most\":%u,\"excess\":%" PRIu64 ",\"payload_bytes\":%" PRIu64
-           ",\"wire_bytes\":%" PRIu64 ",\"reads\":%" PRIu64 ",\"pings\":%" PRIu64,
+           ",\"wire_bytes\":%" PRIu64 ",\"reads\":%" PRIu64 ",\"pings\":%" PRIu64 ",",
            event, options.connections, ready_now, seconds, cpu_seconds, counts.messages, least, most, counts.excess,
            counts.payload_bytes, counts.wire_bytes, counts.reads, counts.pings);
-    printf(",\"latencies\":%" PRIu64 ",\"p50_us\":%.1f,\"p99_us\":%.1f,\"p999_us\":%.1f,\"max_us\":%.1f}\n",
-           latencies, percentile_us(0.5), percentile_us(0.99), percentile_us(0.999),
-           (double)worst_ns / 1000);
+    print_times("latencies", &latencies);
+    puts("}");
     fflush(stdout);
 }
 
@@ -98,9 +112,5 @@ void measure_latency(const char *payload, size_t length, uint64_t now_ns)
     uint64_t sent_ns = 0;
     for (const char *digit = found + marker; digit < found + marker + STAMP_DIGITS; digit++)
         sent_ns = sent_ns * 10 + (uint64_t)(*digit - '0');
-    uint64_t took_ns = now_ns > sent_ns ? now_ns - sent_ns : 0;
-    histogram[bucket_of(took_ns)]++;
-    latencies++;
-    if (took_ns > worst_ns)
-        worst_ns = took_ns;
+    note(&latencies, now_ns > sent_ns ? now_ns - sent_ns : 0);
 }

@@ -3,7 +3,7 @@
 
 #define PLACE "%LINE%"
 
-static const char **lines, **answers;
+static const char **lines, **answers, **watches;
 
 static char *read_whole(const char *path, size_t *length)
 {
@@ -42,11 +42,18 @@ void read_lines(void)
         lines = lines_of(options.lines);
     if (options.answers)
         answers = lines_of(options.answers);
+    if (options.watches)
+        watches = lines_of(options.watches);
 }
 
 const char *answer_to(uint32_t index)
 {
     return answers ? answers[index] : NULL;
+}
+
+const char *watches_of(uint32_t index)
+{
+    return watches[index];
 }
 
 static size_t put(char *to, size_t room, const char *text, size_t length)

@@ -184,6 +184,77 @@ def _ticker_goals() -> list[Goal]:
     return goals
 
 
+def _market_goals() -> list[Goal]:
+    """Of market.py; a work that could not be loaded as asked reaches nothing."""
+    return [*_watch_goals(), *_changes_goals(), *_kilobytes_goals()]
+
+
+def _watch_goals() -> list[Goal]:
+    """Behind thin links the oldest value decides."""
+    name = "market-watch"
+    record = newest(name)
+    if record is None:
+        return []
+    asked, fast, thin = record["arguments"], *record["works"].values()
+    work = f"{asked['ticks']:,} ticks/s, {asked['clients']:,} clients × {asked['watched']} of {asked['symbols']:,}"
+    p99s = [[slot["fast"]["late"]["p99_us"] / 1000 for slot in turns] for turns in (fast, thin)]
+    links = f"{work}, {asked['thin_share']:.0%} with {asked['thin_rate']:.0%} of the bandwidth"
+    goals = [
+        _most(f"{work}, p99", 50, "ms source → socket", spread(p99s[0]), name),
+        _most(f"{links}: others' p99", 1.5, "× all fast", paired(p99s[1], p99s[0]), name),
+    ]
+    for age, words in (("newest", "newest value held"), ("late", "any value that arrives")):
+        found = spread([slot["thin"][age]["max_us"] / 1000 for slot in thin])
+        goals.append(Goal(f"{links}: {words}", "≤ 1000 ms old, always", found, found.high <= 1000, name, 0))
+    goals.append(_no_faults(work, [*fast, *thin], name))
+    return [_loaded(goal, [*fast, *thin]) for goal in goals]
+
+
+def _changes_goals() -> list[Goal]:
+    name = "market-changes"
+    record = newest(name)
+    if record is None:
+        return []
+    asked, works = record["arguments"], record["works"]
+    base, goals = works["no changes"], []
+    for kind in ("rates", "lists"):
+        extra = [slot["worker_share"] - other["worker_share"] for slot, other in zip(works[kind], base, strict=True)]
+        found = spread([100 * share for share in extra])
+        work = f"{asked['clients']:,} clients change {kind} once a second"
+        of_kind = [_most(work, 30, "% of a core", found, name), _no_faults(work, works[kind], name)]
+        goals += [_loaded(goal, works[kind]) for goal in of_kind]
+    return goals
+
+
+def _kilobytes_goals() -> list[Goal]:
+    name = "market-kilobytes"
+    record = newest(name)
+    if record is None:
+        return []
+    asked, (turns,) = record["arguments"], record["works"].values()
+    work = f"{asked['rate']:,} × {asked['bytes']:,} bytes/s to {asked['clients']:,} clients, all on the same CPUs"
+    mean = spread([slot["mean_us"] / 1000 for slot in turns])
+    per_s = spread([slot["deliveries_per_s"] for slot in turns])
+    return [
+        _most(f"{work}, mean", 67, "ms publisher → socket", mean, name),
+        _least(f"{work}, delivered", 0.95 * asked["rate"], "per second", per_s, name),
+    ]
+
+
+def _no_faults(work: str, turns: Sequence[Record], name: str) -> Goal:
+    """Stored by a work that ends without figures when it finds one."""
+    found = float(sum(slot["faults"] for slot in turns))
+    unit = "values older than the one before, doubled or not asked for; every last value there"
+    return Goal(work, f"0 {unit}", Spread(found, found, found), not found, name, 0)
+
+
+def _loaded(goal: Goal, turns: Sequence[Record]) -> Goal:
+    """Not reached by a load that was smaller than asked for."""
+    if not any(slot["unmet"] for slot in turns):
+        return goal
+    return goal._replace(limit=f"{goal.limit} (not loaded as asked)", reached=False)
+
+
 def _connection_goals() -> list[Goal]:
     goals = []
     if record := newest("idle-heartbeats"):
@@ -271,7 +342,14 @@ def _slow_goals(record: Record) -> list[Goal]:
 
 def must_reach() -> str:
     """Every line of the goals with its figure."""
-    goals = [*_broadcast_goals(), *_ticker_goals(), *_connection_goals(), *_recovery_goals(), *_other_goals()]
+    goals = [
+        *_broadcast_goals(),
+        *_ticker_goals(),
+        *_market_goals(),
+        *_connection_goals(),
+        *_recovery_goals(),
+        *_other_goals(),
+    ]
     goals += _session_goals()
     rows = [
         [

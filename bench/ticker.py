@@ -35,16 +35,16 @@ COMPARED = ("c-topics", "bun")
 WORKS = ("all", "some", "zipf")
 
 
-def watch_lists(work: str, symbols: int, subscribers: int) -> list[list[str]]:
-    """What each subscriber wants, as topics."""
+def watch_lists(work: str, symbols: int, subscribers: int, wanted: int = WANTED) -> list[list[str]]:
+    """What each subscriber wants, as topics; `wanted` of them, but for the work `all`."""
     names = [str(i) for i in range(symbols)]
     chance = random.Random(SEED)
     if work == "all":
         return [names] * subscribers
     if work == "some":
-        return [chance.sample(names, WANTED) for _ in range(subscribers)]
+        return [chance.sample(names, wanted) for _ in range(subscribers)]
     # Efraimidis and Spirakis: the largest of u^(1/w) are a sample without replacement by weight, here 1/rank.
-    return [sorted(names, key=lambda name: -(chance.random() ** (int(name) + 1)))[:WANTED] for _ in range(subscribers)]
+    return [sorted(names, key=lambda name: -(chance.random() ** (int(name) + 1)))[:wanted] for _ in range(subscribers)]
 
 
 def clients_of(

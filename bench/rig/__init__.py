@@ -9,6 +9,8 @@ A bench (fanout.py and its neighbours) is a work; what it has in common with the
     hub peers   start the hub, the limits and the peers
     servers     the table of them all
     report      medians, spreads, paired ratios; tables; machine and versions; results/
+    feed        the hub's own ticker, told when to tick and how fast
+    stage       a hub, its feed and clients with watch lists; one slot of them, charged and checked
     slots       one server's turn in one round, charged and set beside the others'
     picture     bars as SVG
 """

@@ -32,6 +32,8 @@ from .server import CHANNEL, READY_TIMEOUT_S, Batch, Server, Topics
 SECRET = "bench-secret-of-at-least-32-bytes-0"
 KEYS = Keys("hub")
 SOCKETIO_PATH = "/socket.io/?EIO=4&transport="
+COMPLAINTS = 3
+"""Of the hub's log, that are told with an error of the bench."""
 LAST_ID = 1000
 """Of a client's last command, whatever their number."""
 SETTINGS = f"""\
@@ -64,18 +66,26 @@ subscribe = "anyone"
 
 
 @contextlib.contextmanager
-def hub(cpu: int | None, workers: int = 1) -> Iterator[Server]:
-    """Supervisor and Valkey share the workers' CPU and are counted apart. cpu: None for all CPUs."""
+def hub(cpu: int | None, workers: int = 1, more: str = "") -> Iterator[Server]:
+    """Supervisor and Valkey share the workers' CPU and are counted apart. cpu: None for all CPUs.
+
+    more: tables that SETTINGS have not, as TOML.
+    """
     # Not under a long path: a Unix socket's has 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="hub-bench-"))
     try:
-        (directory / "hub.toml").write_text(SETTINGS % {"workers": workers, "directory": directory})
+        (directory / "hub.toml").write_text(SETTINGS % {"workers": workers, "directory": directory} + more)
         command = [sys.executable, "-m", "hub", "serve", "--config", str(directory / "hub.toml")]
         with (
             (directory / "log").open("wb") as log,
             process(command, cpu, stdout=subprocess.PIPE, stderr=log, bufsize=0) as started,
         ):
-            yield _running(started, directory)
+            server = _running(started, directory)
+            started_with = (directory / "log").stat().st_size
+            try:
+                yield server
+            except BenchError as error:
+                raise BenchError("; ".join([str(error), *complaints(directory / "log", started_with)])) from None
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -93,6 +103,15 @@ def hub_socketio(cpu: int | None) -> Iterator[Server]:
             pong="3",
         )
         yield replace(server, load=load, ticker=None, chat=None)
+
+
+def complaints(log: Path, since: int) -> list[str]:
+    """The last lines of a hub's log that are no mere information, which its clients' ends bury.
+
+    since: bytes of it that were there at its start, when a hub says what it would have otherwise.
+    """
+    lines = log.read_bytes()[since:].decode(errors="replace").splitlines()
+    return [line for line in lines if re.match(r"\S+ \S+ (WARNING|ERROR|CRITICAL) ", line)][-COMPLAINTS:]
 
 
 def _running(started: subprocess.Popen[bytes], directory: Path) -> Server:

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .build import program
 from .processes import BenchError, process, read_line
@@ -34,7 +34,9 @@ class Load:
     publish_hello: what is written there first. ping: a message that is answered by `pong`. each: a frame holds as many
     messages as it holds this text; '' for one. post: what `post` sends. lines: one text for each client, which stands
     for LINE in its sends and its post. answers: what the message with ready_text must contain besides, for each client
-    its own; any other answer is an error.
+    its own; any other answer is an error. watches: messages are ticks of `symbols` symbols, and these are the numbers
+    of those that each client watches, its spare behind them. thin: so many clients have slow links
+    (population_thin.c).
     """
 
     server: str
@@ -47,6 +49,9 @@ class Load:
     post: str = ""
     lines: Sequence[str] = ()
     answers: Sequence[str] = ()
+    watches: Sequence[Sequence[int]] = ()
+    symbols: int = 0
+    thin: int = 0
     ping: str = "{}"
     pong: str = "{}"
 
@@ -72,10 +77,75 @@ class Counts(NamedTuple):
     reads: int
     pings: int
     latencies: int
+    mean_us: float
     p50_us: float
     p99_us: float
     p999_us: float
     max_us: float
+
+
+class Times(NamedTuple):
+    """A histogram of the population; µs, all 0 where nothing was counted."""
+
+    count: int
+    mean_us: float
+    p50_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+
+
+class Ages(NamedTuple):
+    """How old ticks were at clients of one kind, by the time that each tick carries.
+
+    late: of each value when the client read it. held: of the one that it replaced, at that moment, so this is the
+    greatest age that a client's value of one symbol came to. newest: of the newest value of any symbol that the client
+    had until then.
+    """
+
+    late: Times
+    held: Times
+    newest: Times
+
+
+class Ticks(NamedTuple):
+    """What has reached clients since the last `reset`; fast and thin (slow links) apart.
+
+    merged: values left out for newer ones, by the jumps in `seq`. added: newest values of symbols just added to a list.
+    The next three must be 0: an older value behind a newer one, the same value twice, one of a symbol that is not
+    watched.
+    """
+
+    delivered: int
+    merged: int
+    added: int
+    older: int
+    repeated: int
+    foreign: int
+    fast: Ages
+    thin: Ages
+
+
+class Held(NamedTuple):
+    """Watched symbols of all clients, by what is held of each: the newest value, an older one, or one beyond it.
+
+    clients: those that hold an older one.
+    """
+
+    held: int
+    behind: int
+    ahead: int
+    clients: int
+
+
+class Changes(NamedTuple):
+    """asked: changes that were due; missed: those that were not sent, as the client's one before was not answered."""
+
+    asked: int
+    sent: int
+    missed: int
+    seconds: float
+    answers: Times
 
 
 class Population:
@@ -118,6 +188,35 @@ class Population:
         """The first so many read nothing from now on and are not waited for."""
         self._say(b"stall %d\n" % clients)
 
+    def thin(self, bytes_per_s: float) -> None:
+        """So fast are the links of the first `Load.thin` clients from now on."""
+        self._say(b"thin %f\n" % bytes_per_s)
+
+    def ticks(self) -> Ticks:
+        """What ticks were like since the last `reset`."""
+        self._say(b"ticks\n")
+        line = self._line("ticks", READY_TIMEOUT_S)
+        groups = {name: Ages(*(Times(**times) for times in line.pop(name).values())) for name in ("fast", "thin")}
+        return Ticks(**line, **groups)
+
+    def held(self, newest: Sequence[int]) -> Held:
+        """Compare what clients hold with the newest `seq` of each symbol."""
+        text = b" ".join(b"%d" % seq for seq in newest)
+        self._say(b"held %d\n" % len(text) + text)
+        return Held(**self._line("held", READY_TIMEOUT_S))
+
+    def change(self, texts: Sequence[str], per_s: float, seconds: float) -> None:
+        """Let every client send these in turn, by the clock; `changed` waits for the end of it."""
+        body = b"".join(text.encode() + b"\0" for text in texts)
+        self._say(b"change %f %f %d %d\n" % (per_s, seconds, len(texts), len(body)) + body)
+
+    def changed(self, timeout_s: float = RUN_TIMEOUT_S) -> Changes:
+        """Return when all changes are answered."""
+        line = self._line("changes", timeout_s)
+        names = [name for name in line if name.endswith("_us")]
+        answers = Times(line.pop("answers"), *(line.pop(name) for name in names))
+        return Changes(**line, answers=answers)
+
     def _everything(self, messages: int, timeout_s: float) -> Counts:
         counts = self._answer("run", timeout_s)
         if not (counts.least == counts.most == messages) or counts.excess:
@@ -134,13 +233,18 @@ class Population:
 
     def _say(self, command: bytes) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(command)
+        # One that has died says why in the line that is read next.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(command)
 
     def _answer(self, event: str, timeout_s: float) -> Counts:
-        line = json.loads(read_line(self._process.stdout, timeout_s, "the population"))
-        if line["event"] != event:
+        return Counts(event, **self._line(event, timeout_s))
+
+    def _line(self, event: str, timeout_s: float) -> dict[str, Any]:
+        line: dict[str, Any] = json.loads(read_line(self._process.stdout, timeout_s, "the population"))
+        if line.pop("event") != event:
             raise BenchError(f"the population: {line.get('reason', line)}")
-        return Counts(**line)
+        return line
 
 
 @contextlib.contextmanager
@@ -153,8 +257,12 @@ def population(load: Load, connections: int, cpu: int | None = None, opening: in
     for name in ("ready_text", "publish", "publish_hello", "each", "post"):
         if value := getattr(load, name):
             command += ["--" + name.replace("_", "-"), value]
+    for name, number in (("--symbols", load.symbols), ("--thin", load.thin)):
+        if number:
+            command += [name, str(number)]
+    watches = [" ".join(map(str, numbers)) for numbers in load.watches]
     with contextlib.ExitStack() as stack:
-        for name, lines in (("--lines", load.lines), ("--answers", load.answers)):
+        for name, lines in (("--lines", load.lines), ("--answers", load.answers), ("--watches", watches)):
             if lines:
                 file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="hub-bench-"))
                 file.write(b"".join(line.encode() + b"\0" for line in lines))

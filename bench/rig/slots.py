@@ -39,6 +39,7 @@ class Slot:
     p50_us: float
     p99_us: float
     p999_us: float
+    mean_us: float
 
 
 ByServer = dict[str, list[Slot]]
@@ -61,6 +62,7 @@ def charge(server: Server, work: Callable[[], Counts]) -> Slot:
         p50_us=counts.p50_us,
         p99_us=counts.p99_us,
         p999_us=counts.p999_us,
+        mean_us=counts.mean_us,
     )
 
 
