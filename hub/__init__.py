@@ -9,6 +9,7 @@ The rooms, and what each is for; the head of each says more:
     auth origin limits entrance                        gates: who is it, from which page, how often; all of them
     session membership publish asking                  one client; its channels; the one door in; questions
     subscribe wishes wants watch                       the way into a channel; what may be asked for; lists of channels
+    symbols patterns                                   which symbols there are; lists that hold all that begin so
     streams stream ring recovery catchup               nothing is lost silently: contiguity, gaps, who comes back
     snapshots pages loopback                           newest values, histories; whether what is published arrives
     presence attendance roll                           who is there: lease and sender, our own clients, all in Redis

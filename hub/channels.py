@@ -71,6 +71,10 @@ class Namespace(BaseModel):
         0.0, ge=0, le=1000, description="latest: values of one channel that a client gets per second at most, 0: all"
     )
     watch: Whole = Field(0, ge=0, le=10_000, description="latest: channels in one watch list, 0: there are none")
+    watch_prefixes: bool = Field(False, description="latest: a watch list may hold patterns: AC* is all that begin so")
+    watch_prefix_length: Whole = Field(
+        1, ge=0, le=64, description="latest: characters of a pattern before its * at least, 0: * alone is every symbol"
+    )
     stale_ms: Number = Field(
         0.0, ge=0, le=86_400_000, description="latest: a source that is silent for so long is told as stale, 0: never"
     )
@@ -102,6 +106,8 @@ class Namespace(BaseModel):
                 raise ValueError(
                     f'{name}: found {getattr(self, name):g} with mode = "{self.mode}"; allowed: in "latest"'
                 )
+        if self.watch_prefixes and not self.watch:
+            raise ValueError("watch_prefixes: found true with watch = 0; allowed: with watch lists")
         if self.join_leave and self.presence == "off":
             raise ValueError('join_leave: found true with presence = "off"; allowed: with presence kept')
         return self

@@ -15,11 +15,12 @@ from functools import partial
 from typing import Any, Protocol
 
 from . import errors, wants, wishes
-from .audience import Terms
+from .audience import Terms, WireForm
 from .channels import Channels, Namespace, may_subscribe, may_use
 from .config import ClientSettings
 from .errors import CommandError, HubError
 from .message import ClientInfo
+from .patterns import Follower, new_list
 from .position import Position
 from .presence import Presence
 from .protocol import Command
@@ -109,6 +110,9 @@ class Member(Protocol):
     def transport(self) -> StreamSubscriber: ...
     def resolve(self, command: Command) -> tuple[str, Namespace]: ...
     def holds(self, channel: str) -> bool: ...
+    @property
+    def wire(self) -> WireForm: ...
+    def put(self, frame: bytes) -> None: ...
     def push(self, channel: str, body: bytes) -> None: ...
     def resubscribe(self, channel: str) -> None: ...
     def on_subscribed(self, command_id: int, channel: str, watch: bool, joined: Joined) -> None: ...
@@ -192,9 +196,12 @@ def _enter(
     if wants.is_watch(channel, namespace):
         terms = services.subscriptions.terms(member.transport.wire, granted, channel)
         name = channel.partition(":")[0]
-        asked.watch_list = WatchList(services.subscriptions, name, namespace, member.transport, terms)
+        follower = Follower(channel, member, partial(member.resubscribe, channel))
+        asked.watch_list = new_list(
+            services.subscriptions, name, namespace, member.transport, terms, follower, since is not None
+        )
         held = Held(namespace, granted, terms, asked.watch_list, began, asks is not began)
-        asked.watch_list.add(granted.symbols, partial(_watching, member, command_id, channel, held, asked))
+        asked.watch_list.alter(granted.symbols, (), partial(_watching, member, command_id, channel, held, asked))
         return
     terms_or_none = (
         None if granted._replace(client="") == PLAIN else services.subscriptions.terms(member.transport.wire, granted)
@@ -357,7 +364,7 @@ def list_changed(member: Member, channel: str) -> None:
     entry = member.entries.get(channel)
     if isinstance(entry, Held) and entry.watch_list is not None:
         entry.changed = True
-        entry.wants = entry.wants._replace(symbols=entry.watch_list.symbols)
+        entry.wants = entry.wants._replace(symbols=entry.watch_list.asked)
         _remember(member, channel, entry, KEPT_S)
 
 

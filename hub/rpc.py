@@ -9,7 +9,7 @@ Never break: a call that is refused has changed nothing. A new method needs a ro
     hub.ack   {"channel":"inbox:#42","ids":["1764000000000-000000"]}   -> {"acked":1}
     hub.ack   {"channel":"inbox:#42","upto":"1764000000000-000000"}    -> {"acked":3}
     hub.rate  {"channel":"ticker:$watch","hz":5}                        -> {"hz":5.0}
-    hub.watch {"channel":"ticker:$watch","add":["ACME"],"remove":[]}    -> {"symbols":3}
+    hub.watch {"channel":"ticker:$watch","add":["ACME"],"remove":[]}    -> {"symbols":3}: so many are in it now
 """
 
 from __future__ import annotations
@@ -118,16 +118,14 @@ def _watch(caller: Caller, command: Command) -> None:
     data = _object(command, "channel", "add", "remove")
     channel = str(data.get("channel"))
     watch_list = membership.watch_list_of(caller, channel)
-    most = caller.services.channels.resolve(channel).watch
-    add = wants.read_symbols("add", data.get("add", []), most)
-    remove = wants.read_symbols("remove", data.get("remove", []), most)
-    if len({*watch_list.symbols, *add} - {*remove}) > most:
-        raise CommandError(errors.LIMIT_EXCEEDED, f"a watch list has at most {most} symbols")
+    namespace = caller.services.channels.resolve(channel)
+    add = wants.read_symbols("add", data.get("add", []), namespace)
+    remove = wants.read_symbols("remove", data.get("remove", []), namespace)
+    if len({*watch_list.asked, *add} - {*remove}) > namespace.watch:
+        raise CommandError(errors.LIMIT_EXCEEDED, f"a watch list has at most {namespace.watch} symbols")
     caller.begin()
-    watch_list.remove(remove)
-    watch_list.add(
-        [symbol for symbol in add if symbol not in remove], partial(_watched, caller, command.id, channel, watch_list)
-    )
+    new = [symbol for symbol in add if symbol not in remove]
+    watch_list.alter(new, remove, partial(_watched, caller, command.id, channel, watch_list))
 
 
 def _watched(

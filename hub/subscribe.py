@@ -3,7 +3,7 @@
 Does: hold a Redis channel while it has local subscribers, let a subscriber in once it is confirmed, release it after
 the last; hand `stream` channels to streams; give who comes to a `latest` channel its newest value.
 Does not: check rules (session does), keep the audience (fanout) or read from Redis (ingest).
-Called by: session, ingest (deliver).
+Called by: session, ingest (deliver), symbols (hold, release).
 Never break: `done(Joined)` comes before the first publication that the subscriber receives, and none is missed after
 it.
 
@@ -27,6 +27,7 @@ from .snapshots import Snapshots
 from .store import Keys
 from .stream import GIVEN_UP, Done, StreamSubscriber
 from .streams import Streams
+from .symbols import Symbols
 from .views import Views
 from .wants import Wants
 
@@ -50,12 +51,16 @@ class _Topic:
 class Subscriptions:
     """The subscriptions of one worker."""
 
-    def __init__(self, fanout: Fanout, ingest: Ingest, keys: Keys, streams: Streams, snapshots: Snapshots) -> None:
+    def __init__(
+        self, fanout: Fanout, ingest: Ingest, keys: Keys, streams: Streams, snapshots: Snapshots, symbols: Symbols
+    ) -> None:
         self._fanout = fanout
         self._ingest = ingest
         self._keys = keys
         self._streams = streams
         self._snapshots = snapshots
+        self.symbols = symbols
+        symbols.feeds = self
         self._views = Views()
         self._topics: dict[str, _Topic] = {}
         self._entering: dict[tuple[str, StreamSubscriber, Terms | None], Done] = {}
@@ -78,21 +83,35 @@ class Subscriptions:
         if namespace.mode == "stream":
             self._streams.subscribe(channel, namespace, subscriber, since, done)
             return
-        enter = partial(self._enter, channel, namespace, subscriber, done, since is not None, terms)
+        self.hold(
+            channel, namespace, partial(self._enter, channel, namespace, subscriber, done, since is not None, terms)
+        )
+
+    def hold(self, channel: str, namespace: Namespace, ready: Callable[[HubError | None], None]) -> None:
+        """Have what carries a channel that is no `stream` channel, for one more; `ready` once, perhaps at once.
+
+        After `ready(None)` everything that is published there arrives here, until `release`.
+        """
         name = self._topic_name(channel, namespace)
         topic = self._topics.get(name)
         if topic is None:
             topic = self._topics[name] = _Topic()
             self._ingest.hold(name, partial(self._confirmed, name))
         elif topic.confirmed and not self._ingest.connected:
-            # It is held again after the reconnect, but until then something could be missed after `done`.
-            done(BrokerUnavailable("the subscriber connection to Redis is down"))
+            # It is held again after the reconnect, but until then something could be missed after `ready`.
+            ready(BrokerUnavailable("the subscriber connection to Redis is down"))
             return
         topic.subscribers += 1
         if topic.confirmed:
-            enter(None)
+            ready(None)
         else:
-            topic.waiting.append(enter)
+            topic.waiting.append(ready)
+
+    def join_new(self, channel: str, namespace: Namespace, subscriber: StreamSubscriber, terms: Terms) -> None:
+        """Let `subscriber` at once into a `latest` channel whose first value is about to be delivered, and no other."""
+        self._topics[self._topic_name(channel, namespace)].subscribers += 1
+        self._give_up(channel, namespace, subscriber, terms)
+        self._fanout.join(channel, namespace, subscriber, terms)
 
     def unsubscribe(
         self, channel: str, namespace: Namespace, subscriber: StreamSubscriber, terms: Terms | None = None
@@ -102,7 +121,7 @@ class Subscriptions:
             self._streams.unsubscribe(channel, subscriber)
             return
         self._fanout.leave(channel, subscriber, terms)
-        self._gone(channel, namespace)
+        self.release(channel, namespace)
 
     def terms(self, form: WireForm, wants: Wants, shown: str = "") -> Terms:
         """On what terms a subscription takes a `latest` channel. shown: the watch list that it is in."""
@@ -137,6 +156,7 @@ class Subscriptions:
         """What was published in `latest` channels may not have arrived: whoever is inside gets the newest, if so."""
         for channel in self._fanout.lines.kept():
             self._snapshots.ask(channel, partial(self._refreshed, channel))
+        self.symbols.check_all()
 
     def _refreshed(self, channel: str, value: bytes | HubError | None) -> None:
         # Redis away again: the next connection asks anew.
@@ -151,9 +171,12 @@ class Subscriptions:
         """What comes from Redis for channels without positions."""
         if self._snapshots.busy:
             self._snapshots.passed(publications)
+        if self.symbols.listening:
+            self.symbols.heard(publications)
         self._fanout.deliver(publications)
 
-    def _gone(self, channel: str, namespace: Namespace) -> None:
+    def release(self, channel: str, namespace: Namespace) -> None:
+        """The opposite of a `hold` that was granted."""
         name = self._topic_name(channel, namespace)
         topic = self._topics[name]
         topic.subscribers -= 1
@@ -187,11 +210,7 @@ class Subscriptions:
         if error is not None:
             done(error)
             return
-        given_up = self._entering.pop((channel, subscriber, terms), None)
-        if given_up is not None:
-            # Were it let in for both, being taken out for the first would take it out for good.
-            self._gone(channel, namespace)
-            given_up(GIVEN_UP)
+        self._give_up(channel, namespace, subscriber, terms)
         if namespace.mode != "latest":
             self._fanout.join(channel, namespace, subscriber)
             done(IN)
@@ -203,6 +222,14 @@ class Subscriptions:
             enter(newest)
         else:
             self._snapshots.ask(channel, enter)
+
+    def _give_up(self, channel: str, namespace: Namespace, subscriber: StreamSubscriber, terms: Terms | None) -> None:
+        """Who waits to be let in on the same terms is not: a later one takes its place."""
+        given_up = self._entering.pop((channel, subscriber, terms), None)
+        if given_up is not None:
+            # Were it let in for both, being taken out for the first would take it out for good.
+            self.release(channel, namespace)
+            given_up(GIVEN_UP)
 
     def _enter_behind(
         self,
@@ -219,7 +246,7 @@ class Subscriptions:
             return  # it has been told already
         del self._entering[channel, subscriber, terms]
         if isinstance(value, HubError):
-            self._gone(channel, namespace)
+            self.release(channel, namespace)
             done(value)
             return
         # What others inside have had since may be newer than what Redis was asked for.

@@ -10,7 +10,7 @@ Never break: what is refused has changed nothing; a name that is not known is re
     {"hz":5}                             so many values a second of each channel at most; 0: none, until that changes
     {"fields":["price","bid"]}           of each value only these
     {"marks":true}                       tags that say what a value stands for; views.py has them
-    {"symbols":["ACME","BETA"]}          of a watch list
+    {"symbols":["ACME","BETA"]}          of a watch list; "AC*" is all that begin so, where the namespace has patterns
     {"client":"5d1e…"}                   the id that it had before: what it changed then holds again; not with a token,
                                          which says it as well
 """
@@ -76,7 +76,7 @@ def read(data: object, namespace: Namespace, watch: bool) -> Wants:
     hz = read_hz(data["hz"]) if "hz" in data else EVERY
     if mode == "raw" and hz != EVERY:
         raise _bad("hz: allowed with mode merge, as raw is every value")
-    symbols = read_symbols("symbols", data.get("symbols", []), namespace.watch) if watch else ()
+    symbols = read_symbols("symbols", data.get("symbols", []), namespace) if watch else ()
     client = data.get("client", "")
     if not isinstance(client, str) or len(client) > MAX_ID_LENGTH:
         raise _bad(f"client: found {short(client)}; allowed: the id of a connection")
@@ -90,16 +90,30 @@ def read_hz(value: object) -> float:
     return float(value)
 
 
-def read_symbols(name: str, value: object, most: int) -> tuple[str, ...]:
-    """A list of symbols, each once. Raises CommandError 106, 107."""
+def read_symbols(name: str, value: object, namespace: Namespace) -> tuple[str, ...]:
+    """A list of symbols, and of patterns where the namespace has them, each once. Raises CommandError 106, 107."""
     if not isinstance(value, list):
         raise _bad(f"{name}: found {short(value)}; allowed: a list of symbols")
-    if len(value) > most:
-        raise CommandError(errors.LIMIT_EXCEEDED, f"{name}: found {len(value)}; allowed: {most}")
+    if len(value) > namespace.watch:
+        raise CommandError(errors.LIMIT_EXCEEDED, f"{name}: found {len(value)}; allowed: {namespace.watch}")
     for symbol in value:
-        if not isinstance(symbol, str) or not NAMESPACE_NAME.fullmatch(symbol):
-            raise _bad(f"{name}: found {short(symbol)}; allowed: 1 to 64 of A-Z a-z 0-9 _ . -")
+        if not isinstance(symbol, str) or not _is_entry(symbol, namespace):
+            least = namespace.watch_prefix_length
+            patterns = f", or a prefix of {least} or more of them and a *" if namespace.watch_prefixes else ""
+            raise _bad(f"{name}: found {short(symbol)}; allowed: 1 to 64 of A-Z a-z 0-9 _ . -{patterns}")
     return tuple(dict.fromkeys(value))
+
+
+def is_pattern(entry: str) -> bool:
+    """Whether an entry of a watch list stands for all symbols that begin so: 'AC*'."""
+    return entry.endswith("*")
+
+
+def _is_entry(entry: str, namespace: Namespace) -> bool:
+    if not namespace.watch_prefixes or not is_pattern(entry):
+        return NAMESPACE_NAME.fullmatch(entry) is not None
+    prefix = entry[:-1]
+    return len(prefix) >= namespace.watch_prefix_length and (not prefix or NAMESPACE_NAME.fullmatch(prefix) is not None)
 
 
 def capped(wants: Wants, namespace: Namespace, claimed_hz: float) -> Wants:

@@ -1,8 +1,9 @@
 """Watch lists: one subscription to many channels of a `latest` namespace.
 
 Does: hold the channels of one list on the same terms, add to it and take away, change the terms of all.
-Does not: read what clients ask (wants), reply (session), or know channels' audiences (subscribe, fanout).
-Called by: session, rpc through it.
+Does not: read what clients ask (wants), reply (session), know channels' audiences (subscribe, fanout), or take in all
+that begin so (patterns, whose lists stand on these).
+Called by: session, rpc through it; patterns.
 Never break: `done` is called once for each call that takes one; what was added while the list ends is left again; the
 values that `done` has are newer than whatever came of their channels before it, and older than what comes behind it.
 
@@ -48,6 +49,16 @@ class WatchList:
     def symbols(self) -> tuple[str, ...]:
         return tuple(self._symbols)
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What was asked for and holds, as it would be asked for again."""
+        return tuple(self._symbols)
+
+    def alter(self, add: Iterable[str], remove: Iterable[str], done: Done) -> None:
+        """Take away what the client names, and add. `done` as `add` has it."""
+        self.remove(remove)
+        self.add(add, done)
+
     def add(self, symbols: Iterable[str], done: Done) -> None:
         """`done`, perhaps at once, with publications: the newest values of those that are new here, or why none was
         added.
@@ -62,6 +73,11 @@ class WatchList:
             channel = self._channel(symbol)
             self._subscriptions.subscribe(channel, self._namespace, self._subscriber, joined, None, entrance)
         adding.step()
+
+    def appear(self, symbol: str) -> None:
+        """One comes in that is not in the list, and whose first value is about to be delivered."""
+        self._symbols[symbol] = None
+        self._subscriptions.join_new(self._channel(symbol), self._namespace, self._subscriber, self.terms)
 
     def remove(self, symbols: Iterable[str]) -> None:
         """Those that are not in the list are passed over."""

@@ -65,6 +65,7 @@ from .snapshots import Snapshots
 from .store import Store
 from .streams import TICK_S, Streams
 from .subscribe import Subscriptions
+from .symbols import Symbols
 from .ticker import Ticker
 from .transports import engineio, longpoll
 from .tunnel import Tunnels
@@ -246,7 +247,10 @@ class Worker:
             linger_s=settings.linger_s,
             displaced_per_s=settings.resubscribes_per_s,
         )
-        self._subscriptions = Subscriptions(self._fanout, self._ingest, keys, self._streams, self._snapshots)
+        self._symbols = Symbols(self._broker, keys, loop.call_later)
+        self._subscriptions = Subscriptions(
+            self._fanout, self._ingest, keys, self._streams, self._snapshots, self._symbols
+        )
         self._redelivery = Redelivery(
             self._mailboxes, self._channels, self._subscriptions.deliver, self._fanout.lines.audience_size
         )
@@ -422,6 +426,7 @@ class Worker:
         await self._catchup.close()
         await self._askings.close()
         self._snapshots.close()
+        self._symbols.close()
         await self._history.close()
         self._reactor.stop()
 

@@ -49,6 +49,7 @@ from hub.snapshots import Snapshots
 from hub.store import Store
 from hub.streams import TICK_S, Streams
 from hub.subscribe import Subscriptions
+from hub.symbols import Symbols
 from hub.transports import (
     emulation,
     engineio,
@@ -78,6 +79,8 @@ NAMESPACES = {
     "quiet": Namespace(subscribe="anyone", presence="subscriber"),
     "inbox": Namespace(mailbox=True, subscribe="user", publish="user", ack_timeout_s=0.5),
     "ticker": Namespace(mode="latest", subscribe="anyone", publish="anyone", watch=100),
+    "fx": Namespace(mode="latest", subscribe="anyone", watch=5, watch_prefixes=True),
+    "wide": Namespace(mode="latest", subscribe="anyone", watch=1000, watch_prefixes=True),
     "slow": Namespace(mode="latest", subscribe="anyone", publish="anyone", watch=3, max_hz=2),
     "silent": Namespace(mode="latest", subscribe="anyone", watch=3, stale_ms=200),
 }
@@ -189,7 +192,8 @@ async def plane(
     publisher = Publisher(broker, settings.json_depth, mailboxes)
     loop = asyncio.get_running_loop()
     streams = Streams(fanout, ingest, catchup, store.keys, reactor.clock, loop.call_soon, **(stream_options or {}))
-    subscriptions = Subscriptions(fanout, ingest, store.keys, streams, snapshots)
+    symbols = Symbols(broker, store.keys, loop.call_later)
+    subscriptions = Subscriptions(fanout, ingest, store.keys, streams, snapshots, symbols)
     presence = Presence(store, fanout, channels, grace_s, settings.presence_clients)
     redelivery = Redelivery(mailboxes, channels, subscriptions.deliver, fanout.lines.audience_size)
     fanout.on_full = on_full
@@ -302,6 +306,7 @@ async def plane(
         await ingest.close()
         await catchup.close()
         snapshots.close()
+        symbols.close()
         await history.close()
         await broker.close()
 

@@ -146,6 +146,13 @@ def test_a_mailbox_keeps_its_messages_itself(mode: str) -> None:
         Namespace(mailbox=True, mode=mode)
 
 
+def test_patterns_need_watch_lists() -> None:
+    """A setting that does nothing is a mistake."""
+    with pytest.raises(ValidationError, match="watch_prefixes: found true with watch = 0"):
+        Namespace(mode="latest", watch_prefixes=True)
+    assert Namespace(mode="latest", watch=1, watch_prefixes=True).watch_prefix_length == 1
+
+
 def _verdict(ask) -> Reply | None:
     try:
         ask()

@@ -68,6 +68,7 @@ LADDER = (
         "seat",
         "snapshots",
         "sources",
+        "symbols",
     ),
     ("barfeed", "emission", "mailbox", "notice"),
     (
@@ -88,6 +89,7 @@ LADDER = (
     ("errands",),
     ("api_mailbox", "app_gate", "app_testing", "presence", "subscribe"),
     ("asking", "watch"),
+    ("patterns",),
     ("membership",),
     ("app_session", "rpc"),
     ("api", "app_guest", "session", "supervisor", "ticker"),

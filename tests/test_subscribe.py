@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from hub.audience import Terms
 from hub.channels import Namespace
 from hub.errors import BrokerUnavailable
 from hub.fanout import Fanout
@@ -13,6 +14,8 @@ from hub.recovery import Joined
 from hub.store import Keys
 from hub.stream import GIVEN_UP
 from hub.subscribe import CACHED, IN, Subscriptions
+from hub.symbols import Symbols
+from hub.views import View
 from tests.support import FakeClock
 
 NONE, LATEST, STREAM = Namespace(), Namespace(mode="latest"), Namespace(mode="stream")
@@ -83,7 +86,10 @@ class Rig:
     def __init__(self) -> None:
         self.ingest, self.fanout, self.form = Ingest(), Fanout({}, lambda: None, FakeClock(), None), Form()
         self.snapshots, self.streams = Snapshots(), Streams()
-        self.subscriptions = Subscriptions(self.fanout, self.ingest, Keys("hub"), self.streams, self.snapshots)
+        self.symbols = Symbols(None, Keys("hub"), None)
+        self.subscriptions = Subscriptions(
+            self.fanout, self.ingest, Keys("hub"), self.streams, self.snapshots, self.symbols
+        )
         self.told: list = []
 
     def subscribe(self, channel: str, namespace: Namespace = NONE) -> One:
@@ -271,3 +277,58 @@ def test_snapshots_see_what_passes_only_while_somebody_waits():
     rig.snapshots.busy = True
     rig.subscriptions.deliver([Publication("t:A", b"2")])
     assert rig.snapshots.seen == [Publication("t:A", b"2")]
+
+
+class Heard:
+    """Instead of symbols: notes what passes, and how much of it had been delivered by then."""
+
+    def __init__(self, fanout: Fanout) -> None:
+        self.listening, self.seen, self.checks, self._fanout = False, [], 0, fanout
+
+    def heard(self, publications: list) -> None:
+        self.seen.append((*publications, self._fanout.deliveries))
+
+    def check_all(self) -> None:
+        self.checks += 1
+
+
+def test_symbols_see_what_passes_before_it_is_delivered_and_only_where_there_are_patterns():
+    """And hear that something may have been missed."""
+    rig = Rig()
+    rig.subscribe("t:A", LATEST)
+    rig.ingest.ready["hub:feed:{t}"](None)
+    rig.snapshots.asked.pop()[1](None)
+    heard = rig.subscriptions.symbols = Heard(rig.fanout)
+    rig.subscriptions.deliver([Publication("t:A", b"1")])
+    heard.listening = True
+    rig.subscriptions.deliver([Publication("t:A", b"2")])
+    assert heard.seen == [(Publication("t:A", b"2"), 1)] and rig.fanout.deliveries == 2
+    rig.subscriptions.check_all()
+    assert heard.checks == 1
+
+
+def test_a_feed_is_held_for_whoever_wants_to_hear_it_without_being_in_a_channel():
+    """As if it were one more subscriber."""
+    rig, ready = Rig(), []
+    rig.subscriptions.hold("t:", LATEST, ready.append)
+    assert rig.ingest.held == ["hub:feed:{t}"] and ready == []
+    rig.ingest.ready["hub:feed:{t}"](None)
+    rig.subscriptions.hold("t:", LATEST, ready.append)
+    assert ready == [None, None] and len(rig.ingest.held) == 1
+    rig.subscriptions.release("t:", LATEST)
+    assert rig.ingest.released == []
+    rig.subscriptions.release("t:", LATEST)
+    assert rig.ingest.released == ["hub:feed:{t}"]
+
+
+def test_who_joins_a_new_channel_is_in_at_once_and_once():
+    """Also one that waits there on the same terms for a value, which it gives up."""
+    rig, one, terms = Rig(), One(Form()), Terms(View(Form()))
+    rig.subscriptions.subscribe("t:A", LATEST, one, rig.told.append, None, terms)
+    rig.ingest.ready["hub:feed:{t}"](None)
+    rig.subscriptions.join_new("t:A", LATEST, one, terms)
+    rig.subscriptions.deliver([Publication("t:A", b'{"data":1}')])
+    rig.snapshots.asked[0][1](b'{"data":1}')
+    assert rig.told == [GIVEN_UP] and rig.fanout.lines.counts() == {"t:A": 1} and rig.fanout.deliveries == 1
+    rig.subscriptions.unsubscribe("t:A", LATEST, one, terms)
+    assert rig.ingest.released == ["hub:feed:{t}"] and rig.fanout.lines.counts() == {}

@@ -7,9 +7,10 @@ import pytest
 from hub import errors
 from hub.channels import Namespace
 from hub.errors import CommandError
-from hub.wants import EVERY, PLAIN, Wants, capped, describe, digest, is_watch, pack, read, unpack
+from hub.wants import EVERY, PLAIN, Wants, capped, describe, digest, is_pattern, is_watch, pack, read, unpack
 
 RULES = Namespace(mode="latest", watch=3)
+PATTERNS = Namespace(mode="latest", watch=3, watch_prefixes=True, watch_prefix_length=2)
 
 
 def test_nothing_asked_is_every_value_merged_where_the_client_is_slow():
@@ -69,6 +70,30 @@ def test_more_symbols_than_a_list_holds_are_refused():
     with pytest.raises(CommandError) as caught:
         read({"symbols": ["A", "B", "C", "D"]}, RULES, watch=True)
     assert caught.value.reply is errors.LIMIT_EXCEEDED
+
+
+@pytest.mark.parametrize("entry", ["A*", "*A*", "A*B", "AB**", "*", "A:B*", "x" * 65 + "*", "A B*"])
+def test_what_is_no_pattern_is_refused(entry):
+    """With what is allowed; a namespace without patterns does not speak of them."""
+    with pytest.raises(CommandError) as caught:
+        read({"symbols": [entry]}, PATTERNS, watch=True)
+    assert caught.value.reply is errors.BAD_REQUEST
+    allowed = "allowed: 1 to 64 of A-Z a-z 0-9 _ . -"
+    assert str(caught.value).endswith(f"{allowed}, or a prefix of 2 or more of them and a *")
+    with pytest.raises(CommandError) as caught:
+        read({"symbols": [entry]}, RULES, watch=True)
+    assert str(caught.value).endswith(allowed)
+
+
+def test_patterns_are_entries_where_the_namespace_has_them():
+    """And are kept like names; a bare star where a prefix may be empty."""
+    asked = ("AB*", "A", "x" * 64 + "*")
+    wants = read({"symbols": list(asked)}, PATTERNS, watch=True)
+    assert wants.symbols == asked and unpack(pack(wants), PATTERNS, True, PLAIN) == wants
+    assert read({"symbols": ["*"]}, PATTERNS.model_copy(update={"watch_prefix_length": 0}), watch=True).symbols == (
+        "*",
+    )
+    assert [is_pattern(entry) for entry in ("AB*", "AB", "*")] == [True, False, True]
 
 
 def test_a_rate_is_capped_by_the_namespace_and_by_the_token():

@@ -41,6 +41,10 @@ class Subscriptions:
     def unsubscribe(self, channel, namespace, subscriber, terms) -> None:
         assert self.inside.pop(channel) == terms
 
+    def join_new(self, channel, namespace, subscriber, terms) -> None:
+        assert channel not in self.inside
+        self.inside[channel] = terms
+
     def change(self, channel, namespace, subscriber, old, new, told=False) -> None:
         assert self.inside[channel] == old
         self.inside[channel] = new
@@ -119,6 +123,25 @@ def test_what_is_removed_and_added_again_while_it_is_asked_is_in_once():
     assert rig.told == [GIVEN_UP]
     rig.answer("A")
     assert rig.told[1] == [b"value of t:A"] and rig.subscriptions.inside == {"t:A": rig.terms}
+
+
+def test_one_appears_by_itself_on_the_terms_of_the_list():
+    """Without a question, and it goes like all others."""
+    rig = Rig()
+    rig.list.appear("A")
+    assert rig.subscriptions.inside == {"t:A": rig.terms} and rig.list.symbols == ("A",) and rig.told == []
+    rig.list.remove(["A"])
+    assert rig.subscriptions.inside == {}
+
+
+def test_a_change_takes_away_and_adds():
+    """What is named in it holds from then on."""
+    rig = Rig()
+    rig.subscriptions.at_once = True
+    rig.add("A", "B")
+    rig.list.alter(["C"], ["A", "none"], rig.told.append)
+    assert rig.told[1] == [b"value of t:C"] and rig.list.asked == ("B", "C")
+    assert set(rig.subscriptions.inside) == {"t:B", "t:C"}
 
 
 def test_terms_change_for_all_also_for_those_on_their_way():

@@ -48,7 +48,7 @@ def test_sdk_renews_a_token_that_has_ended(hub: HubProcess) -> None:
 
 def test_sdk_watches_a_list_at_its_own_rate() -> None:
     """Symbols and rate change live, marks account for each tick, and kill -9 of all workers changes none of it."""
-    namespaces = {"ticker": {"mode": "latest", "subscribe": "anyone", "watch": 10}}
+    namespaces = {"ticker": {"mode": "latest", "subscribe": "anyone", "watch": 10, "watch_prefixes": True}}
     with HubProcess({"ticker": TICKER, "namespaces": namespaces}) as hub:
         workers = ",".join(map(str, hub.worker_pids()))
         nodejs.run("centrifuge_js.mjs", "watches", hub.ws_url, hub.token("ann"), workers)
