@@ -151,6 +151,10 @@ class PatternList(WatchList):
         return tuple(self._entries)
 
     @property
+    def left_out(self) -> int:
+        return self._left_out
+
+    @property
     def raw(self) -> bool:
         return self.terms.raw
 

@@ -26,7 +26,7 @@ from weakref import WeakValueDictionary
 
 import orjson
 
-from .audience import Mergeable, Numbering, Stand, Update, WireForm
+from .audience import Group, Mergeable, Numbering, Stand, Update, WireForm
 
 REPEAT = -1
 
@@ -72,6 +72,9 @@ class View:
         self._shown = shown
         self._fields = fields
         self.marks = marks
+        stamp = getattr(form, "stamp", None)
+        if stamp is not None:
+            self.stamp: Callable[[Group], bytes] = stamp  # a group asks any of its audiences for it
         self._now_ns = now_ns
 
     def encode_publication(self, channel: str, body: bytes) -> bytes:

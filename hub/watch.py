@@ -54,6 +54,11 @@ class WatchList:
         """What was asked for and holds, as it would be asked for again."""
         return tuple(self._symbols)
 
+    @property
+    def left_out(self) -> int:
+        """So many symbols that belong in do not fit in; only with patterns."""
+        return 0
+
     def alter(self, add: Iterable[str], remove: Iterable[str], done: Done) -> None:
         """Take away what the client names, and add. `done` as `add` has it."""
         self.remove(remove)

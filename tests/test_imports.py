@@ -94,6 +94,7 @@ LADDER = (
     ("app_session", "rpc"),
     ("api", "app_guest", "session", "supervisor", "ticker"),
     ("serve", "transports.emulation", "transports.websocket", "transports"),
+    ("transports.market",),
     ("transports.plain",),
     (
         "acceptor",

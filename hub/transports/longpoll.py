@@ -9,6 +9,7 @@ its subscriptions end with it.
 
     200 {"messages":[{"channel":"chat:a","pub":{"offset":17,"data":…}}],"cursor":"1~…"}       also as Hub-Cursor
         with "lost":["chat:a"] where something is missing that can't be had: reload; the cursor goes on behind it
+        with "left_out":{"ticker:$watch":3} where so many symbols of a watch list do not fit
     204 nothing within `wait` seconds; Hub-Cursor is the one to come back with
     400, 401, 403, 404, 503 as plain has them
 
@@ -31,13 +32,18 @@ import orjson
 
 from .. import cursor, errors
 from ..audience import ELSEWHERE, Audience, Group, new_number
+from ..auth import Claims
 from ..channels import Namespace
+from ..cursor import NOWHERE
 from ..errors import BrokerUnavailable, CommandError, HubError
 from ..history import Asked, Page
 from ..position import Position, survives
 from ..recovery import Joined
 from ..session import Services
-from .plain import BUSY, CURSOR_HEADER, PlainHandler, Wish
+from ..wants import EVERY
+from ..wants import PLAIN as WANTS_NOTHING
+from .market import Holdings, slowest_s
+from .plain import BUSY, CURSOR_HEADER, ChannelError, PlainHandler, Wish
 from .websocket import Door
 
 PATH = "/poll"
@@ -80,6 +86,8 @@ class Poll:
         "_channels",
         "_finished",
         "_full",
+        "_holdings",
+        "_latest",
         "_max_bytes",
         "_pending",
         "_services",
@@ -91,6 +99,9 @@ class Poll:
         "lost",
         "marks",
         "messages",
+        "omitted",
+        "over",
+        "pause_s",
         "place",
         "positions",
         "ready",
@@ -111,6 +122,11 @@ class Poll:
         self._channels: dict[str, Namespace] = {}
         """Those that it is in."""
         self._pending = len(wish.channels)
+        wanted = {channel: one._replace(hz=EVERY) for channel, one in wish.wants.items()}
+        wanted = {channel: one for channel, one in wanted.items() if one != WANTS_NOTHING}
+        self._holdings = Holdings(services, self, wanted, most_symbols(wish)) if wanted else None
+        self._latest: dict[str, int] = {}
+        """Where in `messages` the newest value of a `latest` channel is."""
         self._full: set[str] = set()
         """Channels of which nothing more is taken: the next poll goes on there."""
         self._finished = False
@@ -118,28 +134,49 @@ class Poll:
         """All channels have let it in, or one can't."""
         self.ready = asyncio.Event()
         """There is something to answer."""
+        self.over = asyncio.Event()
+        """Nothing more will come."""
+        self.omitted: dict[str, int] = {}
+        """At its end: symbols that did not fit into its watch list."""
         self.error: HubError | None = None
         self.messages: list[bytes] = []
         self.lost: list[str] = []
         known = ((name, wish.since.position(name)) for name in wish.channels)
         self.positions: dict[str, Position] = {name: position for name, position in known if position is not None}
-        self.marks: dict[str, str] = {name: mark for name in wish.channels if (mark := wish.since.mark(name))}
+        self.marks: dict[str, str] = {}
+        """By channel; those of a watch list's symbols by the symbols' own."""
+        for name in wish.channels:
+            self._recall(name)
+        self.pause_s = slowest_s(wish.wants) if wish.since is not NOWHERE else 0.0
+        """What it is answered with is held back for so long since it was asked for."""
 
     def begin(self) -> None:
         """Ask for all channels."""
         for channel, namespace in self._wish.channels.items():
             since = FROM_THE_START if namespace.mode == "latest" else self._wish.since.position(channel)
             done = partial(self._joined, channel, namespace, since)
-            self._services.subscriptions.subscribe(channel, namespace, self, done, since)
+            if self._holdings is not None and channel in self._holdings:
+                self._holdings.subscribe(channel, namespace, lambda: self, done)
+            else:
+                self._services.subscriptions.subscribe(channel, namespace, self, done, since)
 
     def end(self) -> None:
         """Leave all channels; once or more often. Whoever waits is woken."""
         self._finished = True
+        if self._holdings is not None and self._channels:
+            self.omitted = self._holdings.left_out
         channels, self._channels = self._channels, {}
         for channel, namespace in channels.items():
-            self._services.subscriptions.unsubscribe(channel, namespace, self)
+            self._leave(channel, namespace)
         self.settled.set()
         self.ready.set()
+        self.over.set()
+
+    def _leave(self, channel: str, namespace: Namespace) -> None:
+        if self._holdings is not None and channel in self._holdings:
+            self._holdings.unsubscribe(channel, namespace)
+        else:
+            self._services.subscriptions.unsubscribe(channel, namespace, self)
 
     @property
     def cursor(self) -> str:
@@ -151,7 +188,7 @@ class Poll:
             self.error = self.error or outcome
             self._settle()
         elif self._finished:
-            self._services.subscriptions.unsubscribe(channel, namespace, self)
+            self._leave(channel, namespace)
         else:
             self._channels[channel] = namespace
             self._caught_up(channel, namespace, since, outcome)
@@ -171,7 +208,7 @@ class Poll:
         if namespace.mode == "stream":
             self.positions[channel] = Position(now.epoch, now.offset if since is None else since.offset)
         for body in joined.publications:
-            if namespace.mode != "latest" or cursor.mark_of(body) != self.marks.get(channel):
+            if namespace.mode != "latest" or self._is_news(channel, body):
                 self._take(FORM.encode_publication(channel, body))
         self._settle()
 
@@ -205,17 +242,68 @@ class Poll:
         if self._finished or found is None:
             return
         channel = str(found[1], "ascii")
+        if self._wish.channels[channel].mode == "latest":
+            self._take_newest(channel, frame, frame[found.end() : -1])
+        elif self._take_up(channel, frame) and found[2] is not None:
+            self.positions[channel] = Position(self.positions[channel].epoch, int(found[2]))
+        self._tell()
+
+    def _take_up(self, channel: str, frame: bytes) -> bool:
         if self._size and self._size + len(frame) > self._max_bytes:
             self._full.add(channel)
         if channel in self._full:
-            return
+            return False
         self._size += len(frame)
         self.messages.append(frame)
-        if found[2] is not None:
-            self.positions[channel] = Position(self.positions[channel].epoch, int(found[2]))
-        elif self._wish.channels[channel].mode == "latest":
-            self.marks[channel] = cursor.mark_of(frame[found.end() : -1])
-        self._tell()
+        return True
+
+    # Values of `latest` channels.
+
+    def _take_newest(self, channel: str, frame: bytes, body: bytes) -> None:
+        """The newest value takes an older one's place."""
+        whose = self._whose(channel, body)
+        at = self._latest.get(whose)
+        if at is not None:
+            self._size += len(frame) - len(self.messages[at])
+            self.messages[at] = frame
+        elif self._take_up(channel, frame):
+            self._latest[whose] = len(self.messages) - 1
+        else:
+            return
+        self.marks[whose] = cursor.mark_of(body)
+
+    def _is_news(self, channel: str, body: bytes) -> bool:
+        whose = self._whose(channel, body)
+        self._recall(whose)
+        return cursor.mark_of(body) != self.marks.get(whose)
+
+    def _recall(self, channel: str) -> None:
+        """The mark that the client has brought of a channel; it goes back, whether there is news or not."""
+        if mark := self._wish.since.mark(channel):
+            self.marks.setdefault(channel, mark)
+
+    def _whose(self, channel: str, body: bytes) -> str:
+        """The channel that a value is of: in a watch list, what its tag says."""
+        listed = channel in self._wish.wants and self._wish.wants[channel].symbols
+        return str(orjson.loads(body)["tags"]["channel"]) if listed else channel
+
+    # What a watch list tells.
+
+    def told(self, bodies: list[bytes]) -> None:
+        """Values of symbols that came in later."""
+        for channel, one in self._wish.wants.items():
+            for body in bodies if one.symbols else ():
+                if self._is_news(channel, body):
+                    self._take(FORM.encode_publication(channel, body))
+
+    def left_out(self, count: int, allowed: int) -> None:
+        """The answer says it."""
+
+    def failed(self) -> None:
+        """Answer 503."""
+        self.error = self.error or BrokerUnavailable("a symbol of a watch list can't be had now")
+        self.settled.set()
+        self.ready.set()
 
     def _tell(self) -> None:
         if self.messages or self.lost:
@@ -249,6 +337,11 @@ class Poll:
         """What streams calls: answer with what there is; the next request is recovered, or told of the loss."""
         self._channels.pop(channel, None)
         self.ready.set()
+
+
+def most_symbols(wish: Wish) -> int:
+    """So many symbols of a watch list, besides the other channels, fit into one cursor."""
+    return cursor.MAX_CHANNELS - len(wish.channels) + 1
 
 
 class Polls:
@@ -285,6 +378,20 @@ class PollHandler(PlainHandler):
         self._polls = polls
         self._poll: Poll | None = None
 
+    def wish(self, caller: Claims) -> Wish:
+        """As all plain requests have it, with no longer a list than a cursor has room for. Raises HubError."""
+        wish = super().wish(caller)
+        most, lists = most_symbols(wish), 0
+        for index, channel in enumerate(wish.channels):
+            count = len(wish.wants[channel].symbols) if channel in wish.wants else 0
+            lists += count > 0
+            text = f"symbols: found {count}; allowed over polls: {most}, more over an event stream"
+            if lists > 1:
+                text = "channel: found several watch lists; allowed over polls: one"
+            if count > most or (lists > 1 and count):
+                raise ChannelError(CommandError(errors.LIMIT_EXCEEDED, text), index)
+        return wish
+
     async def get(self) -> None:
         try:
             gate, caller = self._door.services.gate, self.caller()
@@ -315,6 +422,7 @@ class PollHandler(PlainHandler):
 
     async def _wait(self, poll: Poll, wait_s: float) -> None:
         """Return when there is something to answer, or it is time. Raises BrokerUnavailable."""
+        begun_at = asyncio.get_running_loop().time()
         poll.begin()
         try:
             async with asyncio.timeout(JOIN_S):
@@ -326,8 +434,11 @@ class PollHandler(PlainHandler):
         try:
             async with asyncio.timeout(wait_s):
                 await poll.ready.wait()
+            if poll.pause_s:
+                async with asyncio.timeout_at(begun_at + poll.pause_s):
+                    await poll.over.wait()
         except TimeoutError:
-            pass  # an answer as well: nothing has come
+            pass  # an answer as well: nothing has come, or nothing more in time
 
     def _answer(self, poll: Poll) -> None:
         if poll.error is not None:
@@ -344,6 +455,8 @@ class PollHandler(PlainHandler):
         body: dict[str, Any] = {"messages": orjson.Fragment(b"[%b]" % b",".join(poll.messages)), "cursor": text}
         if poll.lost:
             body["lost"] = poll.lost
+        if poll.omitted:
+            body["left_out"] = poll.omitted
         self.answer(200, body)
 
     def _wait_s(self) -> float:

@@ -38,6 +38,8 @@ from ..channels import Namespace, may_subscribe, may_use
 from ..cursor import Cursor
 from ..entrance import NOBODY
 from ..errors import CommandError, HubError, ProtocolError, Reply, error_body
+from ..wants import Wants
+from . import market
 from .websocket import Door
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,8 @@ class Wish:
 
     caller: Claims
     channels: dict[str, Namespace]
+    wants: dict[str, Wants]
+    """Of those `latest` channels that are not taken as they come."""
     since: Cursor
     join_leave: bool
 
@@ -85,6 +89,8 @@ class PlainHandler(httpd.Handler):
     """One request of a client without a session."""
 
     METHODS = "GET"
+    STREAMED = False
+    """Publications follow each other, so that something can be said of what is between two."""
 
     def initialize(self, door: Door) -> None:
         self._door = door
@@ -139,7 +145,7 @@ class PlainHandler(httpd.Handler):
         return values[0] if values else default
 
     def wish(self, caller: Claims) -> Wish:
-        """Read and check ?channel=…&channel=…&since=…&join_leave=true. Raises HubError."""
+        """Read and check ?channel=…&channel=…&since=…&join_leave=true, and what `market` has. Raises HubError."""
         services = self._door.services
         names = dict.fromkeys(self.get_query_arguments("channel", strip=False))
         most = min(services.client.channels, cursor.MAX_CHANNELS)
@@ -156,7 +162,22 @@ class PlainHandler(httpd.Handler):
                 channels[name] = self._readable(name, caller.user, join_leave == "true")
             except CommandError as error:
                 raise ChannelError(error, index) from None
-        return Wish(caller, channels, self._since(), join_leave == "true")
+        return Wish(caller, channels, self._wanted(channels, caller), self._since(), join_leave == "true")
+
+    def _wanted(self, channels: dict[str, Namespace], caller: Claims) -> dict[str, Wants]:
+        query = {name: self.parameter(name) for name in (*market.OPTIONS, "data") if self.get_query_arguments(name)}
+        asked = market.asked(query, channels)
+        found: dict[str, Wants] = {}
+        for index, (name, namespace) in enumerate(channels.items()):
+            if namespace.mode != "latest":
+                continue
+            try:
+                wanted = market.granted(name, namespace, asked.get(name), self.STREAMED, caller.max_hz)
+            except CommandError as error:
+                raise ChannelError(error, index) from None
+            if wanted is not None:
+                found[name] = wanted
+        return found
 
     def _readable(self, channel: str, user: str, join_leave: bool) -> Namespace:
         namespace = self._door.services.channels.resolve(channel)

@@ -8,6 +8,7 @@ Never break: a cursor that is written never claims a publication which is not in
 that comes back with it, on any worker, is sent everything behind it or is told what is lost.
 
     GET /sse?channel=chat:a&channel=ticker:ACME[&since=CURSOR][&token=…][&join_leave=true]      Last-Event-ID: CURSOR
+    GET /sse?channel=ticker:$watch&symbols=ACME,BOLT[&hz=5][&fields=price,bid][&marks=true]      market has these
 
 On connect `latest` channels send their newest value, `stream` channels what was missed since the cursor or a `lost`
 event. The body ends with the connection (RFC 9112 §6.3): chunks would cost bytes, and all who read event streams take
@@ -44,10 +45,12 @@ from ..connection import OPEN, Connection
 from ..errors import Close, CommandError, HubError, Reply
 from ..eventstream import PLAIN, PlainForm, PositionedForm
 from ..message import ClientInfo
+from ..patterns import Follower
 from ..position import Position
 from ..reactor import Reactor
 from ..recovery import Joined
 from ..session import Services
+from .market import Holdings
 from .plain import BUSY, PlainHandler, Wish
 from .websocket import Door, leave_tornado
 
@@ -106,6 +109,7 @@ class EventStreamConnection(Connection):
         "_channels",
         "_expires_at",
         "_guest",
+        "_holdings",
         "_opened_at",
         "_positions",
         "_services",
@@ -131,6 +135,8 @@ class EventStreamConnection(Connection):
         self._expires_at = caller.expires_at
         self._channels: dict[str, Namespace] = {}
         """Those that it is in."""
+        self._holdings: Holdings | None = None
+        """Those of them that it does not take as they come."""
         self._positions: dict[str, Position] | None = None
         """Of its `stream` channels, where it has several and is not in step: behind what has been queued."""
         self._unstamped = False
@@ -156,6 +162,8 @@ class EventStreamConnection(Connection):
             # What it came with stays true of a channel until that one has been joined.
             known = ((channel, wish.since.position(channel)) for channel in streams)
             self._positions = {channel: position for channel, position in known if position is not None}
+        if wish.wants:
+            self._holdings = Holdings(self._services, self, wish.wants)
         self.reactor.adopt(self)
         self._services.users.enter(self)
         # The first heartbeat at another time for each, so that clients that came together don't stay in step.
@@ -174,7 +182,17 @@ class EventStreamConnection(Connection):
         if namespace.mode == "latest":
             since = FROM_THE_START
         done = partial(self._joined, channel, namespace)
-        self._services.subscriptions.subscribe(channel, namespace, self, done, since)
+        if self._holdings is not None and channel in self._holdings:
+            follower = partial(Follower, channel, self, partial(self.close, TRY_AGAIN))
+            self._holdings.subscribe(channel, namespace, follower, done)
+        else:
+            self._services.subscriptions.subscribe(channel, namespace, self, done, since)
+
+    def _leave(self, channel: str, namespace: Namespace) -> None:
+        if self._holdings is not None and channel in self._holdings:
+            self._holdings.unsubscribe(channel, namespace)
+        else:
+            self._services.subscriptions.unsubscribe(channel, namespace, self)
 
     def _joined(self, channel: str, namespace: Namespace, outcome: Joined | HubError) -> None:
         if isinstance(outcome, HubError):
@@ -183,7 +201,7 @@ class EventStreamConnection(Connection):
             self.close(TRY_AGAIN)
             return
         if self.state != OPEN:
-            self._services.subscriptions.unsubscribe(channel, namespace, self)
+            self._leave(channel, namespace)
             return
         self._channels[channel] = namespace
         info = ClientInfo(self.user, self.client)
@@ -322,7 +340,7 @@ class EventStreamConnection(Connection):
         self._services.users.leave(self)
         channels, self._channels = self._channels, {}
         for channel, namespace in channels.items():
-            self._services.subscriptions.unsubscribe(channel, namespace, self)
+            self._leave(channel, namespace)
             self._services.presence.exit(channel, self.client, hold=True)
         logger.info(
             "closed client=%s user=%r code=%d reason=%r seconds=%.1f",
@@ -361,6 +379,7 @@ class EventStreamHandler(PlainHandler):
     """GET /sse."""
 
     METHODS = "GET, HEAD"
+    STREAMED = True
 
     def initialize(self, door: Door, positioned: PositionedForm) -> None:  # type: ignore[override]
         super().initialize(door)

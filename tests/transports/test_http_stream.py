@@ -16,6 +16,7 @@ from tests.emulated import WIRES, StreamClient, http, opening, request, stream_c
 from tests.nodes import until
 from tests.plane import SECRET, client, plane
 from tests.support import async_test
+from tests.transports.test_websocket_market import publish
 
 CONNECT = b'{"id":1,"connect":{}}'
 EACH_WIRE = pytest.mark.parametrize("wire", WIRES)
@@ -33,6 +34,24 @@ async def test_a_stream_carries_replies_and_pushes(valkey_url, prefix, wire):
             push = await reader.push()
             assert push["channel"] == "open:a"
             assert push["pub"]["data"] == {"text": "a\r\nb"}
+
+
+@EACH_WIRE
+@async_test
+async def test_a_stream_watches_a_list(valkey_url, prefix, wire):
+    """By names and patterns, with options, changed live; as over WebSocket."""
+    async with plane(valkey_url, prefix) as hub, stream_client(hub.http_url, wire) as one:
+        await publish(hub, "ACME", 1, namespace="fx")
+        data = {"symbols": ["AC*", "BOLT"], "fields": ["price"], "marks": True}
+        reply = await one.subscribe("fx:$watch", data=data)
+        assert [pub["tags"]["channel"] for pub in reply["publications"]] == ["fx:ACME"]
+        for symbol in ("BOLT", "COLT", "ACNE"):
+            await publish(hub, symbol, 2, namespace="fx")
+        for symbol in ("BOLT", "ACNE"):
+            pub = (await one.push())["pub"]
+            assert (pub["data"], pub["tags"]["channel"]) == ({"price": 2}, f"fx:{symbol}")
+        call = {"method": "hub.watch", "data": {"channel": "fx:$watch", "remove": ["AC*"]}}
+        assert (await one.command(rpc=call))["rpc"] == {"data": {"symbols": 1}}
 
 
 @async_test

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from hub import symbols
 from tests.nodes import until
 from tests.plane import Client, Plane, client, plane
 from tests.support import async_test
@@ -153,6 +154,21 @@ async def test_what_is_no_pattern_is_refused(valkey_url, prefix, pattern):
         assert (await rpc(one, "hub.watch", channel=WATCH, remove=[pattern]))["code"] == 107
         refused = await subscribe(one, "ticker:$watch", symbols=["A*"])
         assert refused["code"] == 107 and "prefix" not in refused["message"]
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_a_namespace_with_too_many_symbols_has_no_patterns_any_more(valkey_url, prefix, monkeypatch):
+    """Who has some is sent away, and told why when it comes again."""
+    monkeypatch.setattr(symbols, "MAX_SYMBOLS", 2)
+    async with market(valkey_url, prefix, "A1", "A2") as (hub, one):
+        await subscribe(one, WATCH, symbols=["A*"])
+        await put(hub, "A3", 1)
+        push = await one.push()
+        assert (push["channel"], push["unsubscribe"]["code"]) == (WATCH, 2500)
+        refused = await subscribe(one, WATCH, symbols=["A*"])
+        assert refused["code"] == 106 and "namespaces of up to 2 symbols" in refused["message"]
+        assert hub.fanout.subscriptions == 0
 
 
 @pytest.mark.expects_log
