@@ -24,6 +24,7 @@ const POLL_WAIT_S = 25; // below the 30 to 60 s at which proxies give up on a si
 const COMMANDS_PER_MESSAGE = 100; // below the hub's own limit (client.commands_per_message, 256)
 const WINDOW = 16; // publications over WebSocket that wait for their answers at a time; far below client.pending_commands
 const EVENT_LETTERS = 16_777_216; // of one event of an event stream; the hub's are bounded, this is for what is no hub
+const WISH_LETTERS = 8000; // of all that is asked of channels in a query; proxies and the hub bound a request's head
 const CURSOR_LETTERS = 4096; // longer cursors name only the newest generation of each epoch (hub/cursor.py)
 // Codes of the hub (hub/errors.py); who is closed with FINAL or more is not to come back.
 const [NOT_AVAILABLE, TOKEN_EXPIRED, RESUBSCRIBE, CONNECTION_EXPIRED, FINAL] = [108, 109, 2500, 3005, 3500];
@@ -49,7 +50,8 @@ const now = () => performance.now();
     `queue`: publications that may wait for a connection; one more is refused.
     @typedef {{url?: string, wires?: WireName[], token?: string | (() => string | Promise<string>), queue?: number}} Options */
 /** `joinLeave`: be told who comes and goes. `since`: go on from there, such as a `position` from before a reload. `data`:
-    what is asked of the channel (hub/wants.py), or what tells it at each new beginning; only over WebSocket.
+    what is asked of the channel (hub/wants.py), or what tells it at each new beginning. Over event streams and polls only what
+    fits into a query; over polls without `marks`.
     @typedef {{joinLeave?: boolean, since?: Position | null, data?: object | (() => object)}} SubscribeOptions */
 
 /** What the hub did not do, or our own error (code 0). temporary: trying again may help. status: of HTTP, or 0. */
@@ -97,6 +99,7 @@ export class Subscription extends Emitter {
   /** @type {Position | null} What a wire may go on from; behind #seen where event streams name a cursor now and then. */
   _at = null;
   _mark = ""; // stands for the value that we have of a `latest` channel; polls bring it
+  _marks = ""; // the same of a watch list's symbols, as they stand in a cursor
   _latest = false; // it is known to be a `latest` channel
   _failures = 0; // how often in a row the hub could not let us in for the moment
 
@@ -114,6 +117,7 @@ export class Subscription extends Emitter {
   /** Where we are in a `stream` channel, for `since`; null: nowhere yet, or in another one. @returns {Position | null} */
   get position() { return this._at && { ...this._at }; }
 
+  _wish() { return typeof this._data === "function" ? this._data() : this._data; }
   /** End it; `Hub.subscribe` makes a new one then. */
   unsubscribe() { this._leave(); }
   _take(pub) {
@@ -136,7 +140,7 @@ export class Subscription extends Emitter {
 
 function encodeCursor(subs) {
   const place = (at, clip) => `${at.offset}~${clip ? at.epoch.split(",").at(-1) : at.epoch}`;
-  const field = ({ _key, _at, _mark }, clip) => (_at?.epoch ? `~${_key}~${place(_at, clip)}` : _mark && `~${_key}~v~${_mark}`);
+  const field = ({ _key, _at, _mark, _marks }, clip) => (_at?.epoch ? `~${_key}~${place(_at, clip)}` : _mark ? `~${_key}~v~${_mark}` : _marks);
   const [whole, clipped] = [false, true].map((clip) => subs.map((sub) => field(sub, clip)).join(""));
   return whole && `1${whole.length < CURSOR_LETTERS ? whole : clipped}`;
 }
@@ -144,11 +148,23 @@ function encodeCursor(subs) {
 function applyCursor(text, subs) {
   const [version, ...fields] = text.split("~");
   const byKey = new Map(subs.map((sub) => [sub._key, sub]));
+  const list = subs.find(({ channel }) => channel.endsWith(":$watch"));
+  let marks = ""; // of channels that we have not named: a list's symbols
   for (let i = 0; version === "1" && i + 2 < fields.length; i += 3) {
-    const sub = byKey.get(fields[i]);
-    if (sub && fields[i + 1] === "v") sub._mark = fields[i + 2];
-    else sub?._move(fields[i + 2], Number(fields[i + 1]));
+    const [key, place, rest] = fields.slice(i, i + 3);
+    const sub = byKey.get(key);
+    if (place !== "v") sub?._move(rest, Number(place));
+    else if (sub) sub._mark = rest;
+    else marks += `~${key}~v~${rest}`;
   }
+  if (list) list._marks = marks;
+}
+
+/** What is asked of channels, as a parameter of `/sse` or `/poll`: none where there is nothing, or it would not fit. */
+function wishes(subs, path) {
+  const asked = subs.map((sub) => [sub.channel, sub._wish()]).filter(([, data]) => data);
+  const text = JSON.stringify(Object.fromEntries(asked), (name, value) => (name === "marks" && path === "/poll" ? undefined : value));
+  return asked.length && encodeURIComponent(text).length <= WISH_LETTERS ? [["data", text]] : [];
 }
 
 /** What stands for a channel in a cursor, such as "0d3k9v2m": FNV-1a of 64 bits, folded to 40.
@@ -284,11 +300,11 @@ class WebSocketWire extends Wire {
     this.link.opened({ client, version });
   }
   #join(sub) {
-    const { channel, _at, _latest, _joinLeave, _data } = sub;
+    const { channel, _at, _latest, _joinLeave } = sub;
     const isOurs = () => this.link.subs.get(channel) === sub && !this.over; // any listener may close or unsubscribe
     if (!isOurs()) return;
     const recover = _latest || _at !== null;
-    const data = typeof _data === "function" ? _data() : _data;
+    const data = sub._wish();
     const params = { channel, ...(_joinLeave && { join_leave: true }), ...(data && { data }), ...(recover && { recover, ..._at }) };
     this.#command("subscribe", params, (error, result) => {
       if (!isOurs()) return;
@@ -395,7 +411,8 @@ class RequestWire extends Wire {
     });
   }
   ask(signal, path, subs, parameters) {
-    const query = new URLSearchParams([...parameters, ...subs.map(({ channel }) => ["channel", channel])]);
+    const data = wishes(subs, path);
+    const query = new URLSearchParams([...parameters, ...subs.map(({ channel }) => ["channel", channel]), ...data]);
     const cursor = encodeCursor(subs);
     return request(this.link, `${path}?${query}`, { signal, headers: cursor ? { "Last-Event-ID": cursor } : {} });
   }

@@ -309,7 +309,7 @@ async function watches(url, wire) {
   listener.hub.close();
 }
 
-/** History, calls, and what is asked of a channel at each of its beginnings; other wires than WebSocket have none of it. */
+/** History, calls, and what is asked of a channel at each of its beginnings; event streams and polls have but that (lists). */
 async function asks(url, wire) {
   for (let number = 0; number < 5; number += 1) await publish(url, "log:a", number);
   const { hub, seen } = client(url, ["log:a"], { wires: [wire] });
@@ -337,6 +337,44 @@ async function asks(url, wire) {
   await until(() => values.length > 1, "the value of the next connection");
   assert.deepEqual(values, [{ a: 1 }, { b: 2 }]); // each once
   assert.deepEqual(seen.errors, {});
+  hub.close();
+}
+
+/** A watch list with a pattern, and a channel with fields: each value once, in order, over each wire. */
+async function lists(url, wire) {
+  const hub = new Hub({ url, wires: [wire] });
+  const seen = [];
+  const errors = [];
+  const note = ({ data, tags }) => seen.push([tags?.channel ?? "", data]);
+  await publish(url, "value:a", { price: 1, bid: 0 });
+  for (const [channel, data] of [
+    ["value:$watch", { symbols: ["a", "b*"], fields: ["price"], marks: true }],
+    ["value:c", { fields: ["bid"] }],
+    ["log:a", { whatever: "an application is told" }],
+  ]) {
+    const sub = hub.subscribe(channel, { data });
+    sub.on("publication", note);
+    sub.on("error", (error) => errors.push(error));
+  }
+  hub.open();
+  const values = (number) => [["value:a", { price: number }], ["value:b1", { price: number }], ["", { bid: number }]];
+  await until(() => seen.length === 1, "the first value");
+  let expected = [["value:a", { price: 1 }]];
+  for (const number of [2, 3]) {
+    for (const symbol of ["a", "b1", "c"]) await publish(url, `value:${symbol}`, { price: number, bid: number });
+    expected = [...expected, ...values(number)];
+    await until(() => seen.length >= expected.length, `values ${number}`);
+  }
+  await publish(url, "value:a", { price: 4 }); // what comes again by another poll comes before it
+  expected.push(["value:a", { price: 4 }]);
+  await until(() => seen.some(([, { price }]) => price === 4), "the last value");
+  assert.deepEqual(seen.map((one) => JSON.stringify(one)).sort(), expected.map((one) => JSON.stringify(one)).sort());
+  const wide = hub.subscribe("value:d", { data: { fields: ["x".repeat(65)] } });
+  wide.on("error", (error) => errors.push(error));
+  await until(() => errors.length, "a refusal");
+  assert.deepEqual(errors.map(({ code }) => code), [107]);
+  await publish(url, "value:a", { price: 5 });
+  await until(() => seen.some(([, { price }]) => price === 5), "the value behind the refusal");
   hub.close();
 }
 
@@ -521,7 +559,7 @@ async function cyclesInPage(url, wire) {
 }
 
 const SCENARIOS = {
-  keys, talks, survives, changes, fallsBack, queues, refreshes, expired, watches, asks, cycles, demo, offline, hidden, survivesInPage, cyclesInPage,
+  keys, talks, survives, changes, fallsBack, queues, refreshes, expired, watches, asks, lists, cycles, demo, offline, hidden, survivesInPage, cyclesInPage,
 };
 
 const [scenario, url, ...rest] = process.argv.slice(2);

@@ -18,7 +18,7 @@ OPEN = {"subscribe": "anyone", "publish": "anyone"}
 NAMESPACES = {
     **DEMO["namespaces"],
     "log": {"mode": "stream", **OPEN},
-    "value": {"mode": "latest", **OPEN},
+    "value": {"mode": "latest", "watch": 10, "watch_prefixes": True, **OPEN},
     "none": OPEN,
     "read": {"subscribe": "anyone"},
     "room": {"presence": "subscriber", "join_leave": True, **OPEN},
@@ -113,6 +113,13 @@ def test_it_is_told_who_comes_and_goes(hub: HubProcess, wire: str) -> None:
 def test_it_asks_for_history_and_calls_the_hub(hub: HubProcess, wire: str) -> None:
     """Over a WebSocket, where also each subscription begins with what its channel is asked for; else it says no."""
     run(hub, "asks", wire)
+
+
+@WIRES
+@node_test
+def test_it_watches_lists_on_each_wire(hub: HubProcess, wire: str) -> None:
+    """Names, patterns and fields; each value once, and what is refused spoils nothing else."""
+    run(hub, "lists", wire)
 
 
 @WIRES
