@@ -37,17 +37,32 @@ KEPT_S = 3600.0
 
 
 class Attempt:
-    """Stands for a subscription that Redis has yet to confirm.
+    """A subscription that Redis has yet to confirm, with what was asked.
 
     One object for each attempt, so that two can't be mixed up.
     """
 
-    __slots__ = ("watch", "watch_list")
+    __slots__ = ("began", "channel", "command_id", "namespace", "since", "watch")
 
-    def __init__(self, watch: bool) -> None:
+    def __init__(
+        self,
+        channel: str,
+        namespace: Namespace,
+        since: Position | None = None,
+        command_id: int = 0,
+        watch: bool = False,
+        began: Wants = PLAIN,
+    ) -> None:
+        self.channel = channel
+        self.namespace = namespace
+        self.since = since
+        """Where it was, of one that comes back."""
+        self.command_id = command_id
+        """0: no command asked for it, so none is answered."""
         self.watch = watch
         """It is to be told who comes and goes."""
-        self.watch_list: WatchList | None = None
+        self.began = began
+        """What it asks for, which it may get less of."""
 
 
 class Held:
@@ -143,100 +158,86 @@ def subscribe(member: Member, command: Command) -> None:
     if watch and not namespace.join_leave:
         raise CommandError(errors.NOT_AVAILABLE, "join_leave is not available in this namespace")
     since = wishes.position(command.params) if command.params.get("recover") else None
-    began = PLAIN
-    if namespace.mode == "latest":  # elsewhere, what clients say there is not for the hub
-        began = wants.read(command.params.get("data"), namespace, wants.is_watch(channel, namespace))
-        wants.capped(began, namespace, member.max_hz)
+    if namespace.mode != "latest":  # what clients say there is not for the hub
+        member.begin()
+        asked = member.entries[channel] = Attempt(channel, namespace, since, command.id, watch)
+        _enter(member, asked, namespace)
+        return
+    began = wants.read(command.params.get("data"), namespace, wants.is_watch(channel, namespace))
+    granted = wants.capped(began, namespace, member.max_hz)
     member.begin()
-    asked = member.entries[channel] = Attempt(watch)
+    asked = member.entries[channel] = Attempt(channel, namespace, since, command.id, watch, began)
     # Only of those who have wishes: whoever takes a channel as it comes costs Redis nothing when it comes back.
     if began is not PLAIN and namespace.resume_s and (since is not None or began.client):
         kept = wants.digest(member.user, began.client, channel, began)
         if kept:
-            enter = partial(_remembered, member, command.id, channel, namespace, asked, since, began)
-            services.remembered.recall(kept, enter)
+            services.remembered.recall(kept, partial(_remembered, member, asked))
             return
-    _enter(member, command.id, channel, namespace, asked, since, began, began)
+    _enter_with(member, asked, granted)
 
 
-def _remembered(
-    member: Member,
-    command_id: int,
-    channel: str,
-    namespace: Namespace,
-    asked: Attempt,
-    since: Position | None,
-    began: Wants,
-    text: object,
-) -> None:
+def _remembered(member: Member, asked: Attempt, text: object) -> None:
     """What it had changed before it went is known, or nothing is."""
+    channel, namespace, began = asked.channel, asked.namespace, asked.began
     if member.entries.get(channel) is not asked:
         member.end()
-        member.fail(command_id, CommandError(errors.BAD_REQUEST, "unsubscribed meanwhile"))
+        member.fail(asked.command_id, _unsubscribed())
         return
     changed = wants.unpack(text, namespace, wants.is_watch(channel, namespace), began)
+    granted = wants.capped(changed, namespace, member.max_hz)
     if changed is not began:
         name = wants.digest(member.user, member.client, channel, began)
         member.services.remembered.save(name, wants.pack(changed), KEPT_S)
-    _enter(member, command_id, channel, namespace, asked, since, began, changed)
+    _enter_with(member, asked, granted, changed is not began)
 
 
-def _enter(
-    member: Member,
-    command_id: int,
-    channel: str,
-    namespace: Namespace,
-    asked: Attempt,
-    since: Position | None,
-    began: Wants,
-    asks: Wants,
-) -> None:
-    services = member.services
-    granted = wants.capped(asks, namespace, member.max_hz)
-    if wants.is_watch(channel, namespace):
-        terms = services.subscriptions.terms(member.transport.wire, granted, channel)
+def _enter_with(member: Member, asked: Attempt, granted: Wants, changed: bool = False) -> None:
+    """Into a `latest` channel. changed: it has other wishes than it began with."""
+    channel, namespace, subscriptions = asked.channel, asked.namespace, member.services.subscriptions
+    if granted is PLAIN:  # and so is what it began with
+        _enter(member, asked, namespace)
+    elif wants.is_watch(channel, namespace):
+        terms = subscriptions.terms(member.transport.wire, granted, channel)
         name = channel.partition(":")[0]
         follower = Follower(channel, member, partial(member.resubscribe, channel))
-        asked.watch_list = new_list(
-            services.subscriptions, name, namespace, member.transport, terms, follower, since is not None
+        watch_list = new_list(
+            subscriptions, name, namespace, member.transport, terms, follower, asked.since is not None
         )
-        held = Held(namespace, granted, terms, asked.watch_list, began, asks is not began)
-        asked.watch_list.alter(granted.symbols, (), partial(_watching, member, command_id, channel, held, asked))
-        return
-    terms_or_none = (
-        None if granted._replace(client="") == PLAIN else services.subscriptions.terms(member.transport.wire, granted)
-    )
-    plain = terms_or_none is None and began is PLAIN
-    entry = namespace if plain else Held(namespace, granted, terms_or_none, None, began, asks is not began)
-    done = partial(_subscribed, member, command_id, channel, entry, asked)
-    services.subscriptions.subscribe(channel, namespace, member.transport, done, since, terms_or_none)
+        held = Held(namespace, granted, terms, watch_list, asked.began, changed)
+        watch_list.alter(granted.symbols, (), partial(_watching, member, asked, held))
+    else:
+        # Who it says that it was is no wish: with nothing else it shares its bytes with those who have none.
+        plain = granted._replace(client="") == PLAIN
+        terms_or_none = None if plain else subscriptions.terms(member.transport.wire, granted)
+        held = Held(namespace, granted, terms_or_none, None, asked.began, changed)
+        _enter(member, asked, held, terms_or_none)
 
 
-def _subscribed(
-    member: Member, command_id: int, channel: str, entry: Namespace | Held, asked: Attempt, outcome: Joined | HubError
-) -> None:
+def _enter(member: Member, asked: Attempt, entry: Namespace | Held, terms: Terms | None = None) -> None:
+    done = partial(_subscribed, member, asked, entry)
+    member.services.subscriptions.subscribe(asked.channel, asked.namespace, member.transport, done, asked.since, terms)
+
+
+def _subscribed(member: Member, asked: Attempt, entry: Namespace | Held, outcome: Joined | HubError) -> None:
     member.end()
-    error = _settle(member, channel, entry, asked, outcome)
+    error = _settle(member, asked, entry, outcome)
     if error is not None or isinstance(outcome, HubError):
-        member.fail(command_id, error or CommandError(errors.INTERNAL))
+        member.fail(asked.command_id, error or CommandError(errors.INTERNAL))
         return
     granted = wants.describe(entry.wants) if isinstance(entry, Held) else None
-    member.reply(command_id, "subscribe", wishes.subscribe_result(outcome, granted))
-    opened(member, channel, namespace_of(entry))
-    member.on_subscribed(command_id, channel, asked.watch, outcome)
+    member.reply(asked.command_id, "subscribe", wishes.subscribe_result(outcome, granted))
+    opened(member, asked.channel, asked.namespace)
+    member.on_subscribed(asked.command_id, asked.channel, asked.watch, outcome)
 
 
-def _watching(
-    member: Member, command_id: int, channel: str, held: Held, asked: Attempt, outcome: list[bytes] | HubError
-) -> None:
+def _watching(member: Member, asked: Attempt, held: Held, outcome: list[bytes] | HubError) -> None:
     joined = outcome if isinstance(outcome, HubError) else CACHED._replace(publications=outcome)
-    _subscribed(member, command_id, channel, held, asked, joined)
+    _subscribed(member, asked, held, joined)
 
 
-def _settle(
-    member: Member, channel: str, entry: Namespace | Held, asked: Attempt, outcome: Joined | HubError
-) -> HubError | None:
+def _settle(member: Member, asked: Attempt, entry: Namespace | Held, outcome: Joined | HubError) -> HubError | None:
     """The answer to an attempt: the client is in now, or this is why not."""
+    channel = asked.channel
     wanted = member.entries.get(channel) is asked
     if isinstance(outcome, HubError):
         if wanted:
@@ -245,11 +246,15 @@ def _settle(
     if not wanted:
         # Unsubscribed or gone while Redis was asked. Every command has its reply, so this one too.
         _out(member, channel, entry)
-        return CommandError(errors.BAD_REQUEST, "unsubscribed meanwhile")
+        return _unsubscribed()
     member.entries[channel] = entry
     info = ClientInfo(member.user, member.client)
-    member.services.presence.enter(channel, namespace_of(entry), info, member.transport, asked.watch)
+    member.services.presence.enter(channel, asked.namespace, info, member.transport, asked.watch)
     return None
+
+
+def _unsubscribed() -> CommandError:
+    return CommandError(errors.BAD_REQUEST, "unsubscribed meanwhile")
 
 
 def join(
@@ -260,14 +265,12 @@ def join(
     since: Position | None = None,
 ) -> None:
     """Let it into a channel that it is not in, whatever the rules say; `done` tells once."""
-    asked = member.entries[channel] = Attempt(watch=False)
-    member.services.subscriptions.subscribe(
-        channel,
-        namespace,
-        member.transport,
-        lambda outcome: done(_settle(member, channel, namespace, asked, outcome) or outcome),
-        since,
-    )
+    asked = member.entries[channel] = Attempt(channel, namespace, since)
+
+    def joined(outcome: Joined | HubError) -> None:
+        done(_settle(member, asked, namespace, outcome) or outcome)
+
+    member.services.subscriptions.subscribe(channel, namespace, member.transport, joined, since)
 
 
 def opened(member: Member, channel: str, namespace: Namespace) -> None:

@@ -121,7 +121,7 @@ def capped(wants: Wants, namespace: Namespace, claimed_hz: float) -> Wants:
     most = min(namespace.max_hz or EVERY, claimed_hz)
     if wants.raw and most != EVERY:
         raise CommandError(errors.PERMISSION_DENIED, f"raw is every value; allowed: {most:g} a second")
-    return wants._replace(hz=min(wants.hz, most))
+    return wants if wants.hz <= most else wants._replace(hz=most)
 
 
 def is_watch(channel: str, namespace: Namespace) -> bool:
