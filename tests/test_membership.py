@@ -195,6 +195,17 @@ def test_what_was_changed_holds_again_and_is_kept_on():
     assert member.kept() == [(Wants(hz=5.0, marks=True), membership.KEPT_S)]
 
 
+@pytest.mark.parametrize("text", [None, b"", b"{", wants.pack(Wants(raw=True)), b'{"mode":"raw","hz":5}'])
+@pytest.mark.parametrize("channel", ["slow:A", "slow:$watch"])
+def test_what_is_kept_and_not_to_be_had_any_more_is_passed_over(channel, text):
+    """The namespace caps now, or somebody wrote there: it has what it asks for now, and nothing raises."""
+    member = Member()
+    come_back(member, channel, text, hz=1)
+    held = member.entries[channel]
+    assert held.wants == held.began and held.wants.hz == 1 and not held.changed
+    assert member.said[0][1]["data"] == {"mode": "merge", "hz": 1.0} and member.kept() == []
+
+
 def test_who_goes_while_it_is_asked_what_is_kept_is_answered_and_not_let_in():
     """Also where it asks for the same again meanwhile: that is another attempt."""
     member = Member()
