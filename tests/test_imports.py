@@ -51,7 +51,7 @@ LADDER = (
     ("audience", "config", "eventstream", "handshake", "tick", "wants"),
     ("entrance", "lines", "outbox", "pace", "views"),
     ("backlog", "bars", "httpd", "intake", "listeners", "replay", "state", "store", "sweep", "thinning", "urls"),
-    ("backup", "cors", "fanout", "history", "lane", "manifest", "reactor", "recall", "stream"),
+    ("backup", "cors", "gathering", "history", "lane", "manifest", "reactor", "recall", "stream"),
     (
         "broker",
         "catchup",
@@ -59,6 +59,7 @@ LADDER = (
         "connection",
         "drain",
         "embedded",
+        "fanout",
         "ingest",
         "loopback",
         "neighbours",
