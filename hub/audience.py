@@ -168,8 +168,8 @@ class Subscriber(Protocol):
     def put(self, frame: bytes) -> None:
         """Queue bytes that must not be lost."""
 
-    def left(self, audience: Audience) -> None:
-        """What waits of a channel that it has left is not replaced by newer values any more."""
+    def left(self, *audiences: Audience) -> None:
+        """What waits of channels that it has left is not replaced by newer values any more."""
 
     def offer(self, audience: Audience, frame: bytes) -> None:
         """Queue a publication's frame in the outbox, by the rules for slow readers. Never waits, never raises."""
@@ -366,6 +366,16 @@ class Group:
 
     def __init__(self, key: int, audiences: Iterable[Audience]) -> None:
         """audiences: one or more, each once. Whoever makes the group enters it in their `groups`."""
+        self.arrange(key, audiences)
+        self.alone = ELSEWHERE
+        """The one member's descriptor, where there is but one and that is direct; ELSEWHERE otherwise."""
+        self.fds: list[int] = []
+        self._members: list[Subscriber] = []
+        """Whose descriptors `fds` are, in the same order."""
+        self.others: dict[Subscriber, None] = {}
+
+    def arrange(self, key: int, audiences: Iterable[Audience]) -> None:
+        """All members have these audiences from now on; not in the middle of a sweep."""
         self.key = key
         self.audiences = tuple(audiences)
         self.pick = _pick([audience.slot for audience in self.audiences])
@@ -373,12 +383,6 @@ class Group:
         self.stamp: Callable[[Group], bytes] | None = getattr(self.audiences[0].wire, "stamp", None)
         """Of a wire form whose clients are told at the end of each batch where they are: what to say behind this one,
         the same for all members, b'' for nothing. None for all other forms, which have no such method."""
-        self.alone = ELSEWHERE
-        """The one member's descriptor, where there is but one and that is direct; ELSEWHERE otherwise."""
-        self.fds: list[int] = []
-        self._members: list[Subscriber] = []
-        """Whose descriptors `fds` are, in the same order."""
-        self.others: dict[Subscriber, None] = {}
 
     def __len__(self) -> int:
         return len(self.fds) + len(self.others)

@@ -124,9 +124,9 @@ class Connection:
         if self.state == OPEN and (type(frame) is not Volatile or self.ready):
             self._queued(self._outbox.offer(frame, audience.mode, audience))
 
-    def left(self, audience: Audience) -> None:
-        """A channel was left: what waits of it is not replaced by newer values any more."""
-        self._outbox.unkey(audience)
+    def left(self, *audiences: Audience) -> None:
+        """Channels were left: what waits of them is not replaced by newer values any more."""
+        self._outbox.unkey(*audiences)
 
     def close(self, close: Close) -> None:
         """Say the last words, then go when the peer has ended too, after `reactor.close_timeout_s` at the latest."""

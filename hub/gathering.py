@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
+from operator import attrgetter, xor
 
 from .audience import ELSEWHERE, Audience, Board, Group, Mergeable, Stand, Subscriber, Volatile, replacing
 from .sweep import Sweep
 
 SLICE_S = 0.002
 """How long one slice of a sweep may hold the loop."""
+MARK = attrgetter("mark")
 
 
 class Gathering:
@@ -283,14 +286,22 @@ class Gathering:
     def _settle(self, moves: dict[Subscriber, dict[Audience, bool]]) -> None:
         for subscriber, changes in moves.items():
             old = subscriber.group
-            key, audiences = (old.key, set(old.audiences)) if old is not None else (0, set())
-            for audience, joins in changes.items():
-                if joins != (audience in audiences):
-                    key ^= audience.mark
-                    (audiences.add if joins else audiences.discard)(audience)
-            if old is not None:
-                self._take_out(subscriber, old)
-            if audiences and subscriber.open:
+            held = set(old.audiences) if old is not None else set()
+            comes = {audience for audience, joins in changes.items() if joins}
+            goes = held & (changes.keys() - comes)
+            comes -= held
+            if not (comes or goes):
+                continue
+            key = reduce(xor, map(MARK, comes | goes), old.key if old is not None else 0)
+            audiences = (held - goes) | comes
+            if not audiences or not subscriber.open:
+                if old is not None:
+                    self._take_out(subscriber, old)
+            elif old is not None and len(old) == 1 and key not in self._groups:
+                self._rearrange(old, key, audiences, comes, goes)
+            else:
+                if old is not None:
+                    self._take_out(subscriber, old)
                 self._group(key, audiences).add(subscriber)
 
     def _group(self, key: int, audiences: set[Audience]) -> Group:
@@ -301,11 +312,26 @@ class Gathering:
                 audience.groups.add(group)
         return group
 
+    def _rearrange(
+        self, group: Group, key: int, audiences: set[Audience], comes: set[Audience], goes: set[Audience]
+    ) -> None:
+        """A group of one goes with its member: a list of fifty that loses one need not be left fifty times."""
+        del self._groups[group.key]
+        self._groups[key] = group
+        group.arrange(key, audiences)
+        for audience in comes:
+            audience.groups.add(group)
+        self._without(group, goes)
+
     def _take_out(self, subscriber: Subscriber, group: Group) -> None:
         group.remove(subscriber)
         if not len(group):
             del self._groups[group.key]
-            for audience in group.audiences:
-                audience.groups.discard(group)
-                if not audience.groups and not audience.size:
-                    self._board.give_back(audience.slot)
+            self._without(group, group.audiences)
+
+    def _without(self, group: Group, audiences: Iterable[Audience]) -> None:
+        """The group holds these no more; who is in none and has no subscriber gives its slot back."""
+        for audience in audiences:
+            audience.groups.discard(group)
+            if not audience.size and not audience.groups:
+                self._board.give_back(audience.slot)

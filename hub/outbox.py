@@ -164,12 +164,14 @@ class Outbox:
         self.size += len(rest)
         self._large, self._taken = min(self._taken, len(rest)), 0
 
-    def unkey(self, channel: object) -> None:
-        """The channel is left: its values that wait stay as they are, also if it is joined again."""
+    def unkey(self, *channels: object) -> None:
+        """Channels are left: their values that wait stay as they are, also if one is joined again."""
         if self._keys:
-            self._keys = {at: one for at, one in self._keys.items() if one is not channel}
+            left = set(channels)
+            self._keys = {at: one for at, one in self._keys.items() if one not in left}
         if self._newest:
-            self._newest.pop(channel, None)
+            for channel in channels:
+                self._newest.pop(channel, None)
 
     def clear(self) -> None:
         """Forget everything that waits."""

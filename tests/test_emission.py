@@ -102,7 +102,7 @@ class Reader:
         if not self.full or type(frame) is not Volatile:
             self.got.append(frame)
 
-    def left(self, audience) -> None: ...
+    def left(self, *audiences) -> None: ...
 
 
 class Rig:

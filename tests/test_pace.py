@@ -78,8 +78,8 @@ class Client:
     def put(self, frame: bytes) -> None:
         assert self.outbox.put(frame) is Verdict.QUEUED
 
-    def left(self, audience: Audience) -> None:
-        self.outbox.unkey(audience)
+    def left(self, *audiences: Audience) -> None:
+        self.outbox.unkey(*audiences)
 
     def too_slow(self) -> None:
         self.too_slows += 1

@@ -34,7 +34,7 @@ class One:
     def __init__(self, wire: object) -> None:
         self.wire = wire
 
-    def left(self, audience: object) -> None: ...
+    def left(self, *audiences: object) -> None: ...
 
 
 class Ingest:

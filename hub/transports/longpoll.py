@@ -321,7 +321,7 @@ class Poll:
     def offer(self, audience: Audience, frame: bytes) -> None:
         self._take(frame)
 
-    def left(self, audience: Audience) -> None:
+    def left(self, *audiences: Audience) -> None:
         """Nothing that waits here is ever replaced."""
 
     def torn(self, rest: bytes) -> None:

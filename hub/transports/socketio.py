@@ -79,8 +79,8 @@ class Branch:
     def offer(self, audience: Audience, frame: bytes) -> None:
         self._connection.offer(audience, frame)
 
-    def left(self, audience: Audience) -> None:
-        self._connection.left(audience)
+    def left(self, *audiences: Audience) -> None:
+        self._connection.left(*audiences)
 
     def catch_up(self) -> None:
         self._connection.reactor.batches.serve_now(self)
