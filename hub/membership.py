@@ -68,7 +68,7 @@ class Attempt:
 class Held:
     """A channel that a client holds with wishes of its own."""
 
-    __slots__ = ("began", "changed", "namespace", "terms", "wants", "watch_list")
+    __slots__ = ("began", "changed", "name", "namespace", "terms", "wants", "watch_list")
 
     def __init__(
         self,
@@ -85,9 +85,17 @@ class Held:
         self.changed = changed
         """It has other wishes since, which are kept for when it comes back."""
         self.wants = wants
-        """As granted."""
+        """As granted; the symbols are the watch list's to tell."""
         self.terms = terms
         self.watch_list = watch_list
+        self.name: str | None = None
+        """Under which its changes are kept, once there are any."""
+
+    def pack(self) -> bytes:
+        """What is kept of it."""
+        if self.watch_list is None:
+            return wants.pack(self.wants)
+        return wants.pack(self.wants._replace(symbols=self.watch_list.asked))
 
 
 Entry = Namespace | Held | Attempt
@@ -302,6 +310,8 @@ def leave(member: Member, channel: str, hold: bool = False) -> bool:
     entry = member.entries.pop(channel, None)
     if not isinstance(entry, Namespace | Held):
         return False
+    if isinstance(entry, Held) and entry.name:
+        member.services.remembered.save_now(entry.name)
     _out(member, channel, entry)
     member.services.presence.exit(channel, member.client, hold)
     return True
@@ -314,7 +324,7 @@ def leave_all(member: Member) -> None:
         # A channel that is still being subscribed to is left when its answer comes.
         if not isinstance(entry, Attempt):
             if isinstance(entry, Held) and entry.changed:
-                _remember(member, channel, entry, entry.namespace.resume_s)
+                member.services.remembered.save(_name(member, channel, entry), entry.pack(), entry.namespace.resume_s)
             _out(member, channel, entry)
             member.services.presence.exit(channel, member.client, True)
 
@@ -351,19 +361,20 @@ def change_rate(member: Member, channel: str, hz: float) -> float:
     if not isinstance(entry, Namespace | Held) or namespace_of(entry).mode != "latest":
         raise CommandError(errors.BAD_REQUEST, "a rate is of a `latest` channel that this client is subscribed to")
     namespace = namespace_of(entry)
-    old = entry if isinstance(entry, Held) else Held(namespace, PLAIN, None, None, PLAIN)
-    if old.wants.raw:
+    held = entry if isinstance(entry, Held) else Held(namespace, PLAIN, None, None, PLAIN)
+    if held.wants.raw:
         raise CommandError(errors.BAD_REQUEST, "raw is every value: subscribe with mode merge for a rate")
-    granted = wants.capped(old.wants._replace(hz=hz), namespace, member.max_hz)
+    granted = wants.capped(held.wants._replace(hz=hz), namespace, member.max_hz)
     subscriptions = member.services.subscriptions
-    shown = channel if old.watch_list is not None else ""
+    shown = channel if held.watch_list is not None else ""
     terms = subscriptions.terms(member.transport.wire, granted, shown)
-    if old.watch_list is not None:
-        old.watch_list.change(terms)
+    if held.watch_list is not None:
+        held.watch_list.change(terms)
     else:
-        subscriptions.change(channel, namespace, member.transport, old.terms, terms)
-    held = member.entries[channel] = Held(namespace, granted, terms, old.watch_list, old.began)
-    _remember(member, channel, held, KEPT_S)
+        subscriptions.change(channel, namespace, member.transport, held.terms, terms)
+    held.wants, held.terms, held.changed = granted, terms, True
+    member.entries[channel] = held
+    _remember(member, channel, held)
     return granted.hz
 
 
@@ -372,15 +383,21 @@ def list_changed(member: Member, channel: str) -> None:
     entry = member.entries.get(channel)
     if isinstance(entry, Held) and entry.watch_list is not None:
         entry.changed = True
-        entry.wants = entry.wants._replace(symbols=entry.watch_list.asked)
-        _remember(member, channel, entry, KEPT_S)
+        _remember(member, channel, entry)
 
 
-def _remember(member: Member, channel: str, held: Held, seconds: float) -> None:
-    """Keep what it changed. Of a client without a token, under its id, which it has to show when it comes back."""
-    if held.namespace.resume_s:
-        name = wants.digest(member.user, member.client, channel, held.began)
-        member.services.remembered.save(name, wants.pack(held.wants), seconds)
+def _remember(member: Member, channel: str, held: Held) -> None:
+    """Keep what it changed, soon."""
+    if name := _name(member, channel, held):
+        member.services.remembered.save_later(name, held.pack, KEPT_S)
+
+
+def _name(member: Member, channel: str, held: Held) -> str:
+    """Of a client without a token, by its id, which it has to show when it comes back. '': nothing is kept."""
+    if held.name is None:
+        kept = held.namespace.resume_s
+        held.name = wants.digest(member.user, member.client, channel, held.began) if kept else ""
+    return held.name
 
 
 def watch_list_of(member: Member, channel: str) -> WatchList:

@@ -1,9 +1,14 @@
 """Remembered: what clients changed of their subscriptions, in Redis, for when they come back to any worker.
 
-Does: keep one text by name for a while, the newest of each name in one turn of the loop; give it out.
+Does: keep one text by name for a while, at once, or the newest of each name within `SAVED_WITHIN_S`; give it out.
 Does not: know what stands in it (wants) or whose it is.
 Called by: membership.
-Never break: every `recall` is answered; what Redis does not take or have is as if it had never been.
+Never break: every `recall` is answered, on this worker with the newest text; what Redis does not take or have is as if
+it had never been.
+
+A client that moves a slider changes its rate some times a second, so its changes are saved once in a few seconds, and
+when it goes. A worker that is killed takes with it what was changed less than `SAVED_WITHIN_S` ago; and so much older
+may be what a client is given that comes back to another worker before this one knows that it has gone.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Protocol
 
 from .errors import HubError
@@ -21,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING = 50_000
 """Names to be saved in one turn; beyond, what a client changed is not kept."""
+
+SAVED_WITHIN_S = 5.0
+STEP_S = 0.05
+SAVED_AT_ONCE = 256
+"""Names in one step: 5,000 a second, and never so many that they crowd out the commands of others."""
 
 Found = Callable[[object], None]
 
@@ -38,24 +49,57 @@ class Remembered:
         self._runner = runner
         self._key = keys.wants
         self._saving: dict[str, tuple[bytes, float]] = {}
+        self._due: dict[str, tuple[Callable[[], bytes], float, float]] = {}
+        """What to save later, how long to keep it, and when to save it at the latest; the earliest first."""
         self._trouble = Brake()
 
     def save(self, name: str, text: bytes, seconds: float) -> None:
         """Keep it so long, instead of what was kept. name: '' for nobody's, of which nothing is kept."""
+        self._due.pop(name, None)
         if not name or (len(self._saving) >= MAX_WAITING and name not in self._saving):
             return
         if not self._saving:
             asyncio.get_running_loop().call_soon(self._send)
         self._saving[name] = (text, seconds)
 
+    def save_later(self, name: str, text: Callable[[], bytes], seconds: float) -> None:
+        """The same within `SAVED_WITHIN_S`, counted from the first time that nothing of it is saved since.
+
+        text: called then, for what is newest by then.
+        """
+        due = self._due.get(name)
+        if due is not None:
+            self._due[name] = (text, seconds, due[2])
+        elif name and len(self._due) < MAX_WAITING:
+            loop = asyncio.get_running_loop()
+            if not self._due:
+                loop.call_later(SAVED_WITHIN_S, self._save_due)
+            self._due[name] = (text, seconds, loop.time() + SAVED_WITHIN_S)
+
+    def save_now(self, name: str) -> None:
+        """What was to be saved later; nothing where nothing was."""
+        due = self._due.get(name)
+        if due is not None:
+            self.save(name, due[0](), due[1])
+
     def recall(self, name: str, found: Found) -> None:
         """`found` is called later, never from within this call, with the bytes that are kept, or None."""
+        self.save_now(name)
         saving = self._saving.get(name)
         if saving is not None:
             asyncio.get_running_loop().call_soon(found, saving[0])
             return
         key = self._key(name)
         self._runner.command(("GET", key), len(key), lambda reply: found(reply if isinstance(reply, bytes) else None))
+
+    def _save_due(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for name in [name for name, due in islice(self._due.items(), SAVED_AT_ONCE) if due[2] <= now]:
+            self.save_now(name)
+        if self._due:
+            first = next(iter(self._due.values()))[2]
+            loop.call_later(max(STEP_S, first - now), self._save_due)
 
     def _send(self) -> None:
         saving, self._saving = self._saving, {}

@@ -50,6 +50,9 @@ class Subscriptions:
             self.inside[channel] = terms
         done(error or Joined())
 
+    def knows(self, channels, namespace) -> bool:
+        return False
+
     def unsubscribe(self, channel, namespace, subscriber, terms=None) -> None:
         assert self.inside.pop(channel) == terms
 
@@ -60,6 +63,10 @@ class Subscriptions:
         assert self.inside[channel] == old
         self.inside[channel] = new
 
+    def change_all(self, channels, namespace, subscriber, old, new) -> None:
+        for channel in channels:
+            self.change(channel, namespace, subscriber, old, new)
+
     def told(self, channel, terms) -> bytes | None:
         return None
 
@@ -69,11 +76,21 @@ class Remembered:
 
     def __init__(self) -> None:
         self.kept: dict[str, tuple[bytes, float]] = {}
+        self.later: dict[str, tuple] = {}
         self.asked: list[tuple] = []
 
     def save(self, name, text, seconds) -> None:
+        self.later.pop(name, None)
         if name:
             self.kept[name] = (text, seconds)
+
+    def save_later(self, name, text, seconds) -> None:
+        self.later[name] = (text, seconds)
+
+    def save_now(self, name) -> None:
+        if name in self.later:
+            text, seconds = self.later[name]
+            self.save(name, text(), seconds)
 
     def recall(self, name, found) -> None:
         self.asked.append((name, found))
@@ -134,7 +151,9 @@ class Member:
         membership.subscribe(self, Command(7, "subscribe", params | ({"data": data} if data else {})))
 
     def kept(self) -> list[tuple[Wants, float]]:
-        """What is kept of it, whatever the name."""
+        """What is kept of it, or will be soon, whatever the name."""
+        for name in list(self.services.remembered.later):
+            self.services.remembered.save_now(name)
         return [
             (wants.unpack(text, NAMESPACES["t"], True, PLAIN), seconds)
             for text, seconds in self.services.remembered.kept.values()
@@ -287,7 +306,7 @@ def test_a_watch_list_has_one_rate_for_all_its_symbols():
         "t:B": 5,
         "t:C": 5,
     }
-    assert member.entries[WATCH].wants == Wants(hz=5, symbols=("B", "C"))
+    assert member.kept() == [(Wants(hz=5, symbols=("B", "C")), membership.KEPT_S)]
 
 
 @pytest.mark.parametrize("channel", ["t:A", "plain:a", WATCH, "t:B"])
@@ -317,6 +336,16 @@ def test_who_goes_has_kept_what_it_changed_for_so_long_as_the_namespace_says():
     membership.leave_all(member)
     assert member.kept() == [(Wants(hz=5, marks=True), NAMESPACES["t"].resume_s)]
     assert member.services.subscriptions.inside == {} and member.services.presence.inside == []
+
+
+def test_who_leaves_a_list_by_its_own_wish_has_kept_it_as_it_was():
+    """What was to be saved soon is saved before the list is empty."""
+    member = Member()
+    member.subscribe(WATCH, symbols=["A", "B"])
+    membership.change_rate(member, WATCH, 5)
+    assert member.services.remembered.kept == {}
+    membership.leave(member, WATCH)
+    assert member.kept() == [(Wants(hz=5, symbols=("A", "B")), membership.KEPT_S)]
 
 
 def test_where_nothing_is_kept_redis_is_not_asked():

@@ -55,6 +55,69 @@ async def test_what_is_kept_is_given_out(reply, found):
     assert told == [found] and runner.sent == [("GET", "hub:wants:a")]
 
 
+async def sent(runner: Runner, count: int) -> list:
+    """As many commands as `count` says, once they are there."""
+    async with asyncio.timeout(5):
+        while len(runner.sent) < count:
+            await asyncio.sleep(0.001)
+    return runner.sent
+
+
+@async_test
+async def test_what_may_wait_is_saved_once_with_what_is_newest_then(monkeypatch):
+    """A slider that is moved all the time: its time is counted from the first change, so that it has an end."""
+    monkeypatch.setattr(room, "SAVED_WITHIN_S", 0.05)
+    runner, remembered, _ = rig()
+    texts = [b"0"]
+    begun = asyncio.get_running_loop().time()
+    while not runner.sent:
+        texts[0] = b"%d" % (int(texts[0]) + 1)
+        remembered.save_later("a", lambda: texts[0], 60)
+        assert asyncio.get_running_loop().time() < begun + 5
+        await asyncio.sleep(0.001)
+    assert asyncio.get_running_loop().time() >= begun + 0.04
+    assert len(runner.sent) == 1 and int(runner.sent[0][2]) > 1 and runner.sent[0][1:2] == ("hub:wants:a",)
+
+
+@pytest.mark.parametrize(("step_s", "count"), [(60.0, 2), (0.0, 5)])
+@async_test
+async def test_many_that_are_due_at_once_go_in_steps(monkeypatch, step_s, count):
+    """The newest source of each name; all are saved in the end."""
+    monkeypatch.setattr(room, "SAVED_WITHIN_S", 0.0)
+    monkeypatch.setattr(room, "STEP_S", step_s)
+    monkeypatch.setattr(room, "SAVED_AT_ONCE", 2)
+    runner, remembered, _ = rig()
+    for text in (b"old", b"new"):
+        for i in range(5):
+            remembered.save_later(f"{i}", lambda text=text: text, 60)
+    assert [command[1:3] for command in await sent(runner, count)] == [(f"hub:wants:{i}", b"new") for i in range(count)]
+
+
+@async_test
+async def test_what_waits_is_given_out_and_saved_before_its_time():
+    """Whoever comes back to the same worker before its old connection has ended misses nothing."""
+    runner, remembered, told = rig()
+    remembered.save_later("a", lambda: b"1", 60)
+    remembered.recall("a", told.append)
+    await asyncio.sleep(0)
+    assert told == [b"1"] and [command[0] for command in runner.sent] == ["SET"]
+    remembered.save_later("b", lambda: b"2", 60)
+    remembered.save_now("b")
+    remembered.save_now("b")
+    remembered.save_now("nobody")
+    assert len(await sent(runner, 2)) == 2
+
+
+@async_test
+async def test_what_is_saved_at_once_is_not_saved_again_by_what_waited():
+    """The end of a connection says it last: what it kept for an hour is kept for resume_s now."""
+    runner, remembered, _ = rig()
+    remembered.save_later("a", lambda: b"1", 3600)
+    remembered.save("a", b"2", 60)
+    remembered.save_now("a")
+    assert [command[2:] for command in await sent(runner, 1)] == [(b"2", "PX", 60_000)]
+
+
 @pytest.mark.expects_log
 @async_test
 async def test_without_redis_nothing_is_kept_and_the_log_says_so():
@@ -74,5 +137,11 @@ async def test_more_than_may_wait_is_not_kept(monkeypatch):
     remembered.save("a", b"1", 60)
     remembered.save("b", b"2", 60)
     remembered.save("a", b"3", 60)
+    remembered.save_later("c", lambda: b"4", 60)
+    remembered.save_later("d", lambda: b"5", 60)
+    remembered.save_later("", lambda: b"nobody's", 60)
     await asyncio.sleep(0)
     assert [command[1:3] for command in runner.sent] == [("hub:wants:a", b"3")]
+    for name in "cd":
+        remembered.save_now(name)
+    assert [command[1:3] for command in await sent(runner, 2)] == [("hub:wants:a", b"3"), ("hub:wants:c", b"4")]
