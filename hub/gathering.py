@@ -206,6 +206,8 @@ class Gathering:
 
         It gets what came behind, or the rest, and is inside from the next one on.
         """
+        # It may have been told of one just before it joined: a newer value in that one's place would come before these.
+        subscriber.left(*joins)
         for audience, before in joins.items():
             first, over = replaced.get(audience, 0), skipped.get(audience, ())
             for at in range(max(0, before - first), len(audience.frames)):

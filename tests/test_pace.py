@@ -311,6 +311,18 @@ STEPS = st.one_of(
 @settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEPS, max_size=60), st.integers(1, 4), st.sampled_from((10**9, 300)))
 @example([*[("publish", "t:A", 0, 0)] * 2, ("rate", 0, "t:A", 100), ("publish", "t:A", 0, 0)], 3, 300)
+@example(
+    [
+        ("slow", 1, True),
+        ("publish", "t:B", 0, 0),
+        ("rate", 1, "t:B", 100),
+        ("publish", "t:B", 0, 0),
+        ("turn",),
+        ("publish", "t:B", 0, 0),
+    ],
+    3,
+    10**9,
+)
 def test_against_a_model_what_each_client_saw_is_the_feed(steps, count, max_bytes):
     """In order, never an older value behind a newer one; delivered + merged = published; gaps as the source has them;
     and the last value right, once a client goes on at any rate.
