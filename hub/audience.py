@@ -120,6 +120,16 @@ class Stand(NamedTuple):
 class Rate(Protocol):
     """How often at most an audience is told; pace.Pace."""
 
+    period_s: float
+    """0: never."""
+    groups: set[Group]
+    """Those that hold any audience of it."""
+    arrivals: dict[Subscriber, dict[Audience, Stand]]
+    """Who came since its last moment and is behind or before the others, and up to what each has been served."""
+
+    def rouse(self) -> None:
+        """Somebody waits for its next moment."""
+
     def touch(self, audience: Audience) -> None:
         """There is something new."""
 
@@ -210,11 +220,12 @@ class Board:
     As long as the most audiences that there ever were at once.
     """
 
-    __slots__ = ("_free", "ready")
+    __slots__ = ("_free", "_retired", "ready")
 
     def __init__(self) -> None:
         self.ready: list[bytes] = []
         self._free: list[int] = []
+        self._retired: list[int] = []
 
     def take(self) -> int:
         """A slot for a new audience."""
@@ -223,9 +234,14 @@ class Board:
         self.ready.append(b"")
         return len(self.ready) - 1
 
-    def give_back(self, slot: int) -> None:
-        """The slot's audience is over. What still lies there is taken off at the batch's end, before anybody reads."""
-        self._free.append(slot)
+    def retire(self, slot: int) -> None:
+        """The slot's audience is over; groups may still pick from there until they are settled."""
+        self._retired.append(slot)
+
+    def release(self) -> None:
+        """All groups are settled, and no batch is being swept: what was retired may be taken."""
+        self._free += self._retired
+        self._retired.clear()
 
 
 class Line:
@@ -313,7 +329,6 @@ class Audience:
         "full",
         "groups",
         "line",
-        "mark",
         "mode",
         "pace",
         "pause_s",
@@ -325,9 +340,7 @@ class Audience:
         "wire",
     )
 
-    def __init__(
-        self, channel: str, wire: WireForm, mode: AudienceMode, mark: int, slot: int, pause_s: float = 0.0
-    ) -> None:
+    def __init__(self, channel: str, wire: WireForm, mode: AudienceMode, slot: int, pause_s: float = 0.0) -> None:
         self.channel = channel
         self.wire = wire
         self.mode = mode
@@ -344,8 +357,6 @@ class Audience:
         """Members that its pace has yet to let in."""
         self.pause_s = pause_s
         """How long a publication waits for others, in seconds; the namespace's flush_ms."""
-        self.mark = mark
-        """A random number of 64 bits; a group's key is the XOR of its audiences' marks (Zobrist hashing)."""
         self.full = False
         """A publication of a `stream` channel could not be taken up, so none behind it may follow."""
         self.slot = slot
@@ -353,6 +364,8 @@ class Audience:
         self.size = 0
         """Subscribers, those included who are about to move in."""
         self.groups: set[Group] = set()
+        """Those that hold it. All audiences of a pace have one set for it: where a moment tells of many channels, which
+        groups it concerns is not worth knowing, and a list that goes to another pace leaves one set and not fifty."""
         self.frames: list[bytes] = []
         """What the batch that is being swept holds for it; the same as one piece lies on the board."""
         self.position: Position | None = None
@@ -362,11 +375,11 @@ class Audience:
 class Group:
     """Subscribers with exactly the same audiences."""
 
-    __slots__ = ("_members", "alone", "audiences", "fds", "key", "others", "pick", "stamp")
+    __slots__ = ("_members", "alone", "audiences", "fds", "others", "pick", "stamp")
 
-    def __init__(self, key: int, audiences: Iterable[Audience]) -> None:
-        """audiences: one or more, each once. Whoever makes the group enters it in their `groups`."""
-        self.arrange(key, audiences)
+    def __init__(self, audiences: frozenset[Audience]) -> None:
+        """audiences: one or more. Whoever makes the group enters it in their `groups`."""
+        self.arrange(audiences)
         self.alone = ELSEWHERE
         """The one member's descriptor, where there is but one and that is direct; ELSEWHERE otherwise."""
         self.fds: list[int] = []
@@ -374,13 +387,12 @@ class Group:
         """Whose descriptors `fds` are, in the same order."""
         self.others: dict[Subscriber, None] = {}
 
-    def arrange(self, key: int, audiences: Iterable[Audience]) -> None:
+    def arrange(self, audiences: frozenset[Audience]) -> None:
         """All members have these audiences from now on; not in the middle of a sweep."""
-        self.key = key
-        self.audiences = tuple(audiences)
-        self.pick = _pick([audience.slot for audience in self.audiences])
+        self.audiences = audiences
+        self.pick = _pick([audience.slot for audience in audiences])
         """Takes its part from the board's `ready`, to be joined."""
-        self.stamp: Callable[[Group], bytes] | None = getattr(self.audiences[0].wire, "stamp", None)
+        self.stamp: Callable[[Group], bytes] | None = getattr(next(iter(audiences)).wire, "stamp", None)
         """Of a wire form whose clients are told at the end of each batch where they are: what to say behind this one,
         the same for all members, b'' for nothing. None for all other forms, which have no such method."""
 
@@ -426,7 +438,7 @@ class Group:
 
     def pending_frames(self, dirty: list[Audience]) -> Iterator[tuple[Audience, bytes]]:
         """The same as `pending`, frame by frame, in the same order; without the stamp."""
-        concerned = self.audiences if self.picks_from(dirty) else self._of(dirty)
+        concerned: Iterable[Audience] = self.audiences if self.picks_from(dirty) else self._of(dirty)
         return ((audience, frame) for audience in concerned for frame in audience.frames)
 
     def pending(self, dirty: list[Audience], ready: list[bytes]) -> bytes:
@@ -445,7 +457,7 @@ class Group:
         return len(self.audiences) <= LOOK_UP * len(dirty)
 
     def _of(self, dirty: list[Audience]) -> list[Audience]:
-        return [audience for audience in dirty if self in audience.groups]
+        return [audience for audience in dirty if audience in self.audiences]
 
 
 def _pick(slots: list[int]) -> Pick:

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
-from operator import attrgetter, xor
+from operator import attrgetter
 
 from .audience import ELSEWHERE, Audience, Board, Group, Mergeable, Stand, Subscriber, Volatile, replacing
 from .sweep import Sweep
 
 SLICE_S = 0.002
 """How long one slice of a sweep may hold the loop."""
-MARK = attrgetter("mark")
+PACE = attrgetter("pace")
+NONE: frozenset[Audience] = frozenset()
 
 
 class Gathering:
@@ -47,7 +47,7 @@ class Gathering:
         self._clock = clock
         self._max_bytes = max_bytes
         self._board = Board()
-        self._groups: dict[int, Group] = {}
+        self._groups: dict[frozenset[Audience], Group] = {}
         self._moves: dict[Subscriber, dict[Audience, bool]] = {}
         """Who joins (True) or leaves (False) what, before the batch that is being gathered."""
         self._batch: dict[Audience, list[bytes]] = {}
@@ -190,6 +190,7 @@ class Gathering:
         skipped, self._skipped = self._skipped, {}
         stands, self._stands = self._stands, {}
         self._settle(moves)
+        self._board.release()
         self._start(batch)
         for subscriber, joins in late.items():
             self._catch_up(subscriber, joins, replaced, skipped.get(subscriber, {}), stands)
@@ -271,69 +272,65 @@ class Gathering:
             audience.frames = frames
             piece = frames[0] if len(frames) == 1 else b"".join(frames)
             self.waiting_bytes -= len(piece)
-            # Whom everybody has left since may have given its slot back, and another one has it.
-            if audience.groups:
+            # Whom everybody has left has given its slot back, and another one may have it.
+            if audience.size:
                 ready[audience.slot] = piece
         self._dirty = list(batch)
         self.sweep.begin(self._dirty, self._concerned())
 
     def _concerned(self) -> Iterable[Group]:
-        """The groups that hold any audience of the batch."""
-        if len(self._dirty) == 1:
-            return self._dirty[0].groups
-        if sum(len(audience.groups) for audience in self._dirty) > len(self._groups):
+        """The groups that hold any audience of the batch, and some that hold none."""
+        # Each set once: those of a pace are the same one.
+        holders = list({id(audience.groups): audience.groups for audience in self._dirty}.values())
+        if len(holders) == 1:
+            return holders[0]
+        if sum(map(len, holders)) > len(self._groups):
             return list(self._groups.values())
-        return set().union(*[audience.groups for audience in self._dirty])
+        return set().union(*holders)
 
     def _settle(self, moves: dict[Subscriber, dict[Audience, bool]]) -> None:
         for subscriber, changes in moves.items():
             old = subscriber.group
-            held = set(old.audiences) if old is not None else set()
+            held = old.audiences if old is not None else NONE
             comes = {audience for audience, joins in changes.items() if joins}
-            goes = held & (changes.keys() - comes)
-            comes -= held
-            if not (comes or goes):
-                continue
-            key = reduce(xor, map(MARK, comes | goes), old.key if old is not None else 0)
+            goes = changes.keys() - comes
             audiences = (held - goes) | comes
+            if audiences == held:
+                continue
             if not audiences or not subscriber.open:
                 if old is not None:
                     self._take_out(subscriber, old)
-            elif old is not None and len(old) == 1 and key not in self._groups:
-                self._rearrange(old, key, audiences, comes, goes)
+            elif old is not None and len(old) == 1 and audiences not in self._groups:
+                self._rearrange(old, audiences)
             else:
                 if old is not None:
                     self._take_out(subscriber, old)
-                self._group(key, audiences).add(subscriber)
+                self._group(audiences).add(subscriber)
 
-    def _group(self, key: int, audiences: set[Audience]) -> Group:
-        group = self._groups.get(key)
+    def _group(self, audiences: frozenset[Audience]) -> Group:
+        group = self._groups.get(audiences)
         if group is None:
-            group = self._groups[key] = Group(key, audiences)
+            group = self._groups[audiences] = Group(audiences)
             for audience in audiences:
                 audience.groups.add(group)
         return group
 
-    def _rearrange(
-        self, group: Group, key: int, audiences: set[Audience], comes: set[Audience], goes: set[Audience]
-    ) -> None:
+    def _rearrange(self, group: Group, audiences: frozenset[Audience]) -> None:
         """A group of one goes with its member: a list of fifty that loses one need not be left fifty times."""
-        del self._groups[group.key]
-        self._groups[key] = group
-        group.arrange(key, audiences)
-        for audience in comes:
+        held = group.audiences
+        del self._groups[held]
+        self._groups[audiences] = group
+        group.arrange(audiences)
+        goes = held - audiences
+        for audience in goes:
+            audience.groups.discard(group)
+        # What a pace's audiences have in common may have been left with one of them, and others stay.
+        for audience in audiences if any(map(PACE, goes)) else audiences - held:
             audience.groups.add(group)
-        self._without(group, goes)
 
     def _take_out(self, subscriber: Subscriber, group: Group) -> None:
         group.remove(subscriber)
         if not len(group):
-            del self._groups[group.key]
-            self._without(group, group.audiences)
-
-    def _without(self, group: Group, audiences: Iterable[Audience]) -> None:
-        """The group holds these no more; who is in none and has no subscriber gives its slot back."""
-        for audience in audiences:
-            audience.groups.discard(group)
-            if not audience.size and not audience.groups:
-                self._board.give_back(audience.slot)
+            del self._groups[group.audiences]
+            for audience in group.audiences:
+                audience.groups.discard(group)

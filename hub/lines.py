@@ -3,7 +3,7 @@
 Does: make a channel's line with its first audience and end it with its last; find audiences by terms; count.
 Does not: move subscribers between groups, or deliver (fanout); ask Redis for values (snapshots).
 Called by: fanout; subscribe and worker ask.
-Never break: an audience has a slot on the board for as long as it has members or stands in a group.
+Never break: an audience has a slot on the board for as long as it has members.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from .channels import Namespace
 class Lines:
     """The channels of one worker that have subscribers."""
 
-    def __init__(self, board: Board, new_mark: Callable[[], int], clock: Callable[[], float]) -> None:
+    def __init__(self, board: Board, clock: Callable[[], float]) -> None:
         self._board = board
-        self._new_mark = new_mark
         self._clock = clock
         self.by_channel: dict[str, Line] = {}
         self.marked: dict[str, Line] = {}
@@ -57,7 +56,7 @@ class Lines:
         mode = "stream" if namespace.mailbox else namespace.mode
         channel, slot, pause_s = line.channel, self._board.take(), namespace.flush_ms / 1000
         if terms is None:
-            audience = line.audiences[wire] = Audience(channel, wire, mode, self._new_mark(), slot, pause_s)
+            audience = line.audiences[wire] = Audience(channel, wire, mode, slot, pause_s)
             return audience
         if terms.form.marks:
             if not line.marked:
@@ -65,10 +64,12 @@ class Lines:
                 line.heard_at = self._clock()
                 line.seq, _, line.era = self.numbering(line.newest) if line.newest is not None else Numbering()
             line.marked += 1
-        audience = Audience(channel, terms.form, "raw" if terms.raw else mode, self._new_mark(), slot, pause_s)
+        audience = Audience(channel, terms.form, "raw" if terms.raw else mode, slot, pause_s)
         audience.line, audience.view, audience.pace = line, terms.form, terms.pace
         audience.apart = terms.form.marks or terms.pace is not None
         audience.sent = line.stand
+        if terms.pace is not None:
+            audience.groups = terms.pace.groups
         line.audiences[terms] = audience
         return audience
 
@@ -83,8 +84,7 @@ class Lines:
                 line.stale = False
         if not line.audiences:
             del self.by_channel[line.channel]
-        if not audience.groups:
-            self._board.give_back(audience.slot)
+        self._board.retire(audience.slot)
 
     def silent(self, now: float) -> list[Line]:
         """Whose source has been silent for too long, and nobody has been told."""

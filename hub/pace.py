@@ -16,7 +16,7 @@ import asyncio
 from bisect import bisect_right
 from collections.abc import Callable
 
-from .audience import Audience, Stand, Subscriber
+from .audience import Audience, Group, Stand, Subscriber
 
 RATES_HZ = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0, 60.0)
 """What is had; a wish in between is rounded down, so that clients share their bytes. Above the last: every value."""
@@ -26,7 +26,18 @@ PAUSED_HZ = 0.0
 class Pace:
     """One rate. 0 Hz: nothing until the subscription has another one."""
 
-    __slots__ = ("_call_later", "_clock", "_last", "_on_due", "_timer", "arrivals", "hz", "period_s", "waiting")
+    __slots__ = (
+        "_call_later",
+        "_clock",
+        "_last",
+        "_on_due",
+        "_timer",
+        "arrivals",
+        "groups",
+        "hz",
+        "period_s",
+        "waiting",
+    )
 
     def __init__(
         self,
@@ -37,6 +48,8 @@ class Pace:
     ) -> None:
         self.hz = hz
         self.period_s = 1 / hz if hz else 0.0
+        self.groups: set[Group] = set()
+        """Those that hold any audience of it; kept by gathering."""
         self.waiting: dict[Audience, None] = {}
         """With something new since the last moment, in order."""
         self.arrivals: dict[Subscriber, dict[Audience, Stand]] = {}
@@ -52,7 +65,12 @@ class Pace:
         if self.period_s:
             self.waiting[audience] = None
             if self._timer is None:
-                self._timer = self._call_later(max(0.0, self._last + self.period_s - self._clock()), self._due)
+                self.rouse()
+
+    def rouse(self) -> None:
+        """Somebody waits for the next moment."""
+        if self._timer is None and self.period_s:
+            self._timer = self._call_later(max(0.0, self._last + self.period_s - self._clock()), self._due)
 
     def arrive(self, subscriber: Subscriber, audience: Audience, stand: Stand) -> None:
         """Somebody comes who has been served up to `stand`."""

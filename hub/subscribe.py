@@ -12,7 +12,7 @@ Several channels can share one Redis channel: all of a `latest` namespace come o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from .audience import Rate, Terms, WireForm
@@ -123,6 +123,20 @@ class Subscriptions:
         self._fanout.leave(channel, subscriber, terms)
         self.release(channel, namespace)
 
+    def knows(self, channels: Sequence[str], namespace: Namespace) -> bool:
+        """Whether who comes to these, all of one `latest` namespace, may `enter` now: their newest values are here."""
+        topic = self._topics.get(self._topic_name(channels[0], namespace)) if channels else None
+        if topic is None or not topic.confirmed or not self._ingest.connected:
+            return False
+        newest = self._fanout.lines.newest
+        return all(newest(channel) is not None for channel in channels)
+
+    def enter(self, channel: str, namespace: Namespace, subscriber: StreamSubscriber, terms: Terms) -> bytes | None:
+        """Let `subscriber` into a channel that is known, now. Returns the newest value as it is told it."""
+        self._topics[self._topic_name(channel, namespace)].subscribers += 1
+        self._fanout.join(channel, namespace, subscriber, terms)
+        return self._fanout.lines.told(channel, terms)
+
     def terms(self, form: WireForm, wants: Wants, shown: str = "") -> Terms:
         """On what terms a subscription takes a `latest` channel. shown: the watch list that it is in."""
         view = self._views.of(form, shown, wants.fields, wants.marks)
@@ -151,6 +165,12 @@ class Subscriptions:
         told: it has been told the newest value, by the caller.
         """
         self._fanout.change(channel, namespace, subscriber, old, new, told)
+
+    def change_all(
+        self, channels: Iterable[str], namespace: Namespace, subscriber: StreamSubscriber, old: Terms, new: Terms
+    ) -> None:
+        """`change` for many channels that it holds on the same terms."""
+        self._fanout.change_all(channels, namespace, subscriber, old, new)
 
     def check_all(self) -> None:
         """What was published in `latest` channels may not have arrived: whoever is inside gets the newest, if so."""

@@ -110,10 +110,10 @@ class Sweep:
             return
         if group in self._left or (group is self._group and self._is_to_come(subscriber)):
             self._skip.add(subscriber.fd)
-            if subscriber.direct:
-                subscriber.put(group.pending(self._dirty, self._ready))
-            else:
+            if not subscriber.direct:
                 self._offer(subscriber)
+            elif data := group.pending(self._dirty, self._ready):
+                subscriber.put(data)
 
     def departs(self, subscriber: Subscriber) -> None:
         """A direct member ceases to be direct. If its turn in the group at hand is to come, its outbox gets it."""
@@ -177,7 +177,7 @@ class Sweep:
         self._walk(group.fds[start:] + group.fds[:start] if self._data else [])
         self._others = dict(group.others)
         if self._others:
-            frames = sum(len(audience.frames) for audience in self._dirty if group in audience.groups)
+            frames = sum(len(audience.frames) for audience in self._dirty if audience in group.audiences)
             self._per_chunk = max(1, CHUNK // max(1, frames))
 
     def _offer_chunk(self) -> None:
@@ -250,8 +250,9 @@ class Sweep:
 
     def _offer(self, subscriber: Subscriber) -> None:
         group = subscriber.group
-        for audience in self._dirty:
-            if group in audience.groups:
-                for frame in audience.frames:
-                    subscriber.offer(audience, frame)
-        self._stamp(subscriber, group)
+        concerned = [audience for audience in self._dirty if audience in group.audiences] if group is not None else []
+        for audience in concerned:
+            for frame in audience.frames:
+                subscriber.offer(audience, frame)
+        if concerned:
+            self._stamp(subscriber, group)

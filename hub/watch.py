@@ -28,7 +28,7 @@ Done = Callable[[list[bytes] | HubError], None]
 class WatchList:
     """The list of one client in one namespace."""
 
-    __slots__ = ("_name", "_namespace", "_subscriber", "_subscriptions", "_symbols", "terms")
+    __slots__ = ("_adding", "_name", "_namespace", "_subscriber", "_subscriptions", "_symbols", "terms")
 
     def __init__(
         self, subscriptions: Subscriptions, name: str, namespace: Namespace, subscriber: StreamSubscriber, terms: Terms
@@ -41,6 +41,8 @@ class WatchList:
         self.terms = terms
         self._symbols: dict[str, _Adding | None] = {}
         """None: it is in. Else it is on its way."""
+        self._adding = 0
+        """Calls of `add` whose symbols are on their way."""
 
     def __len__(self) -> int:
         return len(self._symbols)
@@ -69,14 +71,25 @@ class WatchList:
         added.
         """
         new = [symbol for symbol in dict.fromkeys(symbols) if symbol not in self._symbols]
+        channels = [self._channel(symbol) for symbol in new]
+        # Where others are on their way, the same symbol might come in twice. At the entrance all are paused, so who is
+        # paused anyway could be taken for one of those.
+        subscriptions, paused = self._subscriptions, self._subscriptions.paused
+        if not self._adding and self.terms.pace is not paused and subscriptions.knows(channels, self._namespace):
+            self._symbols.update(dict.fromkeys(new))
+            values = [
+                subscriptions.enter(channel, self._namespace, self._subscriber, self.terms) for channel in channels
+            ]
+            done([value for value in values if value is not None])
+            return
         # Symbols come in one after the other as Redis tells their values; nothing is sent until all have.
-        entrance = self.terms._replace(pace=self._subscriptions.paused)
+        entrance = self.terms._replace(pace=paused)
         adding = _Adding(self, new, entrance, done)
+        self._adding += 1
         self._symbols.update(dict.fromkeys(new, adding))
-        for symbol in new:
+        for symbol, channel in zip(new, channels, strict=True):
             joined = partial(adding.joined, symbol)
-            channel = self._channel(symbol)
-            self._subscriptions.subscribe(channel, self._namespace, self._subscriber, joined, None, entrance)
+            subscriptions.subscribe(channel, self._namespace, self._subscriber, joined, None, entrance)
         adding.step()
 
     def appear(self, symbol: str) -> None:
@@ -93,9 +106,8 @@ class WatchList:
     def change(self, terms: Terms) -> None:
         """Go on with all on other terms."""
         old, self.terms = self.terms, terms
-        for symbol, adding in self._symbols.items():
-            if adding is None:
-                self._subscriptions.change(self._channel(symbol), self._namespace, self._subscriber, old, terms)
+        channels = [self._channel(symbol) for symbol, adding in self._symbols.items() if adding is None]
+        self._subscriptions.change_all(channels, self._namespace, self._subscriber, old, terms)
 
     def close(self) -> None:
         """Leave all."""
@@ -112,6 +124,7 @@ class WatchList:
 
     def entered(self, adding: _Adding) -> list[bytes]:
         """All that were to be added are at the entrance: those that are still wanted go in, and are told now."""
+        self._adding -= 1
         bodies = []
         for symbol in adding.symbols:
             channel = self._channel(symbol)
@@ -130,6 +143,7 @@ class WatchList:
 
     def failed(self, adding: _Adding) -> None:
         """What was to be added can't be."""
+        self._adding -= 1
         for symbol in adding.inside:
             channel = self._channel(symbol)
             self._subscriptions.unsubscribe(channel, self._namespace, self._subscriber, adding.entrance)

@@ -121,5 +121,5 @@ async def rig(send_buffer: int = 0, max_bytes: int = 10**9) -> AsyncIterator[Rig
 def check_board(fanout: Fanout) -> None:
     """Every slot is one audience's or nobody's, and nothing is left of a batch that is done."""
     slots = [audience.slot for line in fanout.lines.by_channel.values() for audience in line.audiences.values()]
-    assert sorted(slots + fanout._board._free) == list(range(len(fanout._board.ready)))
+    assert sorted(slots + fanout._board._free + fanout._board._retired) == list(range(len(fanout._board.ready)))
     assert not any(fanout._board.ready)

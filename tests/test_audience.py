@@ -17,11 +17,11 @@ class One:
 
 
 def audience(name: str, slot: int) -> Audience:
-    return Audience(name, None, "none", hash(name), slot)
+    return Audience(name, None, "none", slot)
 
 
 def group_of(*audiences: Audience) -> Group:
-    group = Group(0, audiences)
+    group = Group(frozenset(audiences))
     for one in audiences:
         one.groups.add(group)
     return group
@@ -83,5 +83,7 @@ def test_a_slot_belongs_to_one_at_a_time_and_is_used_again():
     board = Board()
     slots = [board.take() for _ in range(3)]
     assert sorted(slots) == [0, 1, 2] and board.ready == [b""] * 3
-    board.give_back(slots[1])
-    assert board.take() == slots[1] and board.take() == 3 and len(board.ready) == 4
+    board.retire(slots[1])
+    assert board.take() == 3  # somebody may still pick from it
+    board.release()
+    assert board.take() == slots[1] and board.take() == 4 and len(board.ready) == 5

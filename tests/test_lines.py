@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 from hub.audience import Board, Stand, Terms, Update
 from hub.channels import Namespace
 from hub.lines import Lines
@@ -23,7 +21,7 @@ class Form:
 class Rig:
     def __init__(self) -> None:
         self.clock, self.board, self.form, self.views = FakeClock(), Board(), Form(), Views(lambda: 5)
-        self.lines = Lines(self.board, itertools.count(1).__next__, self.clock)
+        self.lines = Lines(self.board, self.clock)
         self.lines.numbering = numbering
         self.paces = Paces(lambda pace: None, self.clock, lambda *_: None)
 
@@ -46,6 +44,16 @@ def test_equal_terms_are_one_audience():
     assert len(line.audiences) == 5 and len(rig.lines) == 1
 
 
+def test_all_channels_of_a_pace_know_their_groups_together():
+    """So that a list which goes to another pace leaves one set."""
+    rig = Rig()
+    _, one = rig.audience(rig.terms(hz=5))
+    _, other = rig.lines.audience("t:B", LATEST, rig.form, rig.terms(hz=5, marks=True))
+    assert one.groups is other.groups is rig.paces.at(5).groups
+    assert rig.audience(rig.terms(hz=1))[1].groups is not one.groups
+    assert rig.audience()[1].groups is not rig.lines.audience("t:B", LATEST, rig.form)[1].groups
+
+
 def test_a_line_ends_with_its_last_audience_and_gives_its_slots_back():
     """A newcomer gets one of them."""
     rig = Rig()
@@ -54,7 +62,8 @@ def test_a_line_ends_with_its_last_audience_and_gives_its_slots_back():
     rig.lines.drop(line, marked)
     assert rig.lines.marked == {} and len(rig.lines) == 1
     rig.lines.drop(line, plain)
-    assert len(rig.lines) == 0 and rig.board.take() in (plain.slot, marked.slot)
+    rig.board.release()
+    assert len(rig.lines) == 0 and {rig.board.take(), rig.board.take()} == {plain.slot, marked.slot}
 
 
 def test_the_newest_body_is_known_of_channels_that_keep_it():

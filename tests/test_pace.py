@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -190,6 +191,96 @@ def test_paced_subscribers_of_the_same_channels_share_their_bytes():
     assert len({id(client.group) for client in rig.clients}) == 1 and rig.clients[0].group is not None
 
 
+def test_who_changes_between_two_moments_and_has_missed_nothing_is_one_of_the_others_at_once():
+    """It need not wait for the next moment, which may be a long way off, nor have a frame of its own then."""
+    rig = Rig()
+    for hz in (5, 1, 5):
+        rig.fanout.join("t:A", LATEST, rig.client(), rig.terms(hz=hz))
+        rig.fanout.join("t:B", LATEST, rig.clients[-1], rig.terms(hz=hz))
+    rig.publish("t:A")
+    rig.wait(2)
+    assert [len(client.seen()) for client in rig.clients] == [1, 1, 1]
+    rig.fanout.change_all(["t:A", "t:B"], LATEST, rig.clients[1], rig.terms(hz=1), rig.terms(hz=5))
+    rig.turn()
+    assert len({id(client.group) for client in rig.clients}) == 1 and rig.clients[1].group is not None
+    rig.publish("t:B")
+    rig.wait(2)
+    assert [len(client.seen()) for client in rig.clients] == [1, 1, 1]
+
+
+def test_changes_in_one_turn_that_lead_back_change_nothing():
+    """A slider that is moved to and fro."""
+    rig = Rig()
+    client = rig.client()
+    for channel in ("t:A", "t:B"):
+        rig.fanout.join(channel, LATEST, client, rig.terms(hz=5))
+    rig.turn()
+    group, there, back = client.group, rig.terms(hz=1), rig.terms(hz=5)
+    rig.fanout.change_all(["t:A", "t:B"], LATEST, client, back, there)
+    rig.fanout.change_all(["t:A", "t:B"], LATEST, client, there, back)
+    rig.publish()
+    rig.wait(1)
+    assert prices(client) == [1] and client.group is not None and group is not None
+    assert {audience.pace.hz for audience in client.group.audiences} == {5}
+    assert len(rig.fanout.lines.by_channel["t:A"].audiences) == 1
+
+
+def test_all_are_changed_in_the_middle_of_what_is_being_taken_up():
+    """It has its part of that, and the rest on the new terms."""
+    rig = Rig()
+    client, other = rig.client(), rig.client()
+    for channel in ("t:A", "t:B"):
+        rig.fanout.join(channel, LATEST, client, rig.terms())
+        rig.fanout.join(channel, LATEST, other, rig.terms())
+    rig.turn()
+    for channel in ("t:A", "t:B"):
+        rig.publish(channel)
+    rig.fanout.change_all(["t:A", "t:B"], LATEST, client, rig.terms(), rig.terms(hz=1))
+    for channel in ("t:A", "t:B"):
+        rig.publish(channel)
+    rig.wait(0)
+    rig.wait(2)
+    assert [(channel, pub["data"]["seq"]) for channel, pub in sorted(client.seen(), key=itemgetter(0))] == [
+        ("t:A", 1),
+        ("t:A", 2),
+        ("t:B", 1),
+        ("t:B", 2),
+    ]
+    # A slow reader's outbox has merged both.
+    assert {(pub["data"]["seq"], pub["tags"]["merged"]) for _, pub in other.seen()} == {(2, "1")}
+
+
+def test_who_comes_late_to_a_rate_is_told_though_nothing_new_comes_any_more():
+    """The others have had it at their last moment."""
+    rig = Rig()
+    late, there = rig.client(), rig.client()
+    rig.fanout.join("t:A", LATEST, late, rig.terms(hz=0))
+    rig.fanout.join("t:A", LATEST, there, rig.terms(hz=5))
+    rig.publish()
+    rig.wait(9)
+    assert [prices(client) for client in rig.clients] == [[], [1]]
+    rig.fanout.change_all(["t:A"], LATEST, late, rig.terms(hz=0), rig.terms(hz=5))
+    rig.wait(9)
+    assert [prices(client) for client in rig.clients] == [[1], []]
+
+
+def test_what_waits_of_a_list_is_not_replaced_once_its_terms_have_changed_to_and_fro():
+    """A newer value in the place of the first one would come before the second."""
+    rig = Rig()
+    client = rig.client()
+    client.slow = True
+    every, other = rig.terms(), rig.terms(fields=("seq",))
+    for one in (client, rig.client()):  # without anybody else an audience would be another one when it comes back
+        rig.fanout.join("t:A", LATEST, one, every)
+    for old, new in ((every, other), (other, every), (every, other)):
+        rig.publish()
+        rig.turn()
+        rig.fanout.change_all(["t:A"], LATEST, client, old, new)
+    client.slow = False
+    rig.turn()
+    assert prices(client) == [1, 2, 3]
+
+
 def test_nothing_comes_while_paused_and_the_newest_when_it_goes_on():
     """0 Hz; what was missed is counted."""
     rig = Rig()
@@ -302,6 +393,7 @@ STEPS = st.one_of(
     st.tuples(st.just("turn")),
     st.tuples(st.just("wait"), st.sampled_from((0.05, 0.2, 1.0, 4.0))),
     st.tuples(st.just("rate"), st.integers(0, 3), st.sampled_from(CHANNELS), st.sampled_from(HZ)),
+    st.tuples(st.just("rates"), st.integers(0, 3), st.sampled_from(HZ)),
     st.tuples(st.just("slow"), st.integers(0, 3), st.booleans()),
     st.tuples(st.just("again"), st.integers(0, 3), st.sampled_from(CHANNELS), st.sampled_from(HZ)),
     st.tuples(st.just("check")),
@@ -346,6 +438,12 @@ def test_against_a_model_what_each_client_saw_is_the_feed(steps, count, max_byte
         rig.fanout.change(channel, LATEST, rig.clients[i], held[i, channel], terms)
         held[i, channel] = terms
 
+    def change_all(i: int, terms: Terms) -> None:
+        for old in {held[i, channel] for channel in CHANNELS}:
+            channels = [channel for channel in CHANNELS if held[i, channel] == old]
+            rig.fanout.change_all(channels, LATEST, rig.clients[i], old, terms)
+            held.update({(i, channel): terms for channel in channels})
+
     def collect() -> None:
         for i, client in enumerate(rig.clients):
             for channel, publication in client.seen():
@@ -367,6 +465,8 @@ def test_against_a_model_what_each_client_saw_is_the_feed(steps, count, max_byte
                 rig.wait(seconds)
             case ("rate", i, channel, hz):
                 change(i % count, channel, rig.terms(hz=hz))
+            case ("rates", i, hz):
+                change_all(i % count, rig.terms(hz=hz))
             case ("slow", i, slow):
                 rig.clients[i % count].slow = slow
             case ("again", i, channel, hz):

@@ -16,6 +16,7 @@ from hub.stream import GIVEN_UP
 from hub.subscribe import CACHED, IN, Subscriptions
 from hub.symbols import Symbols
 from hub.views import View
+from hub.wants import Wants
 from tests.support import FakeClock
 
 NONE, LATEST, STREAM = Namespace(), Namespace(mode="latest"), Namespace(mode="stream")
@@ -268,6 +269,25 @@ def test_who_gives_up_a_newest_value_and_asks_anew_is_in_once(since):
     assert len(rig.told) == 2 and isinstance(rig.told[1], Joined) and rig.fanout.lines.counts() == {"t:A": 1}
     rig.subscriptions.unsubscribe("t:A", LATEST, one)
     assert rig.ingest.released == ["hub:feed:{t}"]
+
+
+def test_who_comes_to_what_is_known_here_may_enter_at_once():
+    """Known is what somebody here has a value of, while nothing can be missed; and the feed is held for both."""
+    rig, one = Rig(), One(Form())
+    terms = rig.subscriptions.terms(one.wire, Wants(hz=5))
+    assert not rig.subscriptions.knows([], LATEST) and not rig.subscriptions.knows(["t:A"], LATEST)
+    rig.subscribe("t:A", LATEST)
+    assert not rig.subscriptions.knows(["t:A"], LATEST)
+    rig.ingest.ready["hub:feed:{t}"](None)
+    assert not rig.subscriptions.knows(["t:A"], LATEST)
+    rig.snapshots.asked.pop()[1](b"newest")
+    assert rig.subscriptions.knows(["t:A"], LATEST) and not rig.subscriptions.knows(["t:A", "t:B"], LATEST)
+    rig.ingest.connected = False
+    assert not rig.subscriptions.knows(["t:A"], LATEST)
+    assert rig.subscriptions.enter("t:A", LATEST, one, terms) == b"newest"
+    assert rig.fanout.lines.counts() == {"t:A": 2} and rig.snapshots.asked == []
+    rig.subscriptions.unsubscribe("t:A", LATEST, one, terms)
+    assert rig.ingest.released == []
 
 
 def test_snapshots_see_what_passes_only_while_somebody_waits():

@@ -47,8 +47,8 @@ class One:
             os.close(self.reader)
 
 
-def group_of(key: int, *audiences: Audience) -> Group:
-    group = Group(key, audiences)
+def group_of(*audiences: Audience) -> Group:
+    group = Group(frozenset(audiences))
     for audience in audiences:
         audience.groups.add(group)
     return group
@@ -62,8 +62,8 @@ class Rig:
         self.ones = [One() for _ in range(count)]
         self.ready = [b""]
         self.sweep = Sweep({one.fd: one for one in self.ones}, self.clock, self.ready)
-        self.audience = Audience("a", None, "none", 1, 0)
-        self.group = group_of(1, self.audience)
+        self.audience = Audience("a", None, "none", 0)
+        self.group = group_of(self.audience)
         for one in self.ones:
             self.group.add(one)
 
@@ -100,6 +100,31 @@ def test_a_slice_ends_at_its_time_and_the_next_goes_on_and_the_start_rotates():
             slices += 1
         assert slices == 2 and sum(one.read() == b"x" for one in rig.ones) == CHUNK + 10
     assert len(set(firsts)) > 1
+    rig.close()
+
+
+def test_a_group_that_the_batch_has_nothing_for_is_told_nothing_and_not_stamped():
+    """Groups of a pace come all, whatever there is for each."""
+    rig = Rig(2)
+    stranger = group_of(Audience("b", None, "none", 1))
+    stranger.stamp = lambda group: b"stamp"
+    rig.ready.append(b"")
+    direct, other = One(), One()
+    other.direct = False
+    stranger.add(direct)
+    stranger.add(other)
+    rig.audience.frames, rig.ready[0] = [b"x"], b"x"
+    for served in (False, True):
+        rig.sweep.begin([rig.audience], [stranger, rig.group])
+        if served:
+            rig.sweep.serve_now(direct)
+            rig.sweep.serve_now(other)
+        while not rig.sweep.run(1.0):
+            pass
+        assert direct.events == other.events == [] and direct.read() == b""
+        assert [one.read() for one in rig.ones] == [b"x"] * 2
+    for one in (direct, other):
+        one.close()
     rig.close()
 
 
@@ -148,7 +173,7 @@ def test_others_of_a_group_get_every_frame_by_itself():
     slow, fast = rig.ones
     slow.direct = False
     rig.group.replace(slow)
-    elsewhere = Audience("b", None, "none", 2, 1)
+    elsewhere = Audience("b", None, "none", 1)
     elsewhere.frames, rig.audience.frames, rig.ready[0] = [b"not its own"], [b"one", b"two"], b"onetwo"
     rig.sweep.begin([elsewhere, rig.audience], [rig.group])
     assert rig.sweep.run(1.0)
@@ -176,9 +201,9 @@ class Groups:
     def __init__(self, count: int) -> None:
         self.ones = [One() for _ in range(count)]
         self.sweep = Sweep({one.fd: one for one in self.ones}, FakeClock(), [b"x", b""])
-        self.audience, quiet = Audience("a", None, "none", 1, 0), Audience("b", None, "none", 2, 1)
+        self.audience, quiet = Audience("a", None, "none", 0), Audience("b", None, "none", 1)
         self.audience.frames = [b"x"]
-        self.groups = [group_of(i, self.audience if i else quiet) for i in range(count)]
+        self.groups = [group_of(self.audience if i else quiet) for i in range(count)]
         for group, one in zip(self.groups, self.ones, strict=True):
             group.add(one)
 
@@ -252,9 +277,9 @@ def test_groups_of_one_and_of_several_follow_each_other():
 def test_a_batch_that_is_small_beside_a_long_list_is_written_as_any_other():
     """One channel of a hundred: its piece is written, and the slots of the others are not even read."""
     one, ready = One(), [b"x", *[b"?"] * 99]
-    audiences = [Audience(str(i), None, "none", i, i) for i in range(100)]
+    audiences = [Audience(str(i), None, "none", i) for i in range(100)]
     sweep = Sweep({one.fd: one}, FakeClock(), ready)
-    group = group_of(1, *audiences)
+    group = group_of(*audiences)
     group.add(one)
     audiences[0].frames = [b"x"]
     sweep.begin([audiences[0]], [group])
@@ -324,7 +349,7 @@ def test_a_large_batch_is_paced_by_its_bytes(alone):
         fcntl.fcntl(one.fd, fcntl.F_SETPIPE_SZ, 1 << 16)
     groups = [rig.group]
     if alone:
-        groups = [group_of(number, rig.audience) for number in range(len(rig.ones))]
+        groups = [group_of(rig.audience) for number in range(len(rig.ones))]
         for one, group in zip(rig.ones, groups, strict=True):
             rig.group.remove(one)
             group.add(one)
