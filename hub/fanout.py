@@ -94,32 +94,40 @@ class Fanout(Gathering):
         self.subscriptions -= 1
         self._let_out(self.lines, line, audience, subscriber)
 
+    def audiences(self, channels: Iterable[str], terms: Terms) -> list[Audience]:
+        """Of channels that somebody holds on these terms; each is good for as long as that one holds it."""
+        lines = self.lines.by_channel
+        return [lines[channel].audiences[terms] for channel in channels]
+
     def change_all(
-        self, channels: Iterable[str], namespace: Namespace, subscriber: Subscriber, old: Terms, new: Terms
-    ) -> None:
+        self, audiences: list[Audience], namespace: Namespace, subscriber: Subscriber, old: Terms, new: Terms
+    ) -> list[Audience]:
         """`change` for many channels that it holds on the same terms; what does not depend on the channel is done once.
 
-        A list of fifty whose client moves a slider is changed some times a second.
+        A list of fifty whose client moves a slider is changed some times a second. audiences: on the `old` terms.
+        Returns those on the `new` ones, in the same order.
         """
-        lines, wire = self.lines.by_channel, subscriber.wire
-        audiences = [lines[channel].audiences[old] for channel in channels]
         if old == new:
-            return
+            return audiences
         if not self._is_calm(subscriber, audiences):
-            for audience in audiences:
-                self.change(audience.channel, namespace, subscriber, old, new)
-            return
+            channels = [audience.channel for audience in audiences]
+            for channel in channels:
+                self.change(channel, namespace, subscriber, old, new)
+            return self.audiences(channels, new)
         # Of the batch under way it gets its part now, so that nothing comes behind whatever it is told next.
         self.sweep.serve_now(subscriber)
         pace, stop = new.pace, old.pace.leave if old.pace is not None and subscriber in old.pace.arrivals else None
         lets_in = pace is not None and pace.period_s
         moves, batch = self._moves.setdefault(subscriber, {}), self._batch
         moves |= dict.fromkeys(audiences, False)
+        others = []
         for audience in audiences:
-            line = lines[audience.channel]
+            line = audience.line
+            assert line is not None  # it is on terms
             other = line.audiences.get(new)
             if other is None:
-                _, other = self.lines.audience(audience.channel, namespace, wire, new)
+                _, other = self.lines.audience(audience.channel, namespace, subscriber.wire, new)
+            others.append(other)
             own = stop(subscriber, audience) if stop is not None else None
             stand = own or (audience.sent if audience.apart else line.stand)
             audience.size -= 1
@@ -133,6 +141,7 @@ class Fanout(Gathering):
                 self._come(line, other, subscriber, stand)
         subscriber.left(*audiences)
         self._arm()
+        return others
 
     def _is_calm(self, subscriber: Subscriber, audiences: Collection[Audience]) -> bool:
         """Nothing of these is being taken up, and the subscriber is behind nothing of it."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from .audience import Rate, Terms, WireForm
+from .audience import Audience, Rate, Terms, WireForm
 from .channels import Namespace
 from .errors import BrokerUnavailable, HubError
 from .fanout import Fanout
@@ -166,11 +166,15 @@ class Subscriptions:
         """
         self._fanout.change(channel, namespace, subscriber, old, new, told)
 
+    def audiences(self, channels: Iterable[str], terms: Terms) -> list[Audience]:
+        """Of `latest` channels that somebody holds on these terms, for `change_all`."""
+        return self._fanout.audiences(channels, terms)
+
     def change_all(
-        self, channels: Iterable[str], namespace: Namespace, subscriber: StreamSubscriber, old: Terms, new: Terms
-    ) -> None:
-        """`change` for many channels that it holds on the same terms."""
-        self._fanout.change_all(channels, namespace, subscriber, old, new)
+        self, audiences: list[Audience], namespace: Namespace, subscriber: StreamSubscriber, old: Terms, new: Terms
+    ) -> list[Audience]:
+        """`change` for many channels that it holds on the same terms. Returns their audiences on the new ones."""
+        return self._fanout.change_all(audiences, namespace, subscriber, old, new)
 
     def check_all(self) -> None:
         """What was published in `latest` channels may not have arrived: whoever is inside gets the newest, if so."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from .audience import Terms
+from .audience import Audience, Terms
 from .channels import Namespace
 from .errors import HubError
 from .recovery import Joined
@@ -28,7 +28,7 @@ Done = Callable[[list[bytes] | HubError], None]
 class WatchList:
     """The list of one client in one namespace."""
 
-    __slots__ = ("_adding", "_name", "_namespace", "_subscriber", "_subscriptions", "_symbols", "terms")
+    __slots__ = ("_adding", "_audiences", "_name", "_namespace", "_subscriber", "_subscriptions", "_symbols", "terms")
 
     def __init__(
         self, subscriptions: Subscriptions, name: str, namespace: Namespace, subscriber: StreamSubscriber, terms: Terms
@@ -41,6 +41,8 @@ class WatchList:
         self.terms = terms
         self._symbols: dict[str, _Adding | None] = {}
         """None: it is in. Else it is on its way."""
+        self._audiences: list[Audience] | None = None
+        """Of all that are in, since the terms have changed; None: others have come or gone since."""
         self._adding = 0
         """Calls of `add` whose symbols are on their way."""
 
@@ -77,6 +79,7 @@ class WatchList:
         subscriptions, paused = self._subscriptions, self._subscriptions.paused
         if not self._adding and self.terms.pace is not paused and subscriptions.knows(channels, self._namespace):
             self._symbols.update(dict.fromkeys(new))
+            self._audiences = None
             values = [
                 subscriptions.enter(channel, self._namespace, self._subscriber, self.terms) for channel in channels
             ]
@@ -106,8 +109,10 @@ class WatchList:
     def change(self, terms: Terms) -> None:
         """Go on with all on other terms."""
         old, self.terms = self.terms, terms
-        channels = [self._channel(symbol) for symbol, adding in self._symbols.items() if adding is None]
-        self._subscriptions.change_all(channels, self._namespace, self._subscriber, old, terms)
+        if self._audiences is None:
+            channels = [self._channel(symbol) for symbol, adding in self._symbols.items() if adding is None]
+            self._audiences = self._subscriptions.audiences(channels, old)
+        self._audiences = self._subscriptions.change_all(self._audiences, self._namespace, self._subscriber, old, terms)
 
     def close(self) -> None:
         """Leave all."""
@@ -120,11 +125,13 @@ class WatchList:
         return f"{self._name}:{symbol}"
 
     def _leave(self, symbol: str) -> None:
+        self._audiences = None
         self._subscriptions.unsubscribe(self._channel(symbol), self._namespace, self._subscriber, self.terms)
 
     def entered(self, adding: _Adding) -> list[bytes]:
         """All that were to be added are at the entrance: those that are still wanted go in, and are told now."""
         self._adding -= 1
+        self._audiences = None
         bodies = []
         for symbol in adding.symbols:
             channel = self._channel(symbol)

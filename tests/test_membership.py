@@ -63,9 +63,13 @@ class Subscriptions:
         assert self.inside[channel] == old
         self.inside[channel] = new
 
-    def change_all(self, channels, namespace, subscriber, old, new) -> None:
-        for channel in channels:
+    def audiences(self, channels, terms) -> list:
+        return list(channels)
+
+    def change_all(self, audiences, namespace, subscriber, old, new) -> list:
+        for channel in audiences:
             self.change(channel, namespace, subscriber, old, new)
+        return audiences
 
     def told(self, channel, terms) -> bytes | None:
         return None

@@ -113,6 +113,10 @@ class Rig:
     def terms(self, hz: float = 100, marks: bool = True, raw: bool = False, fields: tuple[str, ...] = ()) -> Terms:
         return Terms(self.views.of(self.form, "", fields, marks), raw, self.fanout.paces.at(hz))
 
+    def change_all(self, channels: list[str], client: Client, old: Terms, new: Terms) -> None:
+        audiences = self.fanout.change_all(self.fanout.audiences(channels, old), LATEST, client, old, new)
+        assert audiences == self.fanout.audiences(channels, new)
+
     def publish(self, channel: str = "t:A", gap: int = 0, thinned: int = 0) -> int:
         seq = self.seqs[channel] = self.seqs.get(channel, 0) + 1 + gap + thinned
         self.newest[channel] = encode_body({"seq": seq, "price": 1.5, "time_ns": "7", "merged": thinned})
@@ -200,7 +204,7 @@ def test_who_changes_between_two_moments_and_has_missed_nothing_is_one_of_the_ot
     rig.publish("t:A")
     rig.wait(2)
     assert [len(client.seen()) for client in rig.clients] == [1, 1, 1]
-    rig.fanout.change_all(["t:A", "t:B"], LATEST, rig.clients[1], rig.terms(hz=1), rig.terms(hz=5))
+    rig.change_all(["t:A", "t:B"], rig.clients[1], rig.terms(hz=1), rig.terms(hz=5))
     rig.turn()
     assert len({id(client.group) for client in rig.clients}) == 1 and rig.clients[1].group is not None
     rig.publish("t:B")
@@ -216,8 +220,8 @@ def test_changes_in_one_turn_that_lead_back_change_nothing():
         rig.fanout.join(channel, LATEST, client, rig.terms(hz=5))
     rig.turn()
     group, there, back = client.group, rig.terms(hz=1), rig.terms(hz=5)
-    rig.fanout.change_all(["t:A", "t:B"], LATEST, client, back, there)
-    rig.fanout.change_all(["t:A", "t:B"], LATEST, client, there, back)
+    rig.change_all(["t:A", "t:B"], client, back, there)
+    rig.change_all(["t:A", "t:B"], client, there, back)
     rig.publish()
     rig.wait(1)
     assert prices(client) == [1] and client.group is not None and group is not None
@@ -235,7 +239,7 @@ def test_all_are_changed_in_the_middle_of_what_is_being_taken_up():
     rig.turn()
     for channel in ("t:A", "t:B"):
         rig.publish(channel)
-    rig.fanout.change_all(["t:A", "t:B"], LATEST, client, rig.terms(), rig.terms(hz=1))
+    rig.change_all(["t:A", "t:B"], client, rig.terms(), rig.terms(hz=1))
     for channel in ("t:A", "t:B"):
         rig.publish(channel)
     rig.wait(0)
@@ -259,7 +263,7 @@ def test_who_comes_late_to_a_rate_is_told_though_nothing_new_comes_any_more():
     rig.publish()
     rig.wait(9)
     assert [prices(client) for client in rig.clients] == [[], [1]]
-    rig.fanout.change_all(["t:A"], LATEST, late, rig.terms(hz=0), rig.terms(hz=5))
+    rig.change_all(["t:A"], late, rig.terms(hz=0), rig.terms(hz=5))
     rig.wait(9)
     assert [prices(client) for client in rig.clients] == [[1], []]
 
@@ -275,7 +279,7 @@ def test_what_waits_of_a_list_is_not_replaced_once_its_terms_have_changed_to_and
     for old, new in ((every, other), (other, every), (every, other)):
         rig.publish()
         rig.turn()
-        rig.fanout.change_all(["t:A"], LATEST, client, old, new)
+        rig.change_all(["t:A"], client, old, new)
     client.slow = False
     rig.turn()
     assert prices(client) == [1, 2, 3]
@@ -441,7 +445,7 @@ def test_against_a_model_what_each_client_saw_is_the_feed(steps, count, max_byte
     def change_all(i: int, terms: Terms) -> None:
         for old in {held[i, channel] for channel in CHANNELS}:
             channels = [channel for channel in CHANNELS if held[i, channel] == old]
-            rig.fanout.change_all(channels, LATEST, rig.clients[i], old, terms)
+            rig.change_all(channels, rig.clients[i], old, terms)
             held.update({(i, channel): terms for channel in channels})
 
     def collect() -> None:

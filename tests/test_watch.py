@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hub.audience import Terms
 from hub.channels import Namespace
 from hub.errors import BrokerUnavailable
@@ -59,10 +61,14 @@ class Subscriptions:
         self.inside[channel] = new
         assert told == (channel in self.told_of)
 
-    def change_all(self, channels, namespace, subscriber, old, new) -> None:
-        for channel in channels:
-            assert self.inside[channel] == old
-            self.inside[channel] = new
+    def audiences(self, channels, terms) -> list:
+        assert all(self.inside[channel] == terms for channel in channels)
+        return list(channels)
+
+    def change_all(self, audiences, namespace, subscriber, old, new) -> list:
+        assert sorted(audiences) == sorted(channel for channel, terms in self.inside.items() if terms == old)
+        self.inside.update(dict.fromkeys(audiences, new))
+        return audiences
 
     def told(self, channel: str, terms: Terms) -> bytes | None:
         self.told_of.append(channel)
@@ -217,3 +223,23 @@ def test_who_is_paused_comes_in_by_the_entrance():
     rig.subscriptions.known = {"t:A"}
     rig.add("A")
     assert list(rig.subscriptions.waiting) == ["t:A"]
+
+
+def test_terms_change_again_and_again_whatever_came_and_went_between():
+    """Those that are in, and no others."""
+    rig = Rig()
+    others = itertools.cycle([Terms("view", False, SLOW), rig.terms])
+    rig.subscriptions.known = {"t:A", "t:B"}
+    for step in (
+        lambda: rig.add("A", "B"),
+        lambda: None,
+        lambda: rig.list.remove(["A"]),
+        lambda: rig.add("C"),
+        lambda: rig.answer("C"),
+        lambda: rig.add("A"),
+    ):
+        step()
+        rig.list.change(other := next(others))
+        assert {channel: terms for channel, terms in rig.subscriptions.inside.items() if terms.pace is not PAUSED} == {
+            f"t:{symbol}": other for symbol in rig.list.symbols if f"t:{symbol}" not in rig.subscriptions.waiting
+        }
