@@ -98,6 +98,7 @@ class WatchList:
     def appear(self, symbol: str) -> None:
         """One comes in that is not in the list, and whose first value is about to be delivered."""
         self._symbols[symbol] = None
+        self._audiences = None
         self._subscriptions.join_new(self._channel(symbol), self._namespace, self._subscriber, self.terms)
 
     def remove(self, symbols: Iterable[str]) -> None:

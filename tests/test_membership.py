@@ -150,6 +150,9 @@ class Member:
     def on_left(self, channel) -> None:
         pass
 
+    def resubscribe(self, channel) -> None:
+        raise AssertionError("nothing here makes a list lose its patterns")
+
     def subscribe(self, channel: str, recover: bool = False, **data: object) -> None:
         params: dict = {"channel": channel, "recover": recover, "epoch": "", "offset": 0}
         membership.subscribe(self, Command(7, "subscribe", params | ({"data": data} if data else {})))

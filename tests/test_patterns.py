@@ -47,6 +47,8 @@ class Store:
         self.retries: list[Timer] = []
         self.symbols = Symbols(self, Keys("hub"), self.call_later)
         self.symbols.feeds = self
+        self.known: set[str] = set()
+        """Those whose newest values are here: they come in without being asked for."""
         self.entrance: list[str] = []
         """Those that are in, but get nothing yet."""
         self.inside: dict[str, Terms] = {}
@@ -93,6 +95,22 @@ class Store:
             self.entrance.append(symbol)
         done(error or Joined())
 
+    def knows(self, channels, namespace) -> bool:
+        return bool(channels) and all(channel[2:] in self.known for channel in channels)
+
+    def enter(self, channel, namespace, subscriber, terms) -> bytes | None:
+        self.join_new(channel, namespace, subscriber, terms)
+        return self.told(channel, terms)
+
+    def audiences(self, channels, terms) -> list[str]:
+        assert all(self.inside[channel[2:]] == terms for channel in channels)
+        return [channel[2:] for channel in channels]
+
+    def change_all(self, audiences, namespace, subscriber, old, new) -> list[str]:
+        assert sorted(audiences) == sorted(self.inside) and all(self.inside[symbol] == old for symbol in audiences)
+        self.inside.update(dict.fromkeys(audiences, new))
+        return audiences
+
     def join_new(self, channel, namespace, subscriber, terms) -> None:
         assert channel[2:] not in self.inside
         self.inside[channel[2:]] = terms
@@ -135,6 +153,11 @@ class Rig:
         self.answers: list = []
         self.notes: list = []
         self.failures = 0
+
+    def change(self) -> None:
+        """Another rate for all that it holds."""
+        self.list.change(self.list.terms._replace(pace=object()))
+        assert all(terms == self.list.terms for terms in self.store.inside.values())
 
     def alter(self, add: str = "", remove: str = "") -> object:
         """Its answer, if it has come already."""
@@ -379,6 +402,8 @@ STEP = st.one_of(
     st.tuples(st.just("alter"), some, some),
     st.tuples(st.just("publish"), st.sampled_from(SYMBOLS), st.just(True)),
     st.tuples(st.just("gap"), st.lists(st.sampled_from(SYMBOLS), max_size=3, unique=True), st.none()),
+    st.tuples(st.just("knows"), st.sampled_from(SYMBOLS), st.none()),
+    st.tuples(st.just("rate"), st.none(), st.none()),
 )
 
 
@@ -434,6 +459,10 @@ def test_a_list_holds_what_the_rules_say(there, steps):
             elif what == "publish":
                 rig.store.publish(one)
                 model.appeared(known, one)
+            elif what == "knows":
+                rig.store.known |= {one} & known.keys()
+            elif what == "rate":
+                rig.change()
             else:
                 for symbol in one:
                     rig.store.publish(symbol, heard=False)
@@ -484,6 +513,10 @@ def test_late_and_failing_answers_leave_nothing_wrong(there, steps):
                 rig.alter(" ".join(entry for entry in one if entry not in two), " ".join(two))
             elif what == "publish":
                 store.publish(one)
+            elif what == "knows":
+                store.known |= {one} & store.values.keys()
+            elif what == "rate":
+                rig.change()
             elif what == "gap":
                 store.symbols.check_all()
             else:
@@ -514,3 +547,14 @@ def test_late_and_failing_answers_leave_nothing_wrong(there, steps):
         assert not any(book.prefixes for book in store.symbols._books.values())
 
     asyncio.run(run())
+
+
+@async_test
+async def test_who_appears_between_two_rates_gets_the_second_one_too():
+    """A list remembers where its symbols are while only its rate changes."""
+    rig = Rig("A1")
+    rig.alter("A*")
+    rig.change()
+    rig.store.publish("A2")
+    rig.change()
+    assert rig.inside == "A1 A2"
