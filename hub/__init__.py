@@ -24,7 +24,7 @@ The rooms, and what each is for; the head of each says more:
     tick sources replay lease ticker term              the stock ticker: one leader in the cluster runs the source
     intake thinning bars barfeed                       its ticks in order, at a pace; and what a chart is made of
     acceptor connection reactor wheel drain            the plane: the way in, one socket, epoll and deadlines, the end
-    doors httpd cors api transports                    the doors: HTTP pages, the server API, one room for each wire
+    doors httpd heads cors api transports              the doors: HTTP, the server API, one room for each wire
     transports.websocket transports.http_stream        the native protocol: over frames, over an answer that never ends
     transports.emulation                               and its commands, in requests of their own
     transports.plain transports.sse                    plain HTTP: who asks for what; event streams

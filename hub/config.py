@@ -105,8 +105,11 @@ class HttpSettings(Section):
     header_timeout_s: Number = Field(10.0, gt=0, le=600, description="from accept to the end of the request's head")
     body_timeout_s: Number = Field(10.0, gt=0, le=600, description="for a request's body")
     idle_timeout_s: Number = Field(75.0, gt=0, le=3600, description="between two requests of a kept-alive connection")
-    header_bytes: Whole = Field(16_384, ge=1024, le=1_048_576, description="size of a request's head")
-    body_bytes: Whole = Field(1_048_576, ge=1024, le=1_073_741_824, description="size of a request's body")
+    answer_timeout_s: Number = Field(60.0, gt=0, le=3600, description="for a client to read an answer")
+    header_bytes: Whole = Field(16_384, ge=1024, le=1_048_576, description="size of a request's head; more: 431, 414")
+    body_bytes: Whole = Field(1_048_576, ge=1024, le=1_073_741_824, description="size of a request's body; more: 413")
+    header_fields: Whole = Field(100, ge=16, le=10_000, description="of a request's head; more: 431")
+    query_fields: Whole = Field(256, ge=16, le=1000, description="parameters of a request's query; more: 400")
 
 
 class WorkerSettings(Section):

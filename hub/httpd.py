@@ -2,10 +2,11 @@
 
 Does: accept HTTP on the inherited listeners, answer what is no endpoint, serve the client module, the
 client library, and the demo page or the application's.
-Does not: know the API (api) or the wires (transports); worker hands their routes in.
+Does not: know the API (api) or the wires (transports); worker hands their routes in. What a head must look like is
+judged by heads.
 Called by: worker.
 Never break: no default of Tornado's bounds a client here (3600 s for a head, 100 MB for a body, none for a body's
-time).
+time or for reading the answer), and no head reaches Tornado that heads has not judged.
 """
 
 from __future__ import annotations
@@ -16,17 +17,24 @@ import logging
 import re
 import socket
 from collections.abc import Awaitable
+from functools import lru_cache, partial
 from http.client import responses
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from tornado import httputil, web
-from tornado.http1connection import HTTP1ServerConnection
+from tornado import httputil, iostream, web
+from tornado.http1connection import (
+    HTTP1Connection,
+    HTTP1ConnectionParameters,
+    HTTP1ServerConnection,
+)
 from tornado.httpserver import HTTPServer, _HTTPRequestContext
+from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, StreamClosedError
 
+from . import heads
 from .config import HttpSettings
 
 logger = logging.getLogger(__name__)
@@ -38,7 +46,6 @@ END_GRACE_S = 0.1
 """For the answer to a client that has ended its side behind its request: what can be answered at once is."""
 LINGER_S = 1.0
 """For what a client goes on sending behind a head that was refused: unread, it would make a reset of our answer."""
-TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\nServer: hub\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 SHORTEST_S = 0.1
 """Tornado would take a deadline of 0 for none."""
 DEMO_POLICY = "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'"
@@ -46,7 +53,22 @@ DEMO_FILES = ("demo.js", "demo_feed.js", "demo_board.js", "demo_chart.js", "demo
 CONTENT_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 
 
-class Stream(IOStream):
+@lru_cache(16)
+def _head_or_too_much(most_bytes: int) -> bytes:
+    """Regular expression: a head and its end, however wrongly that is written, or as many bytes as a head may have."""
+    return rb"\A(?s:.{0,%d}?\n\r?\n|.{%d})" % (most_bytes - 3, most_bytes)
+
+
+class HeadStream(IOStream):
+    """A stream on which a head that is too long can still be answered: Tornado closes the connection there."""
+
+    def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """What Tornado reads heads with, and nothing else; also returns what is too long, for heads to judge."""
+        assert max_bytes is not None
+        return super().read_until_regex(_head_or_too_much(max_bytes), max_bytes)
+
+
+class Stream(HeadStream):
     """A client's connection; it may end its side behind a request (RFC 9112 §9.6) and still gets an immediate answer.
 
     Tornado takes the end of file for the end of the connection, before the request's handler has run. Here that is so
@@ -95,69 +117,109 @@ class Server(HTTPServer):
         )
         self._next_request = copy.copy(self.conn_params)
         self._next_request.header_timeout = settings.idle_timeout_s
-        self._body_bytes = settings.body_bytes
-        self._refusals: set[asyncio.Task[None]] = set()
+        self._settings = settings
 
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         # Tornado has one time for both; it reads `params` anew for each request of a connection.
         server_conn.params = self._next_request  # type: ignore[attr-defined]
-        return _Measured(self, request_conn, super().start_request(server_conn, request_conn))
+        return super().start_request(server_conn, request_conn)
 
-    def refuses(self, connection: httputil.HTTPConnection, headers: httputil.HTTPHeaders) -> bool:
-        """The body is too large, as its head says; the connection has been taken away and is told 413."""
-        length = headers.get("Content-Length", "")
-        # Whatever is no number is Tornado's to refuse; of a longer one the first digits are enough.
-        if not (length.isascii() and length.isdigit()) or int(length[:20]) <= self._body_bytes:
-            return False
-        refusal = asyncio.ensure_future(_turn_away(connection.detach()))  # type: ignore[attr-defined]
-        self._refusals.add(refusal)
-        refusal.add_done_callback(self._refusals.discard)
-        return True
-
-    def take(self, stream: IOStream, address: object, head_timeout_s: float) -> None:
+    def take(self, stream: HeadStream, address: object, head_timeout_s: float) -> None:
         """Serve a connection whose first head may take `head_timeout_s` more: some of its time was spent before."""
         params = copy.copy(self.conn_params)
         params.header_timeout = max(head_timeout_s, SHORTEST_S)
         # As HTTPServer.handle_stream does it, with parameters of this connection's own.
         context = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)  # type: ignore[arg-type]
-        connection = HTTP1ServerConnection(stream, params, context)
+        connection = _Exchanges(stream, params, context, self._settings)
         self._connections.add(connection)
         connection.start_serving(self)
 
 
-class _Measured(httputil.HTTPMessageDelegate):
-    """A request on its way to Tornado, whose own answer to one that is too large would be 400."""
-
-    __slots__ = ("_connection", "_server", "_taker")
+class _Exchanges(HTTP1ServerConnection):
+    """One connection's requests, one behind the other."""
 
     def __init__(
-        self, server: Server, connection: httputil.HTTPConnection, taker: httputil.HTTPMessageDelegate
+        self, stream: HeadStream, params: HTTP1ConnectionParameters, context: object, settings: HttpSettings
     ) -> None:
-        self._server = server
-        self._connection = connection
-        self._taker = taker
+        super().__init__(stream, params, context)
+        self._settings = settings
 
-    def headers_received(
-        self, start_line: httputil.RequestStartLine | httputil.ResponseStartLine, headers: httputil.HTTPHeaders
-    ) -> Awaitable[None] | None:
-        if self._server.refuses(self._connection, headers):
-            return None
-        return self._taker.headers_received(start_line, headers)
+    async def _server_request_loop(self, delegate: httputil.HTTPServerConnectionDelegate) -> None:
+        # Tornado's own loop, with exchanges of ours.
+        goes_on = True
+        try:
+            while goes_on:
+                exchange = _Exchange(self.stream, self.params, self.context, self._settings)
+                try:
+                    goes_on = await exchange.read_response(delegate.start_request(self, exchange))
+                except (StreamClosedError, iostream.UnsatisfiableReadError, asyncio.CancelledError):
+                    return
+                except Exception:
+                    # The border of one connection: a fault of ours ends it, with a trace, and no other.
+                    logger.exception("an HTTP connection failed")
+                    exchange.close()
+                    return
+                await asyncio.sleep(0)
+        finally:
+            delegate.on_close(self)
 
-    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        return self._taker.data_received(chunk)
+
+class _Refused(Exception):
+    """The request is not looked at; the connection ends with the answer."""
+
+    def __init__(self, refusal: heads.Refusal) -> None:
+        super().__init__(refusal.text)
+        self.refusal = refusal
+
+
+class _Exchange(HTTP1Connection):
+    """One request and its answer, each in its time. The methods that begin with _ are Tornado's; tests hold them."""
+
+    def __init__(
+        self, stream: IOStream, params: HTTP1ConnectionParameters, context: object, settings: HttpSettings
+    ) -> None:
+        super().__init__(stream, False, params, context)
+        self._answer_timeout_s = settings.answer_timeout_s
+        self._limits = heads.Limits(settings.body_bytes, settings.header_fields, settings.query_fields)
+
+    async def _read_message(self, delegate: httputil.HTTPMessageDelegate) -> bool:
+        try:
+            return await super()._read_message(delegate)
+        except _Refused as refused:
+            logger.debug("a request was refused: %s", refused)
+            await _turn_away(self.detach(), refused.refusal.answer())
+            return False
+
+    def _parse_headers(self, data: bytes) -> tuple[str, httputil.HTTPHeaders]:
+        refusal = heads.judge(data, self._limits)
+        if refusal is not None:
+            raise _Refused(refusal)
+        return super()._parse_headers(data)
+
+    async def _read_chunked_body(self, delegate: httputil.HTTPMessageDelegate) -> None:
+        try:
+            await super()._read_chunked_body(delegate)
+        except httputil.HTTPInputError as fault:
+            raise _Refused(heads.TOO_LARGE if "too large" in str(fault) else heads.BAD_CHUNKS) from None
 
     def finish(self) -> None:
-        self._taker.finish()
+        """The answer is whole: from here on the client has `answer_timeout_s` to read it."""
+        super().finish()
+        written = self._pending_write
+        if written is None or written.done() or self.stream is None:
+            return
+        deadline = self.stream.io_loop.call_later(self._answer_timeout_s, self.close)
+        written.add_done_callback(partial(_cancel, self.stream.io_loop, deadline))
 
-    def on_connection_close(self) -> None:
-        self._taker.on_connection_close()
+
+def _cancel(loop: IOLoop, deadline: object, _: object) -> None:
+    loop.remove_timeout(deadline)
 
 
-async def _turn_away(stream: IOStream) -> None:
+async def _turn_away(stream: IOStream, answer: bytes) -> None:
     try:
         async with asyncio.timeout(LINGER_S):
-            await stream.write(TOO_LARGE)
+            await stream.write(answer)
             stream.socket.shutdown(socket.SHUT_WR)
             while True:
                 await stream.read_bytes(CHUNK_BYTES, partial=True)

@@ -25,6 +25,7 @@ from hub.publish import Publisher
 from hub.registry import Registry
 from hub.store import Store
 from tests.nodes import node
+from tests.support import serving
 
 KEY = "a key for tests, ключ"
 NAMESPACES = {
@@ -104,15 +105,12 @@ async def hub(
         routes = api.routes(rooms)
         server = httpd.Server(httpd.application(routes), HttpSettings(**http))
         sockets = bind_sockets(0, "127.0.0.1", socket.AF_INET)
-        server.add_sockets(sockets)
-        async with Redis.from_url(url) as redis:
+        async with serving(server, sockets), Redis.from_url(url) as redis:
             try:
                 yield Hub(
                     f"http://127.0.0.1:{sockets[0].getsockname()[1]}/api", registry, presence, mailboxes, redis, counts
                 )
             finally:
-                server.stop()
-                await server.close_all_connections()
                 await presence.close()
                 await broker.close()
                 await history.close()

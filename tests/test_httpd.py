@@ -11,6 +11,7 @@ from tornado.netutil import bind_sockets
 
 from hub import httpd
 from hub.config import HttpSettings
+from tests import support
 from tests.support import async_test
 
 
@@ -22,17 +23,16 @@ class Echo(httpd.Handler):
         raise RuntimeError("a fault of ours")
 
 
+CHUNKED = b"POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
 @contextlib.asynccontextmanager
 async def serving(demo: bool = False, pages: str = "", library: str = "", **http: float) -> AsyncIterator[int]:
-    routes = [*httpd.pages(demo, pages), *httpd.client_library(library), ("/echo", Echo, {})]
+    routes = [*httpd.pages(demo, pages), *httpd.client_library(library), ("/echo", Echo, {}), ("/large", Large, {})]
     server = httpd.Server(httpd.application(routes), HttpSettings(**http))
     sockets = bind_sockets(0, "127.0.0.1")
-    server.add_sockets(sockets)
-    try:
+    async with support.serving(server, sockets, server.conn_params.header_timeout):
         yield sockets[0].getsockname()[1]
-    finally:
-        server.stop()
-        await server.close_all_connections()
 
 
 async def ask(port: int, request: bytes, *, end: bool = True) -> bytes:
@@ -207,21 +207,105 @@ async def test_a_body_that_does_not_come_is_cut():
     ("request_bytes", "answer_begins"),
     [
         (b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 2000000\r\n\r\n", b"HTTP/1.1 413 "),
-        (b"GET / HTTP/1.1\r\nHost: h\r\nA: " + b"x" * 20_000 + b"\r\n\r\n", b""),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nA: " + b"x" * 1_000_000 + b"\r\n\r\n", b"HTTP/1.1 431 "),
+        (b"GET / HTTP/1.1\r\nHost: h\r\n" + b"A: b\r\n" * 100 + b"\r\n", b"HTTP/1.1 431 "),
+        (b"GET /" + b"x" * 1_000_000 + b" HTTP/1.1\r\n\r\n", b"HTTP/1.1 414 "),
+        (b"GET /?" + b"a&" * 300 + b" HTTP/1.1\r\nHost: h\r\n\r\n", b"HTTP/1.1 400 "),
         (b"nonsense\r\n\r\n", b"HTTP/1.1 400 "),
+        (b"GET / HTTP/1.1\nHost: h\n\n", b"HTTP/1.1 400 "),
         (
             b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
             b"HTTP/1.1 400 ",
         ),
+        (CHUNKED + b"%x\r\n" % 2_000_000, b"HTTP/1.1 413 "),
+        (CHUNKED + b"40000\r\n" + b"x" * 0x40000 + b"\r\nC0001\r\n", b"HTTP/1.1 413 "),
+        (CHUNKED + b"2;a=b\r\nab\r\n0\r\n\r\n", b"HTTP/1.1 400 "),
+        (CHUNKED + b"2\r\nabc\r\n0\r\n\r\n", b"HTTP/1.1 400 "),
+        (CHUNKED + b"2\nab\n0\n\n\r\n", b"HTTP/1.1 400 "),
+        (CHUNKED + b"0x2\r\nab\r\n0\r\n\r\n", b"HTTP/1.1 400 "),
+        (CHUNKED + b"2\r\nab\r\n0\r\nA: b\r\n\r\n", b"HTTP/1.1 400 "),
+        (CHUNKED + b"a" * 100 + b"\r\n", b""),
+        (CHUNKED.replace(b"1.1", b"1.0") + b"2\r\nab\r\n0\r\n\r\n", b"HTTP/1.1 400 "),
+        (b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Type: multipart/form-data; boundary=a\r\n\r\n", b"HTTP/1.1 415 "),
+        (b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Encoding: gzip\r\n\r\n", b"HTTP/1.1 415 "),
     ],
-    ids=["body", "head", "no request", "two lengths"],
+    ids=[
+        "body",
+        "head",
+        "fields",
+        "address",
+        "parameters",
+        "no request",
+        "bare LFs",
+        "two lengths",
+        "chunk",
+        "chunks",
+        "chunk extension",
+        "chunk's end",
+        "chunk with LF",
+        "chunk in hexadecimal of C",
+        "trailer",
+        "endless chunk size",
+        "chunks in HTTP/1.0",
+        "multipart",
+        "gzip",
+    ],
 )
 @async_test
 async def test_what_is_too_large_or_no_http_is_refused_and_closed(request_bytes, answer_begins):
-    """Refused before anything is buffered, and the connection ends."""
+    """Refused before anything is buffered, and the connection ends; nothing behind it is taken for a request."""
     async with serving() as port:
-        answer = await ask(port, request_bytes, end=False)
-        assert answer.startswith(answer_begins) and b" 200 " not in answer
+        answer = await ask(port, request_bytes + b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", end=False)
+        assert answer.startswith(answer_begins) and b" 200 " not in answer and answer.count(b"HTTP/1.1 ") <= 1
+
+
+@async_test
+async def test_a_head_and_a_body_of_exactly_the_limit_are_taken():
+    """One byte more of a head is not."""
+    async with serving(header_bytes=1024) as port:
+        for size, status in ((1024, b"200"), (1025, b"431")):
+            request = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nA: "
+            answer = await ask(port, request + b"x" * (size - len(request) - 4) + b"\r\n\r\n", end=False)
+            assert answer.startswith(b"HTTP/1.1 " + status)
+
+
+LARGE_BYTES = 20_000_000
+
+
+class Large(httpd.Handler):
+    """More than all buffers on the way hold."""
+
+    def get(self) -> None:
+        self.finish(b"x" * LARGE_BYTES)
+
+
+@async_test
+async def test_who_does_not_read_its_answer_is_cut():
+    """After answer_timeout_s; what the kernel has taken by then it may still read."""
+    async with serving(answer_timeout_s=0.2) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        writer.write(b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n")
+        await asyncio.sleep(0.5)
+        got = 0
+        with contextlib.suppress(ConnectionError):
+            while chunk := await asyncio.wait_for(reader.read(1_000_000), 5):
+                got += len(chunk)
+        assert 0 < got < LARGE_BYTES
+        writer.close()
+
+
+@async_test
+async def test_who_reads_its_answer_in_time_keeps_the_connection():
+    """The deadline of one answer is not that of the next one."""
+    async with serving(answer_timeout_s=0.3) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**26)
+        for _ in range(2):
+            writer.write(b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n")
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            assert head.startswith(b"HTTP/1.1 200 ")
+            await asyncio.wait_for(reader.readexactly(LARGE_BYTES), 10)
+            await asyncio.sleep(0.4)  # beyond the deadline, had it not been taken back
+        writer.close()
 
 
 @pytest.mark.expects_log

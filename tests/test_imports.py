@@ -20,6 +20,7 @@ LADDER = (
         "__init__",
         "errors",
         "control",
+        "heads",
         "limits",
         "heartbeat",
         "log",
