@@ -165,7 +165,10 @@ class FrameReader:
         try:
             self._read(data, events)
         except ProtocolError as fault:
-            self.failed = fault
+            # Its traceback holds this reader and the unfinished message, in a cycle: a flood of faults would take
+            # their memory until the next garbage collection.
+            fault.__context__ = None
+            self.failed = fault.with_traceback(None)
             self._end()
         return events
 
@@ -303,6 +306,7 @@ class FrameReader:
         self._over = True
         self._held = None
         self._message = None
+        self._inflater = None
 
 
 class _Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import tracemalloc
 from collections.abc import Iterable
@@ -239,6 +240,22 @@ def test_an_idle_reader_holds_nothing() -> None:
     read(cut(FRAGMENTED, [1]), reader)
     assert not hasattr(reader, "__dict__") and sys.getsizeof(reader) < 100
     assert (reader._held, reader._message, reader.failed) == (None, None, None)
+
+
+@pytest.mark.parametrize("end", [last(b"\xff"), last(rsv=7)], ids=["bad text", "reserved bits"])
+def test_a_fault_takes_no_memory_of_the_message_that_it_ended(end: bytes) -> None:
+    """Without a garbage collection; the reader is still there, as its connection is for a moment."""
+    gc.disable()
+    tracemalloc.start()
+    try:
+        readers = [FrameReader(100_000, MAX_FRAGMENTS) for _ in range(20)]
+        for reader in readers:
+            reader.feed(first(TEXT, b" " * 50_000) + end)
+            assert reader.failed is not None
+        assert tracemalloc.get_traced_memory()[0] < 20 * 5000
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 def test_a_partial_message_takes_no_more_memory_than_what_came() -> None:
