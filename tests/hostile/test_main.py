@@ -1,0 +1,67 @@
+"""The command line of the attacks: what is chosen, what is printed, when it fails."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.hostile import attackers
+from tests.hostile.__main__ import chosen_of, faults, main, parsed, row
+from tests.hostile.rig import ATTACKS, Pair, Slot
+
+GOOD = Slot(200, 40_000, 0, 0, 0, 1.0, 2.0, 3.0, counts={"drips": 5})
+HEADS = ATTACKS[0]
+
+
+def test_all_attacks_have_names_of_their_own_and_are_listed(capsys):
+    assert main(["--list"]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert len(names) == len(set(names)) == len(ATTACKS)
+    assert {*names, "burn"} == set(attackers.ATTACKS)
+
+
+def test_an_unknown_attack_is_said_so():
+    with pytest.raises(SystemExit, match="no attack 'flod'; there are: slow heads, slow bodies"):
+        chosen_of(["flod"])
+
+
+def test_the_attacks_of_the_promise_are_there():
+    """Slowloris, floods of pings, fragments and subscriptions, bombs, a storm, and readers who don't."""
+    promised = ("slow heads", "slow bodies", "ping flood", "fragment flood", "deflate bomb", "JSON bomb")
+    assert {*promised, "subscription flood", "reconnect storm", "slow readers"} <= {attack.name for attack in ATTACKS}
+    assert attackers.SLOW_READERS == 1000 and parsed([]).clients == 200 and parsed([]).rounds >= 3
+
+
+def test_nothing_is_found_where_nothing_is_wrong():
+    """Twice the calm p99 is allowed, and the whole budget."""
+    pair = Pair(GOOD, replace(GOOD, p99_ms=4.0, peak_mb=float(HEADS.budget_mb)))
+    assert faults(HEADS, [pair], timed=True) == []
+    assert row(HEADS, [pair], True)[-1] == "reached"
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"p99_ms": 4.1}, "p99 is 2.05 × the calm one"),
+        ({"lost": 1, "words": ["slow"]}, "1 normal clients disconnected ['slow']"),
+        ({"missing": 2}, "2 receipts missing"),
+        ({"refused": 1}, "1 receipts missing"),
+        ({"peak_mb": HEADS.budget_mb + 0.1}, "memory grew"),
+        ({"counts": {"connections": 1000}}, "the attack did not take place"),
+    ],
+)
+def test_each_fault_is_found(change, word):
+    """One is enough to fail."""
+    pair = Pair(GOOD, replace(GOOD, **change))
+    (found,) = faults(HEADS, [pair], timed=True)
+    assert word in found and row(HEADS, [pair], True)[-1] == "missed"
+
+
+def test_times_are_judged_by_the_median_and_not_in_the_short_version():
+    """One bad round of three is the machine's."""
+    slow = Pair(GOOD, replace(GOOD, p99_ms=20.0))
+    good = Pair(GOOD, GOOD)
+    assert faults(HEADS, [good, slow, good], timed=True) == []
+    assert len(faults(HEADS, [slow, slow, good], timed=True)) == 1
+    assert faults(HEADS, [slow], timed=False) == []
