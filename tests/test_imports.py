@@ -18,6 +18,7 @@ LADDER = (
     # Rung by rung, lowest first. A module imports from lower rungs only, never sideways or upward.
     (
         "__init__",
+        "bombs",
         "errors",
         "control",
         "heads",

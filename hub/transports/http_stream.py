@@ -25,6 +25,7 @@ from typing import Any
 
 from .. import cors, httpd, protocol
 from ..audience import WireForm
+from ..config import ClientSettings
 from ..connection import CLOSING, Connection
 from ..cors import CorsHandler
 from ..entrance import Visitor
@@ -206,7 +207,7 @@ class StreamHandler(CorsHandler):
         address = entrance.address_of(self.peer, self.request.headers)
         if len(message) > client.message_bytes:
             self.plain(413, f"the commands: allowed are {client.message_bytes} bytes")
-        elif not _connects(message, client.commands_per_message):
+        elif not _connects(message, client):
             self.plain(400, "allowed are commands of the native protocol, the first of them connect")
         elif (refusal := entrance.admit(address)) is not None:
             for name, value in refusal.headers.items():
@@ -232,11 +233,12 @@ class EventsHandler(StreamHandler):
         self.open_stream(self.get_query_argument(QUERY, "").encode())
 
 
-def _connects(message: bytes, most: int) -> bool:
+def _connects(message: bytes, client: ClientSettings) -> bool:
     try:
-        return protocol.decode(message, most)[0].method == "connect"
+        commands = protocol.decode(message, client.commands_per_message, client.json_values)
     except ProtocolError:
         return False
+    return commands[0].method == "connect"
 
 
 def routes(emulation: Emulation) -> httpd.Routes:

@@ -24,6 +24,7 @@ from ..connection import OPEN, Connection, take_over
 from ..deflate import Agreement
 from ..entrance import Entrance, Visitor
 from ..errors import Close
+from ..limits import TokenBucket
 from ..outbox import Limits, Verdict
 from ..reactor import Reactor
 from ..session import Services, Session
@@ -31,6 +32,7 @@ from ..session import Services, Session
 logger = logging.getLogger(__name__)
 
 PONGS = object()
+TOO_MANY_PINGS = Close(errors.CLOSE_POLICY.code, "too many pings")
 """Stands for a connection's pongs where the outbox asks for a channel."""
 
 
@@ -81,7 +83,7 @@ def deflated_forms(client: ClientSettings) -> Mapping[int, DeflatedForm]:
 class FramedConnection(Connection):
     """A client that speaks RFC 6455, whatever its messages say: pings, the close handshake, unfinished messages."""
 
-    __slots__ = ("_begun_at", "_limits", "_reader", "wire")
+    __slots__ = ("_begun_at", "_limits", "_pings", "_reader", "wire")
 
     wire: NativeForm
 
@@ -91,6 +93,8 @@ class FramedConnection(Connection):
         self._reader = frames.FrameReader(client.message_bytes, client.fragments)
         self._begun_at: float | None = None
         """When the message began that has not ended yet."""
+        self._pings: TokenBucket | None = None
+        """Its pings; most clients never send one."""
         self.wire = NATIVE
 
     def compress(self, agreement: Agreement, forms: Mapping[int, DeflatedForm]) -> None:
@@ -165,6 +169,12 @@ class FramedConnection(Connection):
 
     def _pong(self, payload: bytes) -> None:
         """Answer a ping, RFC 6455 §5.5.3: each one, but behind a backlog the newest may stand for those that wait."""
+        if self._pings is None:
+            self._pings = TokenBucket(self._limits.pings_per_s, self.reactor.clock)
+        if not self._pings.take():
+            self.close(TOO_MANY_PINGS)
+            self.stop_listening()
+            return
         frame = frames.encode_frame(frames.PONG, payload)
         if self._blocked:
             # By the rule for `latest`: from outbox_conflate_bytes on, in its place. So a flood of pings from a client
