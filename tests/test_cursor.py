@@ -6,6 +6,8 @@ import random
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hub import cursor
 from hub.position import MAX_EPOCH_LENGTH, MAX_OFFSET, Position, survives
@@ -100,3 +102,32 @@ def test_a_channels_key_is_fnv_1a_folded() -> None:
 
 def test_names_that_are_alike_have_keys_that_are_not() -> None:
     assert len({cursor.key_of(f"chat:{number}") for number in range(10_000)}) == 10_000
+
+
+NAMES = st.text(st.sampled_from("abc:#,.-_9"), min_size=1, max_size=20)
+EPOCHS = st.from_regex(r"[A-Za-z0-9_.@,\-]{1,60}", fullmatch=True)
+POSITIONS = st.dictionaries(NAMES, st.builds(Position, EPOCHS, st.integers(0, MAX_OFFSET)), max_size=20)
+
+
+@given(POSITIONS, st.sets(NAMES, max_size=5))
+def test_any_positions_come_back(positions: dict[str, Position], marked: set[str]) -> None:
+    """And the marks of other channels; nothing else is in it."""
+    marks = {name: cursor.mark_of(name.encode()) for name in marked - set(positions)}
+    found = cursor.decode(cursor.encode(positions, marks))
+    assert {name: found.position(name) for name in positions} == positions
+    assert {name: found.mark(name) for name in marks} == marks
+    assert (len(found.positions), len(found.marks)) == (len(positions), len(marks))
+
+
+@given(
+    st.text(max_size=80)
+    | st.from_regex(r"1(~[0-9a-v]{8}~(v|[0-9]{1,17})~[A-Za-z0-9_.@,\-]{1,12}){1,4}", fullmatch=True)
+)
+def test_any_text_is_a_cursor_or_refused(text: str) -> None:
+    """With a ValueError, and nothing else."""
+    try:
+        found = cursor.decode(text)
+    except ValueError:
+        return
+    assert len(found.positions) + len(found.marks) == text.count("~") // 3
+    assert all(0 <= offset <= MAX_OFFSET for _, offset in found.positions.values())

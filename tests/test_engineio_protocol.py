@@ -6,6 +6,8 @@ import orjson
 import pytest
 from engineio import packet as oracle
 from engineio import payload as oracle_payload
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hub import engineio_protocol as engineio
 from hub.engineio_protocol import MESSAGE, Packet
@@ -119,3 +121,32 @@ def test_a_query_is_judged_in_the_protocols_words(version, transport, code):
     """An Engine.IO 3 client learns that its version is not spoken here."""
     fault = engineio.check_query(version, transport)
     assert (fault and (fault.status, fault.code)) == (code if code is None else (400, code))
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x1e"), max_size=8).map(str.encode)
+KINDS = st.integers(engineio.OPEN, engineio.NOOP)
+PACKETS = st.builds(lambda kind, data: Packet(kind, data), KINDS, TEXTS) | st.builds(
+    lambda data: Packet(MESSAGE, data, True), st.binary(max_size=8)
+)
+
+
+@given(st.lists(PACKETS, min_size=1, max_size=engineio.MAX_PACKETS))
+def test_any_packets_come_back_in_their_order(packets):
+    """Texts and bytes; python-engineio reads the same."""
+    parts = [engineio.encode_bytes(one.data) if one.binary else b"%d" % one.kind + one.data for one in packets]
+    body = engineio.encode_payload(parts)
+    assert engineio.decode_payload(body) == packets
+    theirs = oracle_payload.Payload(encoded_payload=body.decode()).packets
+    assert [(one.packet_type, one.binary) for one in theirs] == [(one.kind, one.binary) for one in packets]
+
+
+@given(st.binary(max_size=60) | st.text(st.sampled_from("0123456789b=QI\x1e"), max_size=80).map(str.encode))
+def test_any_body_is_packets_or_refused(body):
+    """With a ProtocolError, and nothing else; no more packets than there may be."""
+    for decode in (engineio.decode_payload, lambda body: [engineio.decode_text(body)]):
+        try:
+            packets = decode(body)
+        except ProtocolError:
+            continue
+        assert 0 < len(packets) <= engineio.MAX_PACKETS
+        assert all(engineio.OPEN <= one.kind <= engineio.NOOP for one in packets)

@@ -7,6 +7,8 @@ import re
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hub import cursor, eventstream, protocol
 from hub.errors import CLOSE_BAD_REQUEST, CLOSE_SHUTDOWN
@@ -117,3 +119,20 @@ def test_heartbeat_retry_and_the_cursor_event_are_not_messages() -> None:
     data = eventstream.HEARTBEAT + eventstream.encode_retry(99) + eventstream.encode_cursor("1~a")
     assert parser.feed(data) == [Event("cursor", "{}", "1~a")]
     assert (parser.comments, parser.retry_ms) == (1, 99)
+
+
+TEXTS = st.text(st.sampled_from("ab:\r\n\0 \ufeff\u2028é") | st.characters(codec="utf-8"), max_size=12)
+
+
+@given(TEXTS, TEXTS, TEXTS)
+def test_a_client_reads_what_was_written_whatever_it_is(data: str, event: str, id: str) -> None:
+    """One event with its type, id and data, in which each kind of line end has become one; or it is refused."""
+    words = data.encode(), event.encode(), id.encode()
+    if set("\r\n\0") & set(event + id):
+        with pytest.raises(ValueError, match="allowed are texts without"):
+            encode_event(*words)
+        return
+    written = encode_event(*words)
+    expected = Event(event or "message", re.sub("\r\n|\r", "\n", data), id)
+    assert read(written) == [expected]
+    assert read(b": before\n\n" + written + b"data: behind\n\n") == [expected, Event("message", "behind", id)]

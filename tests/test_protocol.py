@@ -93,3 +93,34 @@ def test_replies_and_pushes_are_the_schema_s():
     assert protocol.encode_unsubscribe("a", 2500, "x") == (
         b'{"push":{"channel":"a","unsubscribe":{"code":2500,"reason":"x"}}}'
     )
+
+
+COMMANDS = st.tuples(
+    st.integers(0, protocol.MAX_ID),
+    st.sampled_from(sorted(protocol.METHODS)),
+    st.dictionaries(st.text(max_size=5), st.none() | st.integers(-9, 9) | st.text(max_size=5), max_size=3),
+)
+
+
+@given(st.lists(COMMANDS, min_size=1, max_size=5), st.sampled_from([b"", b"\n"]))
+def test_any_commands_come_back_in_their_order(commands, end):
+    """One on each line, whatever they carry; the last line may have an end."""
+    message = b"\n".join(orjson.dumps({"id": id, method: params}) for id, method, params in commands) + end
+    assert decode(message, 5, 1000) == [Command(*command) for command in commands]
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=4),
+        lambda one: st.lists(one) | st.dictionaries(st.text(max_size=9), one),
+    )
+)
+def test_any_json_is_a_command_or_a_bad_request(data):
+    """Nothing but ProtocolError 3501 comes out, and never a command of two methods or with a strange id."""
+    try:
+        [command] = decode(orjson.dumps(data), 5, 10_000)
+    except ProtocolError as error:
+        assert error.close.code == 3501
+    else:
+        assert isinstance(data, dict) and isinstance(command.params, dict)
+        assert command.method in protocol.METHODS | {"", "unknown"} and 0 <= command.id <= protocol.MAX_ID

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from socketio import packet as oracle
 
 from hub import socketio_protocol as socketio
@@ -206,3 +208,44 @@ def test_what_cannot_be_sent_is_refused():
         socketio.encode_values(EVENT, "/", None, ["a", {1, 2}])
     with pytest.raises(ValueError, match="found 11 attachments; allowed: 10"):
         socketio.encode_values(EVENT, "/", None, ["a", *[b"x"] * 11])
+
+
+VALUES = st.recursive(
+    st.none() | st.integers(-9, 9) | st.text(max_size=4) | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.lists(VALUES, max_size=3), st.none() | st.integers(0, 10**15 - 1), st.sampled_from(["/", "/admin"]))
+def test_any_values_come_back_with_their_bytes(values, number, namespace):
+    """Attachments are counted, in their order, and in their places again."""
+    packets = socketio.encode_values(EVENT, namespace, number, ["said", *values])
+    decoder = Decoder(MAX_BYTES, MAX_VALUES)
+    whole = decoder.feed_text(packets[0])
+    for attachment in packets[1:]:
+        assert whole is None and decoder.pending
+        whole = decoder.feed_bytes(attachment)
+    assert whole == Packet(EVENT, namespace, number, ["said", *values]) and not decoder.pending
+
+
+PIECES = st.sampled_from(
+    ["0", "2", "3", "5", "1-", "9999-", "/", "/a,", ",", "12", "[", "]", '["a"]', '{"_placeholder":true,"num":0}']
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.lists(PIECES, max_size=5).map("".join).map(str.encode) | st.binary(max_size=20))
+    )
+)
+def test_any_messages_are_packets_or_refused(messages):
+    """With a ProtocolError, and nothing else; what is held is one packet of few attachments."""
+    decoder = Decoder(MAX_BYTES, MAX_VALUES)
+    for text, message in messages:
+        try:
+            packet = decoder.feed_text(message) if text else decoder.feed_bytes(message)
+        except ProtocolError:
+            return  # its connection ends
+        assert packet is None or packet.kind in (CONNECT, DISCONNECT, EVENT, ACK)
+        assert len(decoder._attachments) < socketio.MAX_ATTACHMENTS
