@@ -301,6 +301,8 @@ class Page(StaticFile):
 
     def get(self) -> None:
         self.set_header("Content-Security-Policy", DEMO_POLICY)
+        # Its address may carry a token, which is nobody else's business.
+        self.set_header("Referrer-Policy", "no-referrer")
         super().get()
 
 

@@ -80,7 +80,7 @@ async def test_the_demo_page_and_its_files_are_served_with_a_policy():
         ):
             answer = await ask(port, b"GET " + path + b" HTTP/1.1\r\nHost: h\r\n\r\n")
             assert answer.startswith(b"HTTP/1.1 200 ") and kind in answer
-            assert b"default-src 'self'" in answer
+            assert b"default-src 'self'" in answer and b"Referrer-Policy: no-referrer\r\n" in answer
         answer = await ask(port, b"GET /static/../config.py HTTP/1.1\r\nHost: h\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 404 ")
 

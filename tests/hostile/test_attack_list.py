@@ -1,0 +1,410 @@
+"""The attack list: each attack, what happens, and the tests that show it.
+
+A new row needs its tests; a test that is renamed or taken away is missed here. Close codes are Centrifugo's where the
+fault is in what was said, and RFC 6455's where it is in how (errors.py).
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import logging
+import re
+import time
+from configparser import ConfigParser
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from hub import auth
+from tests.plane import SECRET, client, plane
+from tests.support import async_test
+
+ROOT = Path(__file__).parent.parent.parent
+OWN = "hostile/test_attack_list.py"
+
+
+class Row(NamedTuple):
+    """verdict: status or close code. tests: FILE::NAME below tests/. open: what of it is not there yet."""
+
+    verdict: str
+    tests: tuple[str, ...]
+    open: str = ""
+
+
+ROWS = {
+    "cross-site WebSocket hijacking": Row(
+        "403 for a foreign Origin and for null, on every wire",
+        (
+            "test_origin.py::test_an_origin_is_judged_by_host_and_list",
+            "transports/test_websocket.py::test_a_bad_handshake_is_refused_with_its_status",
+            "transports/test_plain.py::test_pages_of_other_origins_are_refused_and_allowed_ones_told_so",
+            "transports/test_http_stream.py::test_pages_of_foreign_origins_are_refused_and_allowed_ones_told_so",
+            "transports/test_emulation.py::test_pages_of_foreign_origins_are_refused",
+            "transports/test_polling.py::test_pages_of_other_origins_are_refused",
+        ),
+    ),
+    "handshake slowloris, slow body": Row(
+        "closed after http.header_timeout_s and http.body_timeout_s",
+        (
+            "test_acceptor.py::test_a_newcomer_that_says_nothing_is_closed_at_its_deadline",
+            "test_httpd.py::test_a_head_that_does_not_end_is_cut",
+            "test_httpd.py::test_a_body_that_does_not_come_is_cut",
+            "hostile/test_short.py::test_no_attack_costs_a_normal_client_anything_but_time",
+        ),
+        "connections of one address",
+    ),
+    "connected but never authenticates": Row(
+        "3502 after client.connect_timeout_s",
+        (
+            "transports/test_websocket.py::test_a_client_that_never_connects_is_closed_as_stale",
+            "transports/test_socketio.py::test_a_client_that_joins_no_namespace_has_to_go",
+        ),
+    ),
+    "huge headers, address, many headers, many query arguments": Row(
+        "431, 414, 431, 400",
+        ("test_httpd.py::test_what_is_too_large_or_no_http_is_refused_and_closed",),
+    ),
+    "big body": Row(
+        "413 before it is read, also in chunks; multipart and compressed ones 415",
+        (
+            "test_httpd.py::test_a_body_over_the_limit_is_413_before_it_is_read",
+            "test_httpd.py::test_what_is_too_large_or_no_http_is_refused_and_closed",
+            "transports/test_polling.py::test_a_body_over_the_limit_ends_the_session",
+            "test_api.py::test_a_body_beyond_the_limit_is_refused",
+        ),
+    ),
+    "bad key, version, method": Row(
+        "400, 426, 405",
+        (
+            "transports/test_websocket.py::test_a_bad_handshake_is_refused_with_its_status",
+            "transports/test_websocket.py::test_only_get_is_allowed",
+        ),
+    ),
+    "oversized message, fragment flood, never-finished message": Row(
+        "1009, 1008 over client.fragments, 1008 after client.message_timeout_s",
+        (
+            "transports/test_websocket.py::test_a_client_that_breaks_the_wire_is_closed_with_a_code_and_nobody_else",
+            "test_frames.py::test_too_many_fragments_are_named_to_the_client",
+            "transports/test_websocket.py::test_a_message_that_does_not_end_in_time_is_closed",
+            "test_frames.py::test_a_fault_takes_no_memory_of_the_message_that_it_ended",
+        ),
+    ),
+    "compression bomb": Row(
+        "1009 with no more memory than a message",
+        (
+            "transports/test_websocket_deflate.py::test_a_deflate_bomb_is_closed_as_too_big",
+            "test_deflate.py::test_a_bomb_takes_no_more_memory_than_a_message",
+        ),
+    ),
+    "ping flood": Row(
+        "one pong waits at most; 1008 over client.pings_per_s",
+        (
+            "transports/test_websocket.py::test_pings_of_a_client_that_does_not_read_pile_up_no_pongs",
+            "transports/test_websocket.py::test_a_client_that_pings_too_often_is_closed",
+        ),
+    ),
+    "message flood": Row(
+        "one small read at a time from each; 111 for what waits for Redis",
+        (
+            "e2e/test_fairness.py::test_floods_of_frames_leave_everybody_else_served",
+            "test_session.py::test_commands_that_wait_for_redis_are_bounded",
+            "test_protocol.py::test_what_is_no_command_ends_the_connection_as_a_bad_request",
+        ),
+        "commands and bytes a second, of a connection, a user and an address",
+    ),
+    "slow reader": Row(
+        "conflated, dropped and told, 3008; an answer of HTTP is cut after http.answer_timeout_s",
+        (
+            "transports/test_websocket.py::test_a_reader_that_stops_is_closed_as_slow_and_told_so",
+            "transports/test_sse.py::test_a_listener_that_is_too_slow_is_closed_and_its_id_claims_nothing_unsent",
+            "transports/test_engineio.py::test_a_session_that_does_not_poll_is_bounded",
+            "test_connection.py::test_over_the_workers_bound_the_largest_backlog_goes",
+            "test_httpd.py::test_who_does_not_read_its_answer_is_cut",
+            "hostile/test_short.py::test_no_attack_costs_a_normal_client_anything_but_time",
+        ),
+    ),
+    "reconnect storm": Row(
+        "503 with Retry-After beyond worker.handshakes_per_s",
+        (
+            "test_acceptor.py::test_too_many_handshakes_in_a_second_are_answered_503",
+            "transports/test_plain.py::test_too_many_requests_at_a_time_are_turned_away",
+            "transports/test_polling.py::test_too_many_handshakes_are_told_to_come_back",
+            "transports/test_http_stream.py::test_a_draining_or_storming_worker_answers_503",
+        ),
+        "handshakes of one address",
+    ),
+    "JSON bombs": Row(
+        "3501 for what is no JSON or of too many values, 107 for what is too deep",
+        (
+            f"{OWN}::test_json_bombs",
+            "test_publish.py::test_depth_counts_arrays_and_objects_that_stand_in_each_other",
+            "test_bombs.py::test_the_count_is_not_below_the_truth",
+            "test_socketio_protocol.py::test_a_packet_of_too_many_values_is_refused_before_it_is_parsed",
+        ),
+    ),
+    "token forgery: none, other algorithms, expired, not yet, huge": Row(
+        "401 or 3500; 109 for an expired one",
+        (
+            "test_auth.py::test_a_token_that_is_not_ours_ends_the_connection",
+            "test_auth.py::test_a_token_is_expired_from_its_exp_on",
+            "test_auth.py::test_claims_of_the_wrong_type_are_refused",
+        ),
+        "several keys and algorithms, kid, crit",
+    ),
+    "keys from a URL (JWKS)": Row("only a configured URL, with bounds", (), "all of it"),
+    "token in an address": Row(
+        "redacted in every log; no Referer from our pages",
+        (
+            "transports/test_plain.py::test_no_token_reaches_the_log",
+            "test_httpd.py::test_a_fault_in_a_handler_is_a_plain_500",
+            "test_httpd.py::test_the_demo_page_and_its_files_are_served_with_a_policy",
+            "e2e/test_proxies.py::test_what_is_logged_holds_no_token",
+        ),
+        "one-use tickets",
+    ),
+    "channel-name injection": Row(
+        "107",
+        (
+            "test_channels.py::test_any_name_is_of_the_alphabet_or_refused",
+            "test_channels.py::test_exactly_the_alphabet_is_allowed",
+            "test_store.py::test_keys_of_one_channel_or_namespace_share_its_hash_tag",
+        ),
+    ),
+    "event-stream injection": Row(
+        "CR, LF and CRLF end a line of data and nothing else; ids are positions or 400",
+        (
+            "test_eventstream.py::test_a_client_reads_what_was_written_whatever_it_is",
+            "test_eventstream.py::test_no_publication_breaks_a_frame",
+            "transports/test_plain.py::test_a_bad_last_event_id_is_refused",
+            "test_cursor.py::test_any_text_is_a_cursor_or_refused",
+        ),
+    ),
+    "header injection": Row(
+        "no answer repeats the request",
+        (
+            "test_httpd.py::test_an_unknown_address_is_404_and_repeats_nothing",
+            "transports/test_plain.py::test_an_origin_that_fits_in_no_header_is_refused",
+            "test_heads.py::test_an_answer_is_whole_and_ends_the_connection",
+        ),
+    ),
+    "request smuggling": Row(
+        "400 and the end; proxy and hub agree on every request",
+        (
+            "test_heads.py::test_what_servers_may_read_differently_is_refused",
+            "test_heads.py::test_what_passes_has_the_framing_that_h11_finds",
+            "hostile/test_smuggling.py::test_the_hub_takes_none_of_them_for_two_requests",
+            "hostile/test_smuggling.py::test_a_proxy_and_the_hub_agree_on_every_request",
+        ),
+    ),
+    "forged X-Forwarded-For": Row(
+        "read from trusted proxies only",
+        ("e2e/test_proxies.py::test_what_the_hub_is_told_of_the_client",),
+        "the hub reads none so far",
+    ),
+    "subscription flood": Row(
+        "106 over client.channels",
+        ("test_session.py::test_more_channels_than_allowed_are_refused",),
+        "3013 when it goes on; new channels a second",
+    ),
+    "exhaustion by one address or user": Row(
+        "503 while descriptors are short",
+        ("test_acceptor.py::test_a_full_process_answers_503_and_does_not_spin",),
+        "connections of one address (429) and user (3504)",
+    ),
+    "Socket.IO: attachments": Row(
+        "10 at most, bounded in bytes and time, after a namespace is joined",
+        (
+            "test_socketio_protocol.py::test_the_number_of_attachments_is_bounded",
+            "test_socketio_protocol.py::test_attachments_are_bounded_in_bytes",
+            "test_socketio_protocol.py::test_forgetting_frees_what_was_unfinished",
+            "transports/test_socketio.py::test_attachments_have_a_deadline_and_need_a_namespace",
+        ),
+    ),
+    "Socket.IO: sessions": Row(
+        "ids of 128 random bits; one poll at a time; the revision stays; JSONP is off",
+        (
+            "transports/test_emulation.py::test_ids_are_of_128_random_bits_and_forgotten_with_their_stream",
+            "transports/test_engineio.py::test_a_second_poll_beside_the_first_ends_the_session",
+            "transports/test_polling.py::test_a_session_keeps_the_revision_that_it_began_with",
+            "transports/test_polling.py::test_no_answer_is_a_script",
+            "transports/test_polling.py::test_sessions_without_a_socket_are_counted",
+        ),
+    ),
+    "Socket.IO: payloads": Row(
+        "16 packets before a namespace is joined, in linear time; a bad body is answered and ends its session",
+        (
+            "test_engineio_protocol.py::test_packets_of_a_body_are_bounded",
+            "test_engineio_protocol.py::test_any_body_is_packets_or_refused",
+            "transports/test_polling.py::test_more_packets_than_a_body_may_hold_end_the_session",
+            "transports/test_engineio.py::test_an_invalid_packet_ends_the_session",
+        ),
+    ),
+    "session hijack": Row(
+        "403 without a token of the same user",
+        (
+            "transports/test_polling.py::test_a_session_begun_with_a_token_stays_its_users",
+            "transports/test_emulation.py::test_a_token_must_be_the_users_own",
+            "transports/test_emulation.py::test_an_unknown_session_is_404_whatever_is_wrong_with_it",
+        ),
+    ),
+    "exposure of the server API": Row(
+        "its own listener; 401 without the key; off without one",
+        (
+            "test_api.py::test_without_the_key_everything_is_a_401",
+            "test_api.py::test_without_a_key_in_the_settings_the_api_is_off",
+        ),
+        "no start without a key on a public address",
+    ),
+    "forged requests of pages (CSRF)": Row(
+        "no cookies; 415 for what a form can send; no credentials with *",
+        (
+            "transports/test_publishing.py::test_a_body_must_say_that_it_is_json",
+            "transports/test_emulation.py::test_too_large_is_413_and_a_foreign_type_415",
+            "test_cors.py::test_a_star_is_the_answer_to_all_origins",
+        ),
+    ),
+    "timing": Row("keys are compared in constant time", (f"{OWN}::test_secrets_are_compared_in_constant_time",)),
+    "messages between processes": Row(
+        "JSON and counted bytes; nothing that runs",
+        (
+            f"{OWN}::test_nothing_that_is_read_can_run",
+            "test_control.py::test_what_is_no_control_message_is_a_value_error",
+            "test_control.py::test_a_malformed_errand_is_a_value_error",
+            "test_relay.py::test_nonsense_ends_its_connection_only",
+            "test_neighbours.py::test_without_the_secret_nobody_is_served",
+        ),
+    ),
+    "access to Redis": Row(
+        "a private socket, no port, no DEBUG",
+        (
+            "test_embedded.py::test_it_answers_on_a_private_socket_and_nowhere_else",
+            "test_store.py::test_a_url_says_where_to_connect_and_hides_its_password",
+        ),
+    ),
+    "log injection and flooding": Row(
+        "one line for each event, repeated warnings at intervals",
+        (
+            f"{OWN}::test_nobody_writes_lines_into_the_log",
+            "test_log.py::test_a_repeated_warning_is_let_through_once_a_period_with_a_count",
+        ),
+    ),
+    "known holes of libraries": Row("versions that have none", (f"{OWN}::test_libraries_are_new_enough",)),
+}
+
+
+@functools.cache
+def names(file: str) -> frozenset[str]:
+    """The tests of a file."""
+    nodes = ast.walk(ast.parse((ROOT / "tests" / file).read_text()))
+    return frozenset(node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_row_has_tests_that_are_there(name: str) -> None:
+    """Or says that nothing of it is there yet."""
+    row = ROWS[name]
+    assert row.verdict and (row.tests or row.open)
+    for test in row.tests:
+        file, _, function = test.partition("::")
+        assert function.startswith("test_") and function in names(file), test
+
+
+DEEP = b"[" * 300 + b"]" * 300
+BOMBS = [
+    (DEEP, 107),
+    (b"[" * 33 + b"]" * 33, 107),
+    (b"[" * 2000 + b"]" * 2000, 3501),
+    (b"[" * 30_000, 3501),
+    (b"[" + b"[]," * 20_000 + b"1]", 3501),
+    (b"NaN", 3501),
+    (b"1e999", 3501),
+    (rb'"\ud800"', 3501),
+    (b'"\xed\xa0\x80"', 1007),
+    (b"[1,]", 3501),
+]
+
+
+@pytest.mark.parametrize(("data", "code"), BOMBS, ids=range(len(BOMBS)))
+@async_test
+async def test_json_bombs(valkey_url, prefix, data, code):
+    """An error reply where the JSON is good, otherwise the end of this one connection."""
+    async with plane(valkey_url, prefix) as hub, client(hub.url) as one, client(hub.url) as beside:
+        await beside.subscribe("open:a")
+        message = b'{"id":9,"publish":{"channel":"open:a","data":%b}}' % data
+        await one.socket.send(message, text=True)
+        if code < 1000:
+            assert orjson.loads(await one.socket.recv())["error"]["code"] == code
+            assert "publish" in await one.command(publish={"channel": "open:a", "data": 1})
+        else:
+            with pytest.raises(ConnectionClosed):
+                await one.socket.recv()
+            assert one.socket.close_code == code
+            assert "publish" in await beside.command(publish={"channel": "open:a", "data": 1})
+        assert (await beside.push())["pub"]["data"] == 1
+
+
+@async_test
+async def test_nobody_writes_lines_into_the_log(valkey_url, prefix, caplog):
+    """Not by the name in a token, an address, a header or a command: each event is one line."""
+    caplog.set_level(logging.DEBUG, "hub")
+    async with plane(valkey_url, prefix) as hub:
+        token = auth.make("ann\r\nforged \x1b[2J", SECRET, 60, time.time())
+        async with client(hub.url, token) as one:
+            await one.command(subscribe={"channel": "open:a\nforged"})
+            await one.command(**{"forged\nforged": {}})
+            with pytest.raises(ConnectionClosed):
+                await one.command(connect={"token": "x\nforged"})
+        async with client(hub.url, origin=None, additional_headers={"User-Agent": "a\tforged"}):
+            pass
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("hub")]
+    assert any("ann" in line for line in lines)
+    assert not [line for line in lines if re.search(r"[\r\n\x1b]", line)]
+
+
+def sources() -> dict[str, str]:
+    return {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "hub").rglob("*.py")}
+
+
+def test_nothing_that_is_read_can_run() -> None:
+    """No pickle, marshal, shelve, eval or exec."""
+    for name, text in sources().items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found = {alias.name.split(".")[0] for alias in node.names} | {getattr(node, "module", "") or ""}
+                assert not found & {"pickle", "marshal", "shelve", "dill"}, name
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec"), name
+
+
+SECRET_NAME = re.compile(r"(?:\w+\.)*(?:\w*secret|api\.key)")
+
+
+def test_secrets_are_compared_in_constant_time() -> None:
+    """`==` between texts that are called a key or a secret is nowhere, but against nothing."""
+    compared = 0
+    for name, text in sources().items():
+        compared += text.count("hmac.compare_digest(")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq | ast.NotEq):
+                sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+                secret = any(map(SECRET_NAME.fullmatch, sides))
+                assert not secret or "''" in sides, (name, ast.unparse(node))
+    assert compared >= 2
+
+
+LEAST = {"tornado": "6.6.1", "orjson": "3.11.5", "redis": "5", "PyJWT[crypto]": "2.13", "hiredis": "3.5"}
+"""Older ones have holes that matter here: CVE-2026-49853 to -49855 and unbounded parsing; CVE-2025-67221;
+CVE-2023-28858; CVE-2026-32597 and -48523."""
+
+
+def test_libraries_are_new_enough() -> None:
+    """What setup.cfg asks for is at least that."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    asked = dict(line.split(">=") for line in config["options"]["install_requires"].split())
+    for name, least in LEAST.items():
+        assert [*map(int, asked[name].split("."))] >= [*map(int, least.split("."))], name
