@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import orjson
 import pytest
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from hub import auth
@@ -141,6 +142,7 @@ ROWS = {
         "3501 for what is no JSON or of too many values, 107 for what is too deep",
         (
             f"{OWN}::test_json_bombs",
+            f"{OWN}::test_json_bombs_of_socketio",
             "test_publish.py::test_depth_counts_arrays_and_objects_that_stand_in_each_other",
             "test_bombs.py::test_the_count_is_not_below_the_truth",
             "test_socketio_protocol.py::test_a_packet_of_too_many_values_is_refused_before_it_is_parsed",
@@ -345,6 +347,21 @@ async def test_json_bombs(valkey_url, prefix, data, code):
             assert one.socket.close_code == code
             assert "publish" in await beside.command(publish={"channel": "open:a", "data": 1})
         assert (await beside.push())["pub"]["data"] == 1
+
+
+@async_test
+async def test_json_bombs_of_socketio(valkey_url, prefix):
+    """1002, by the limit of all wires."""
+    async with plane(valkey_url, prefix) as hub:
+        url = f"ws://127.0.0.1:{hub.port}/socket.io/?EIO=4&transport=websocket"
+        async with connect(url, proxy=None, compression=None) as one:
+            await one.recv()
+            await one.send("40")
+            assert str(await one.recv()).startswith("40{")
+            await one.send('42["publish",{"channel":"open:a","data":[%s1]}]' % ("[]," * 20_000))
+            with pytest.raises(ConnectionClosed):
+                await one.recv()
+            assert one.close_code == 1002
 
 
 @async_test
