@@ -5,8 +5,8 @@ The rooms, and what each is for; the head of each says more:
     errors message channels position cursor config     nouns: what things are called, how far somebody has read
     values mistakes control                            what the operator may choose, what workers tell each other
     frames deflate protocol handshake eventstream      words on the wire: bytes ⇄ objects, no I/O
-    engineio_protocol socketio_protocol                the same for Socket.IO clients: packets, payloads, attachments
-    auth origin limits bombs entrance                  gates: who is it, from which page, how often, how much; all
+    engineio_protocol socketio_protocol bombs          the same for Socket.IO clients; JSON that is too much to parse
+    auth origin limits entrance                        gates: who is it, from which page, how often; all of them
     session membership publish asking                  one client; its channels; the one door in; questions
     subscribe wishes wants watch                       the way into a channel; what may be asked for; lists of channels
     symbols patterns                                   which symbols there are; lists that hold all that begin so

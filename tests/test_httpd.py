@@ -335,6 +335,26 @@ async def test_a_body_over_the_limit_is_413_before_it_is_read():
 
 
 @async_test
+async def test_who_ends_its_side_behind_a_request_still_gets_the_answer():
+    """RFC 9112 §9.6; and one that breaks off in the middle of a request ends it."""
+    async with serving() as port:
+        for request, answer in (
+            (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"HTTP/1.1 200 "),
+            (b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nab", b"HTTP/1.1 200 "),
+            (CHUNKED + b"2\r\nab\r\n0\r\n\r\n", b"HTTP/1.1 200 "),
+            (b"GET / HTTP/1.1\r\nHost : h\r\n\r\n", b"HTTP/1.1 400 "),
+            (b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nab", b""),
+            (b"GET / HTTP/1.1\r\nHost: h\r\n", b""),
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request)
+            writer.write_eof()
+            found = await asyncio.wait_for(reader.read(), 5)
+            assert found.startswith(answer) and bool(found) is bool(answer), request
+            writer.close()
+
+
+@async_test
 async def test_who_goes_on_sending_behind_a_refusal_is_cut(monkeypatch):
     """After LINGER_S."""
     monkeypatch.setattr(httpd, "LINGER_S", 0.1)
