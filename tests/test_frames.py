@@ -370,6 +370,18 @@ def test_valid_streams_read_as_websockets_reads_them(messages: bytes, end: bytes
     assert code is None and not pending
 
 
+@settings(max_examples=300)
+@given(STREAMS)
+def test_nothing_is_read_that_websockets_refuses(stream: bytes) -> None:
+    """Whatever the bytes. The other way round there is more: this reader judges a head before the rest of its frame is
+    there and a text before its end, and it counts fragments. A frame with several faults has no one code.
+    """
+    events, code, _, _ = read([stream])
+    # It also refuses a close in the middle of a message, which RFC 6455 §5.4 has nothing against.
+    if code is None and CLOSE not in dict(events):
+        assert read_by_websockets(stream) == (events, None)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_faults_are_those_that_websockets_finds(name: str) -> None:
     """Where `websockets` judges, its close code is this reader's."""
