@@ -36,7 +36,7 @@ HEAD = (
     "verdict",
 )
 ROUNDS, SECONDS, CLIENTS = 3, 10.0, 200
-SHORT_SECONDS, SHORT_CLIENTS = 1.0, 50
+SHORT_SECONDS, SHORT_CLIENTS = 1.5, 50
 
 
 def faults(attack: Attack, pairs: list[Pair], timed: bool) -> list[str]:
@@ -62,7 +62,8 @@ def faults(attack: Attack, pairs: list[Pair], timed: bool) -> list[str]:
 def run(arguments: argparse.Namespace, chosen: list[Attack]) -> dict[str, list[Pair]]:
     """All rounds; those of different attacks take turns."""
     pairs: dict[str, list[Pair]] = {attack.name: [] for attack in chosen}
-    with Rig(arguments.clients) as rig:
+    # Beside other tests a nice attacker would not get anywhere.
+    with Rig(arguments.clients, *([0] if arguments.short else [])) as rig:
         calm = rig.calm(1, arguments.seconds)
         for number in range(arguments.rounds):
             for attack in chosen:

@@ -22,7 +22,7 @@ import uvloop
 CHANNEL = "open:normal"
 PERIOD_S = 0.05
 """Between two publications: of ten seconds, 200 to each client."""
-LATE_S = 5.0
+LATE_S = 20.0
 """What has not come so long after the last publication is missing."""
 CONNECT_S = 30.0
 REQUEST = (

@@ -33,7 +33,7 @@ SETTINGS = {
     "namespaces": {"open": {"subscribe": "anyone", "publish": "anyone"}},
 }
 READY_S = 60.0
-SLACK_S = 30.0
+SLACK_S = 60.0
 SAMPLE_S = 0.25
 SETTLE_S = 0.5
 """Behind an attack, for the hub to see that its connections are gone."""
@@ -94,18 +94,18 @@ class Pair(NamedTuple):
 
 
 class Rig:
-    """A context manager. clients: normal ones. settings: over SETTINGS."""
+    """A context manager. clients: normal ones. nice: of the attackers."""
 
-    def __init__(self, clients: int, settings: dict[str, object] | None = None) -> None:
+    def __init__(self, clients: int, nice: int = ATTACKER_NICE) -> None:
         self._clients = clients
-        self._settings = {**SETTINGS, **(settings or {})}
+        self._nice = nice
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self._hub_cpu, self._other_cpu = pick_cpus()
         with self._stack:
             with _pinned(self._hub_cpu):
-                self._hub = self._stack.enter_context(HubProcess(self._settings))
+                self._hub = self._stack.enter_context(HubProcess(SETTINGS))
             (self._worker,) = self._hub.worker_pids()
             self._address = urlsplit(self._hub.ws_url).netloc
             self._normals = self._start("normals", self._address, str(self._clients), stack=self._stack)
@@ -127,7 +127,7 @@ class Rig:
         before = self._memory()
         with contextlib.ExitStack() as stack:
             attackers = [
-                self._start("attackers", name, self._address, nice=ATTACKER_NICE, stack=stack) for _ in range(processes)
+                self._start("attackers", name, self._address, nice=self._nice, stack=stack) for _ in range(processes)
             ]
             text, peak = self._measure(seconds)
             counts: dict[str, int] = {}

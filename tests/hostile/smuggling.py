@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 IDLE_S = 0.6
 """Without an answer for so long, none comes; nothing is judged by it but when to hang up."""
+PATIENCE_S = 20.0
+"""For an answer that must come."""
 READ_BYTES = 65_536
 START = b"POST /first-NNNN HTTP/1.1\r\nHost: h\r\n"
 INNER = b"GET /inner-NNNN HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -144,14 +146,17 @@ def numbered(first: int) -> list[Shape]:
     ]
 
 
-async def send(port: int, data: bytes, context: ssl.SSLContext | None = None) -> bytes:
-    """Send it and return what is answered until the other side ends, or says no more."""
+async def send(port: int, data: bytes, context: ssl.SSLContext | None = None, patience_s: float = PATIENCE_S) -> bytes:
+    """Send it and return what is answered until the other side ends, or says no more.
+
+    patience_s: for the first bytes of an answer.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     answer = b""
     try:
         writer.write(data)
         with contextlib.suppress(TimeoutError, ConnectionError):
-            while chunk := await asyncio.wait_for(reader.read(READ_BYTES), IDLE_S):
+            while chunk := await asyncio.wait_for(reader.read(READ_BYTES), IDLE_S if answer else patience_s):
                 answer += chunk
     finally:
         writer.transport.abort()
