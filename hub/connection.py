@@ -50,6 +50,7 @@ class Connection:
         "heard_at",
         "place",
         "reactor",
+        "read_bytes",
         "state",
     )
 
@@ -66,6 +67,8 @@ class Connection:
         self.due = NEVER
         self.group: Group | None = None
         self.place = ELSEWHERE
+        self.read_bytes = READ_BYTES
+        """At the most, in one turn."""
         self._outbox = Outbox(limits)
         self._armed = False
         """The reactor flushes it at the end of this turn."""
@@ -175,7 +178,7 @@ class Connection:
 
     def on_readable(self) -> None:
         try:
-            data = os.read(self.fd, READ_BYTES)
+            data = os.read(self.fd, self.read_bytes)
         except BlockingIOError:
             return
         except OSError:

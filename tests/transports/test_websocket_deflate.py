@@ -9,6 +9,8 @@ import pytest
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory as Offer
 
 from hub import deflate, frames
+from hub.connection import READ_BYTES, Connection
+from hub.transports import websocket
 from tests.plane import client, plane
 from tests.support import async_test
 from tests.transports.test_websocket import head, masked, raw
@@ -102,3 +104,29 @@ async def test_a_deflate_bomb_is_closed_as_too_big(valkey_url, prefix):
         assert await asyncio.wait_for(reader.readexactly(len(words)), 5) == words
         writer.close()
         await beside.subscribe("open:a")
+
+
+@async_test
+async def test_a_client_that_compresses_is_read_in_small_pieces(valkey_url, prefix, monkeypatch):
+    """What it sends may become a thousand times as much; all of it is heard nevertheless, and others as before."""
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    receive = Connection.receive
+
+    def watched(connection: Connection, data: bytes) -> None:
+        sizes[connection.wire is not websocket.NATIVE].append(len(data))
+        receive(connection, data)
+
+    async with plane(valkey_url, prefix, client=DEFLATE) as hub:
+        monkeypatch.setattr(Connection, "receive", watched)
+        for compresses in (True, False):
+            changes = {"Sec_WebSocket_Extensions": "permessage-deflate"} if compresses else {}
+            reader, writer, _ = await raw(hub.port, head(**changes))
+            packed = deflate.compress(b'{"id":1,"connect":{}}' + b" " * 60_000, 9, 15)
+            sent = masked(frames.TEXT, packed if compresses else b'{"id":1,"connect":{}}')
+            writer.write(bytes([sent[0] | frames.RSV1]) + sent[1:] if compresses else sent)
+            first = masked(frames.TEXT, deflate.compress(b"{" + b" " * 60_000 + b"}", 9, 15) if compresses else b"{ }")
+            pong = bytes([first[0] | frames.RSV1]) + first[1:] if compresses else first
+            writer.write(pong * 500 + masked(frames.PING, b"end"))
+            await asyncio.wait_for(reader.readuntil(b"\x8a\x03end"), 20)
+            writer.close()
+    assert max(sizes[True]) == websocket.DEFLATED_READ_BYTES < max(sizes[False]) <= READ_BYTES
