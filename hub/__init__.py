@@ -36,7 +36,8 @@ The rooms, and what each is for; the head of each says more:
     resume recall                                      its clients that come back: how far they were, their records
     worker seat supervisor processes heartbeat         processes: who builds all rooms, and who watches over them
     relay neighbours handover tunnel                   what a worker asks of, or gives to, the one with the session
-    listeners embedded state systemd prctl log tasks   what a process stands on
+    listeners embedded state systemd secret_files      what a process stands on
+    prctl log tasks                                    and how it lives
     cli serve options remote client urls tune          the command line
     saving backup restore archive                      mailboxes and history into a file, and back
 

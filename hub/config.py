@@ -1,6 +1,6 @@
 """Settings: what the operator may choose, with unit, default and bounds, and how the values are found.
 
-Does: merge systemd credentials > environment > TOML file and check everything.
+Does: merge systemd credentials > environment > TOML file, read the files that hold a secret each, check everything.
 Does not: apply anything (listeners, workers and the rest take the frozen `Settings` they are handed), check a single
 text (values), nor word most of the messages: `mistakes` says in one line what pydantic found.
 Called by: cli, before anything is started.
@@ -30,6 +30,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from .channels import NAMESPACE_NAME, Namespace
 from .errors import ConfigError
 from .mistakes import Number, Whole, as_table, bare, meant, sentences, short
+from .secret_files import CREDENTIALS_ENV, read_secret
 from .values import (
     TICKER_SOURCES,
     AddressText,
@@ -48,7 +49,7 @@ from .values import (
 ENV_PREFIX = "HUB_"
 # Not settings: two of the command line's own, and the mark under which a skipped test fails.
 ENV_OWN = frozenset({"HUB_API_KEY", "HUB_API_URL", "HUB_CI"})
-CREDENTIALS_ENV = "CREDENTIALS_DIRECTORY"
+SECRET_FILE = "the same in a file of its own, which nobody else may read; relative to the settings file"
 DEFAULT_PATH = Path("/etc/hub/hub.toml")
 
 
@@ -60,6 +61,7 @@ class Section(BaseModel):
 
 class RedisSettings(Section):
     url: RedisUrl = Field("", description="empty: the embedded one", repr=False)
+    url_file: str = Field("", description=SECRET_FILE)
     sentinels: list[SentinelText] = Field([], description="Sentinel addresses HOST:PORT, instead of url")
     master: str = Field("", description="name of the primary that the Sentinels watch")
     prefix: PrefixText = Field("hub", description="begins every key and Redis channel")
@@ -84,10 +86,12 @@ class EmbeddedSettings(Section):
 
 class AuthSettings(Section):
     hmac_secret: SecretText = Field("", description="key of HS256 tokens", repr=False)
+    hmac_secret_file: str = Field("", description=SECRET_FILE)
 
 
 class ApiSettings(Section):
     key: str = Field("", description="what X-API-Key must carry; empty: the server API is off", repr=False)
+    key_file: str = Field("", description=SECRET_FILE)
 
 
 class TcpSettings(Section):
@@ -132,6 +136,7 @@ class RelaySettings(Section):
     buffer_bytes: Whole = Field(67_108_864, ge=65_536, le=1_099_511_627_776, description="unsent, to one worker")
     url: HttpUrl = Field("", description="how other machines reach internal")
     secret: SecretText = Field("", description="the same on all machines", repr=False)
+    secret_file: str = Field("", description=SECRET_FILE)
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> RelaySettings:
@@ -232,7 +237,10 @@ class TickerSettings(Section):
 class Settings(BaseSettings):
     """All settings, checked. Frozen; a reload makes a new one."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__")
+    # An error's own text would quote all settings, secrets included; `load` words each mistake itself.
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", hide_input_in_errors=True
+    )
 
     workers: Literal["auto"] | Annotated[Whole, Field(ge=1, le=1024)] = Field("auto", description="auto: one per CPU")
     pin: bool = Field(False, description="tie worker i to CPU i of the affinity mask")
@@ -259,6 +267,31 @@ class Settings(BaseSettings):
     ticker: TickerSettings = TickerSettings.model_validate({})
     app: AppSettings = AppSettings.model_validate({})
     namespaces: dict[str, Namespace] = Field({}, description="by the text before a channel's first ':'")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secret_files(cls, values: Any) -> Any:
+        """Put what `auth.hmac_secret_file` holds into `auth.hmac_secret`, and likewise for each secret."""
+        lines: list[str] = []
+        filled = dict(values)
+        for table, name in _secrets(cls):
+            given = filled.get(table)
+            if not isinstance(given, dict):
+                continue
+            path = given.get(f"{name}_file")
+            if not path or not isinstance(path, str):
+                continue  # a value of another kind is a mistake that the field itself words
+            key = f"{table}.{name}_file"
+            if given.get(name):
+                lines.append(f"{key}: found together with {table}.{name}; allowed: one of the two")
+                continue
+            try:
+                filled[table] = {**given, name: read_secret(key, Path(path))}
+            except ConfigError as error:
+                lines.append(str(error))
+        if lines:
+            raise ValueError("\n".join(lines))
+        return filled
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
@@ -360,7 +393,7 @@ def load(path: Path | None) -> Settings:
 
     Raises ConfigError with one line for each mistake: the key, what was found, what is allowed.
     """
-    values = _read_file(path) if path is not None else {}
+    values = _absolute(_read_file(path), path.parent) if path is not None else {}
     lines = _unknown_environment()
     # BaseSettings takes keys such as _env_prefix as its own options, so they never reach the unknown-key check.
     own = [key for key in values if key.startswith("_")]
@@ -375,6 +408,23 @@ def load(path: Path | None) -> Settings:
         # A union reports each of its branches; for a person that is one mistake.
         raise ConfigError("\n".join(dict.fromkeys(lines)))
     return _resolved(settings, Path() if path is None else path.parent)
+
+
+def _secrets(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """Table and name of each secret that may stand in a file of its own."""
+    for table, field in model.model_fields.items():
+        inner = as_table(field.annotation)
+        fields = inner.model_fields if inner is not None else {}
+        yield from ((table, name) for name in fields if not fields[name].repr and f"{name}_file" in fields)
+
+
+def _absolute(values: dict[str, Any], base: Path) -> dict[str, Any]:
+    """What the settings file says, with the secrets' files found from its directory."""
+    for table, name in _secrets(Settings):
+        key, given = f"{name}_file", values.get(table)
+        if isinstance(given, dict) and isinstance(given.get(key), str) and given[key]:
+            given[key] = str((base / given[key]).resolve())
+    return values
 
 
 def _resolved(settings: Settings, base: Path) -> Settings:

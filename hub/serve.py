@@ -10,6 +10,7 @@ Never break: nothing is left behind when a step fails; one ready line, and only 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,6 +43,7 @@ def check(settings: Settings) -> None:
             "auth.hmac_secret, api.key: found neither; allowed: at least one of them, or demo = true "
             "(`openssl rand -hex 32` makes one)"
         )
+    lines += _unguarded(settings, [parse_address(text) for text in settings.internal])
     if settings.app.pages and not Path(settings.app.pages, "index.html").is_file():
         lines.append(f"app.pages: found {settings.app.pages}; allowed: a directory with an index.html")
     try:
@@ -50,6 +52,15 @@ def check(settings: Settings) -> None:
         lines.append(str(error))  # here it is not the machine that is at fault, but the setting that names the file
     if lines:
         raise ConfigError("\n".join(lines))
+
+
+def _unguarded(settings: Settings, addresses: list[Address]) -> list[str]:
+    """A line for each internal address that others can reach although nothing guards the server API."""
+    if settings.api.key:
+        return []
+    reached = (each for each in addresses if each.host and not ipaddress.ip_address(each.host).is_loopback)
+    allowed = "allowed without api.key: loopback or a Unix socket"
+    return [f"internal: found {address}, which other machines may reach; {allowed}" for address in reached]
 
 
 def check_application(settings: Settings) -> None:

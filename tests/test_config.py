@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
 from hub.channels import Namespace
 from hub.config import Settings, load
@@ -169,7 +170,7 @@ def test_an_unknown_variable_is_a_mistake(name: str, hint: str, monkeypatch: pyt
         ("HUB_LISTEN", "127.0.0.1:1", "listen: found '127.0.0.1:1'; allowed: a list of texts, length from 1"),
         ("HUB_AUTH", f"{{{SECRET}", "auth: found a value that is not shown; allowed: a table"),
         ("HUB_NAMESPACES__A__X", "x", f"namespaces.a.x: unknown setting; allowed: {', '.join(Namespace.model_fields)}"),
-        ("HUB_API__KEYS", "x", "api.keys: unknown setting; did you mean 'key'? allowed: key"),
+        ("HUB_API__KEYS", "x", "api.keys: unknown setting; did you mean 'key'? allowed: key, key_file"),
     ],
 )  # fmt: skip
 def test_a_bad_value_of_the_environment(name: str, value: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +182,7 @@ def test_a_bad_value_of_the_environment(name: str, value: str, line: str, monkey
 def test_mistakes_of_credentials(credentials: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown name, two that exclude each other, a file that is no text, and no directory: each is one line."""
     (credentials / "api.kez").write_text("x")
-    assert mistakes(None) == ["api.kez: unknown setting; did you mean 'key'? allowed: key"]
+    assert mistakes(None) == ["api.kez: unknown setting; did you mean 'key'? allowed: key, key_file"]
     (credentials / "api").write_text("x")
     assert mistakes(None) == ["api.kez: found beside a credential named 'api'; allowed: one of the two"]
     (credentials / "api.kez").unlink()
@@ -207,7 +208,7 @@ ADDRESS = "HOST:PORT with an IP address, [IPv6]:PORT or unix:/PATH of at most 10
 ORIGIN = 'SCHEME://HOST[:PORT] with http or https, no path and no wildcard, or "*" for all origins'
 REDIS_URL = "redis://…, rediss://… or unix:///…, with no options but db and ssl_ca_certs"
 HIDDEN = "a value that is not shown"
-REDIS = "url, sentinels, master, prefix, start_timeout_s, command_timeout_s, pending_publishes, pending_bytes"
+REDIS = "url, url_file, sentinels, master, prefix, start_timeout_s, command_timeout_s, pending_publishes, pending_bytes"
 SENTINEL = "HOST:PORT with a port from 1 to 65535"
 BOTH = "found one of redis.sentinels and redis.master; allowed: both or neither"
 ONE = "found together with redis.sentinels; allowed: one of the two"
@@ -328,6 +329,50 @@ def test_secrets_stay_out_of_the_settings_text() -> None:
     redis = {"url": "redis://:hidden@h"}
     text = repr(Settings(auth={"hmac_secret": SECRET}, api={"key": "hidden"}, redis=redis, relay=relay))
     assert SECRET not in text and "hidden" not in text
+    with pytest.raises(ValidationError) as caught:
+        Settings(auth={"hmac_secret": SECRET}, mailbox={"namespace": "none"})
+    assert SECRET not in str(caught.value)
+
+
+# -- secrets in files --
+
+SECRETS = [("auth", "hmac_secret"), ("api", "key"), ("relay", "secret"), ("redis", "url")]
+
+
+@pytest.mark.parametrize(("table", "name"), SECRETS)
+def test_a_secret_may_stand_in_a_file_of_its_own(table: str, name: str, file: Any, tmp_path: Path) -> None:
+    """Found from the settings file's directory; what others can read is one line, without the content."""
+    text = "redis://:hidden-hidden-hidden-hidden-hidden@h/1" if name == "url" else SECRET
+    secret = tmp_path / "secret"
+    secret.write_text(text + "\n")
+    secret.chmod(0o600)
+    more = 'url = "http://h:1"\n' if table == "relay" else ""
+    path = file(f'[{table}]\n{more}{name}_file = "secret"\n')
+    settings = load(path)
+    assert getattr(getattr(settings, table), name) == text
+    assert text not in repr(settings)
+    secret.chmod(0o644)
+    key = f"{table}.{name}_file: found {secret}"
+    assert mistakes(path) == [f"{key} with mode 0644; allowed: 0600, or 0640 where its owner is not the hub's user"]
+    secret.unlink()
+    assert mistakes(path) == [f"{key}: No such file or directory; allowed: a file that the hub can read"]
+
+
+def test_mistakes_of_secret_files(file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the secret itself, wherever that comes from; a bad one inside; a file that is no text. All at once."""
+    secret = tmp_path / "secret"
+    secret.write_text("short")
+    secret.chmod(0o600)
+    assert mistakes(file('[auth]\nhmac_secret_file = "secret"')) == [
+        f"auth.hmac_secret: found {HIDDEN}; allowed: at least 32 bytes (RFC 7518 §3.2), or empty"
+    ]
+    monkeypatch.setenv("HUB_API__KEY", "k")
+    assert mistakes(file('[auth]\nhmac_secret_file = "none"\n[api]\nkey_file = "secret"')) == [
+        f"auth.hmac_secret_file: found {tmp_path}/none: No such file or directory; allowed: a file that the hub can"
+        " read",
+        "api.key_file: found together with api.key; allowed: one of the two",
+    ]
+    assert mistakes(file("[auth]\nhmac_secret_file = 1")) == ["auth.hmac_secret_file: found 1; allowed: text"]
 
 
 # -- the files under config/ --

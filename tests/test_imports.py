@@ -46,6 +46,7 @@ LADDER = (
         "protocol",
         "recovery",
         "relay",
+        "secret_files",
         "socketio_protocol",
         "wheel",
     ),

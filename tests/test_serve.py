@@ -48,6 +48,21 @@ def test_without_demo_and_secret_a_hub_does_not_start() -> None:
         serve.check(Settings(**enough))
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0:8001", "[::]:8001", "10.0.0.5:8001"])
+def test_without_a_key_others_can_not_reach_the_internal_listener(address: str) -> None:
+    """Also where clients connect to the same address, and in the demo; loopback and Unix sockets are fine."""
+    line = (
+        f"internal: found {address}, which other machines may reach; allowed without api.key: loopback or a Unix socket"
+    )
+    for listen in ("127.0.0.1:8000", address):
+        with pytest.raises(ConfigError) as caught:
+            serve.check(Settings(demo=True, listen=[listen], internal=[address]))
+        assert str(caught.value) == line
+        serve.check(Settings(listen=[listen], internal=[address], api={"key": "k"}))
+    for good in ("127.0.0.2:8001", "[::1]:8001", "unix:/run/hub/api.sock"):
+        serve.check(Settings(demo=True, internal=[good]))
+
+
 def test_every_mistake_is_told_at_once() -> None:
     """A missing replay file and missing secrets are two lines of one error."""
     ticker = {"source": "replay", "file": "/nowhere/prices.csv"}
