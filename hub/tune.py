@@ -28,6 +28,7 @@ class Group(Enum):
     SAFE = "For every machine."
     RAISE = "Ceilings; a fixed line would lower what many machines have: only where `hub tune` shows less."
     MILLION = "Only for about a million connections on one machine."
+    PORTS = "Only where the hub itself listens on 80 and 443, and no systemd hands them over: any program may then."
     MEASURE = "Only with a measurement that shows the gain."
 
 
@@ -37,6 +38,7 @@ class Check(Enum):
     AT_LEAST = "each of its numbers is as high or higher"
     EQUAL = "it is the same"
     COVERS = "it is a range that holds the recommended one"
+    AT_MOST = "it is as low or lower"
 
 
 class Line(NamedTuple):
@@ -140,7 +142,14 @@ MEASURE = (
         "Receive flow steering, with queues and workers pinned; on few CPUs it competes with the workers.",
     ),
 )
-RECOMMENDED = {Group.SAFE: SAFE, Group.RAISE: RAISE, Group.MILLION: MILLION, Group.MEASURE: MEASURE}
+PORTS = (
+    Line(
+        "net.ipv4.ip_unprivileged_port_start = 80",
+        "From here on ports need no privilege, for IPv6 too; it is 1024 otherwise. Sockets of systemd need none.",
+        Check.AT_MOST,
+    ),
+)
+RECOMMENDED = {Group.SAFE: SAFE, Group.RAISE: RAISE, Group.MILLION: MILLION, Group.PORTS: PORTS, Group.MEASURE: MEASURE}
 
 SYSCTL_HEAD = f"""\
 # Kernel settings for hub. Install as {SYSCTL_PATH}, then run: sysctl --system
@@ -195,7 +204,8 @@ def _compared(line: Line, current: str | None, wanted: bool) -> str:
     if current == line.value:
         return _entry(line, "already so", wanted)
     if _suffices(line, current):
-        return _entry(line, f"already so: {current}, which this line would lower", False)
+        change = "raise" if line.check is Check.AT_MOST else "lower"
+        return _entry(line, f"already so: {current}, which this line would {change}", False)
     return _entry(line, f"{current} → {line.value}", wanted)
 
 
@@ -218,6 +228,8 @@ def _suffices(line: Line, current: str) -> bool:
     if line.check is Check.EQUAL:
         return current == line.value
     have, want = ([int(word) for word in text.split()] for text in (current, line.value))
+    if line.check is Check.AT_MOST:
+        return have[0] <= want[0]
     if line.check is Check.COVERS:
         return have[0] <= want[0] and have[1] >= want[1]
     return all(mine >= theirs for mine, theirs in zip(have, want, strict=True))

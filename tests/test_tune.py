@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hub.tune import MEASURE, MILLION, OPEN_FILES, RAISE, RECOMMENDED, SAFE, limits_dropin, report, sysctl_dropin
+from hub.tune import MEASURE, MILLION, OPEN_FILES, PORTS, RAISE, RECOMMENDED, SAFE, limits_dropin, report, sysctl_dropin
 
 CONFIG = Path(__file__).parent.parent / "config"
 
@@ -45,7 +45,7 @@ def test_the_files_are_the_codes() -> None:
 def test_only_the_safe_set_stands_uncommented() -> None:
     """A drop-in installed without reading changes nothing that needs a decision; yet every line is there."""
     assert settings(sysctl_dropin()) == [line.setting for line in SAFE]
-    for line in (*RAISE, *MILLION, *MEASURE):
+    for line in (*RAISE, *MILLION, *PORTS, *MEASURE):
         assert f"\n# {line.setting}\n" in sysctl_dropin()
     assert settings(limits_dropin()) == [f"hub - nofile {OPEN_FILES}"]
 
@@ -70,6 +70,8 @@ def test_every_line_is_written_once_with_its_reason() -> None:
         ("fs.nr_open", "1048576", "1048576 → 2097152", True),
         ("fs.nr_open", "1073741816", "already so: 1073741816, which this line would lower", False),
         ("fs.file-max", "9223372036854775807", "already so: 9223372036854775807, which this line would lower", False),
+        ("net.ipv4.ip_unprivileged_port_start", "1024", "1024 → 80", False),
+        ("net.ipv4.ip_unprivileged_port_start", "0", "already so: 0, which this line would raise", False),
         ("net.ipv4.tcp_mem", "287901\t383868\t575802", "287901 383868 575802 → 1048576 1572864 2097152", False),
         ("net.ipv4.tcp_wmem", "4096\t16384\t4194304", "already so", False),
         ("net.ipv4.tcp_wmem", "4096\t16384\t9999999", "4096 16384 9999999 → 4096 16384 4194304", False),
