@@ -23,6 +23,7 @@ import os
 import re
 import select
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -75,6 +76,7 @@ class Wire(NamedTuple):
     """Of what `enter` returned."""
     channels: tuple[str, ...] = (CHANNEL,)
     """That are published to in turn."""
+    tls: bool = False
 
 
 def frame(text: str) -> bytes:
@@ -157,6 +159,7 @@ def event_stream(*channels: str) -> Wire:
 
 WIRES = {
     "websocket": Wire(enter_websocket, b'"pub":', NATIVE_PING, lambda _: frame("{}")),
+    "wss": Wire(enter_websocket, b'"pub":', NATIVE_PING, lambda _: frame("{}"), tls=True),
     "sse": event_stream(CHANNEL),
     "sse 1 stream": event_stream(*STREAMS[:1]),
     "sse 5 streams": event_stream(*STREAMS),
@@ -167,6 +170,13 @@ WIRES = {
 }
 
 
+def trusting() -> ssl.SSLContext:
+    """Of a client that asks nobody who the hub is."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
 class Listeners:
     """Raw sockets of one wire, and how many messages each has received."""
 
@@ -174,6 +184,7 @@ class Listeners:
         host, _, port = server.load.server.partition(":")
         self._address = (host, int(port))
         self._name, self._wire = wire, WIRES[wire]
+        self._tls = trusting() if self._wire.tls else None
         self._asks: dict[int, bytes] = {}
         self._epoll = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
@@ -188,6 +199,8 @@ class Listeners:
         """So many more, each answered before the next."""
         for _ in range(count):
             sock = socket.create_connection(self._address, PATIENCE_S)
+            if self._tls is not None:
+                sock = self._tls.wrap_socket(sock)
             self._asks[sock.fileno()] = self._wire.enter(sock)
             sock.setblocking(False)
             self._sockets[sock.fileno()] = sock
@@ -216,16 +229,21 @@ class Listeners:
 
     def _read(self, timeout_s: float) -> None:
         for fd, _ in self._epoll.poll(timeout_s):
-            if not (some := os.read(fd, READ_BYTES)):
+            sock = self._sockets[fd]
+            try:
+                some = sock.recv(READ_BYTES)
+            except ssl.SSLWantReadError:
+                continue  # a part of a record
+            if not some:
                 raise BenchError(f"the hub closed a client of {self._name}")
             pinged, messages = self._wire.ping.search(some), some.count(self._wire.mark)
             if pinged:
-                os.write(fd, self._wire.pong(self._asks[fd]))
+                sock.send(self._wire.pong(self._asks[fd]))
             if messages:
                 self._received[fd] = self._received.get(fd, 0) + messages
                 self.size = len(some)
             if (pinged or messages) and self._asks[fd]:
-                os.write(fd, self._asks[fd])
+                sock.send(self._asks[fd])
 
     def close(self) -> None:
         for sock in self._sockets.values():
@@ -250,6 +268,7 @@ class Work:
         for _ in range(0, arguments.subscribers, BREATH):
             self.listeners.connect(min(BREATH, arguments.subscribers + WARM_UP_CONNECTIONS - len(self.listeners)))
             breathe()
+            self.listeners.breathe()
         self.listeners.drain(SETTLE_S)
         self.idle_bytes = (memory_bytes(server.pids[0])["pss"] - before) / arguments.subscribers
         self.turn(WARM_UP_MESSAGES)
@@ -294,7 +313,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, list[Turn]], dict[str,
     results: dict[str, list[Turn]] = {wire: [] for wire in WIRES}
     with contextlib.ExitStack() as stack:
         # All hubs before any client: the rig waits for a hub by select(2), which knows no descriptor beyond 1023.
-        servers = {wire: stack.enter_context(hub(server_cpu)) for wire in WIRES}
+        servers = {wire: stack.enter_context(hub(server_cpu, tls=WIRES[wire].tls)) for wire in WIRES}
         works: dict[str, Work] = {}
 
         def breathe() -> None:

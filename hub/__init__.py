@@ -23,6 +23,7 @@ The rooms, and what each is for; the head of each says more:
     app_guest manifest errands emission app_testing    plain HTTP's clients; of killed workers, of others; events; a kit
     tick sources replay lease ticker term              the stock ticker: one leader in the cluster runs the source
     intake thinning bars barfeed                       its ticks in order, at a pace; and what a chart is made of
+    tls tls_handshake tls_bridge certificates          encrypted: a socket, its beginning, its stand-in, its keys
     acceptor connection reactor wheel drain            the plane: the way in, one socket, epoll and deadlines, the end
     doors httpd heads cors api transports              the doors: HTTP, the server API, one room for each wire
     transports.websocket transports.http_stream        the native protocol: over frames, over an answer that never ends
@@ -36,8 +37,8 @@ The rooms, and what each is for; the head of each says more:
     resume recall                                      its clients that come back: how far they were, their records
     worker seat supervisor processes heartbeat         processes: who builds all rooms, and who watches over them
     relay neighbours handover tunnel                   what a worker asks of, or gives to, the one with the session
-    listeners embedded state systemd secret_files      what a process stands on
-    prctl log tasks                                    and how it lives
+    listeners activation embedded state systemd        what a process stands on: sockets, a store, its manager
+    secret_files prctl log tasks                       and what it is careful with
     cli serve options remote client urls tune          the command line
     saving backup restore archive                      mailboxes and history into a file, and back
 

@@ -2,10 +2,11 @@
 
 Does: accept in bounded batches, keep a worker below its descriptor limit with an answer instead of a spin, wait for a
 newcomer's first bytes under the handshake deadline, and answer a plain WebSocket upgrade in place.
-Does not: judge handshakes (handshake) or parse any other HTTP: what is not a plain upgrade request goes to Tornado with
-nothing consumed.
+Does not: judge handshakes (handshake), speak TLS (tls_handshake) or parse any other HTTP: what is not a plain upgrade
+request goes to Tornado with nothing consumed.
 Called by: worker.
-Never break: bytes are only peeked at until it is certain who takes the connection.
+Never break: bytes are only peeked at until it is certain who takes the connection; over TLS, where that can't be, they
+go to whoever takes it.
 
 In a reconnect storm the handshake is what a worker does: through Tornado it costs about 140 µs, in place a fifth.
 """
@@ -21,11 +22,14 @@ import socket
 from http.client import responses
 
 from . import handshake
+from .certificates import Certificates
 from .entrance import Visitor
 from .errors import Close
-from .httpd import Server, Stream
+from .httpd import Server, Stream, TlsStream
 from .log import Brake
 from .reactor import Reactor
+from .tls import TlsSocket
+from .tls_handshake import Greeter
 from .transports.websocket import Door, open_connection
 from .wheel import NEVER
 
@@ -109,8 +113,13 @@ class Acceptor:
         *,
         fast: bool,
         margin: int = DESCRIPTOR_MARGIN,
+        certificates: Certificates | None = None,
+        tls_handshakes: int = 1000,
     ) -> None:
-        """deadline_s: from the accept to the end of the first request's head. margin: descriptors that stay free."""
+        """deadline_s: from the accept to the end of the first request's head. margin: descriptors that stay free.
+
+        certificates: for `listen_tls`, with so many unfinished handshakes at a time.
+        """
         self.reactor = reactor
         self._server = server
         self._door = door
@@ -118,6 +127,11 @@ class Acceptor:
         self._fast = fast
         self._loop = asyncio.get_running_loop()
         self._listeners: list[socket.socket] = []
+        self._secure: set[socket.socket] = set()
+        """Those of them that speak TLS."""
+        self.greeter: Greeter | None = None
+        if certificates is not None:
+            self.greeter = Greeter(reactor, certificates, self._enter, _turn_away, deadline_s, tls_handshakes)
         self._reserve = -1
         self._keep_reserve()
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -132,12 +146,18 @@ class Acceptor:
             self._listeners.append(listener)
             self._loop.add_reader(listener.fileno(), self._accept, listener)
 
+    def listen_tls(self, listeners: list[socket.socket]) -> None:
+        """The same for TLS; only with certificates."""
+        self._secure.update(listeners)
+        self.listen(listeners)
+
     def stop(self) -> None:
         """Accept no more, and close the listeners."""
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
             listener.close()
         self._listeners.clear()
+        self._secure.clear()
         if self._reserve >= 0:
             os.close(self._reserve)
             self._reserve = -1
@@ -164,6 +184,24 @@ class Acceptor:
         else:
             _turn_away(sock, _encode(refusal))
 
+    def _enter(self, tls: TlsSocket, data: bytes, address: object, since: float) -> None:
+        """The same for one whose TLS handshake is done. data: what came first."""
+        head = handshake.read_head(data) if self._fast else None
+        entrance = self._door.entrance
+        if head is None or handshake.refuse("HTTP/1.1", head.headers, entrance.origins) is not None:
+            self._tls_to_tornado(tls, data, address, since)
+            return
+        at = entrance.address_of(address, head.headers)
+        refusal = entrance.admit(at)
+        if refusal is None:
+            open_connection(self._door, tls, head.headers, data[head.size :], Visitor(at))
+            return
+        try:
+            tls.write(_encode(refusal))  # into an empty buffer
+        except OSError:
+            logger.debug("a client went before it was turned away")
+        tls.abandon()
+
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
@@ -176,6 +214,8 @@ class Acceptor:
             sock.setblocking(False)
             if sock.fileno() >= self._most_fd:
                 self._refuse_full(sock)
+            elif self.greeter is not None and listener in self._secure:
+                self.greeter.greet(sock, address)
             else:
                 self._greet(sock, address)
 
@@ -190,6 +230,13 @@ class Acceptor:
     def _to_tornado(self, sock: socket.socket, address: object, since: float) -> None:
         server = self._server
         stream = Stream(sock, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size)
+        server.take(stream, address, self._deadline_s - (self.reactor.clock() - since))
+
+    def _tls_to_tornado(self, tls: TlsSocket, data: bytes, address: object, since: float) -> None:
+        server = self._server
+        stream = TlsStream(
+            tls.into_ssl_socket(), data, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size
+        )
         server.take(stream, address, self._deadline_s - (self.reactor.clock() - since))
 
     def _not_accepted(self, listener: socket.socket, error: OSError) -> None:

@@ -173,7 +173,11 @@ class Subscriber(Protocol):
 
     @property
     def direct(self) -> bool:
-        """Open, a plain socket and no backlog: bytes may be written to `fd` past the outbox."""
+        """Open, a socket and no backlog: bytes may be written past the outbox, to `fd` itself unless it is `sealed`."""
+
+    @property
+    def sealed(self) -> bool:
+        """Its socket speaks TLS: what goes past the outbox goes by `write_past`."""
 
     def put(self, frame: bytes) -> None:
         """Queue bytes that must not be lost."""
@@ -183,6 +187,9 @@ class Subscriber(Protocol):
 
     def offer(self, audience: Audience, frame: bytes) -> None:
         """Queue a publication's frame in the outbox, by the rules for slow readers. Never waits, never raises."""
+
+    def write_past(self, data: bytes) -> int:
+        """Write past the outbox, while `direct`: how much was taken, -1 if the peer is gone."""
 
     def torn(self, rest: bytes) -> None:
         """A direct write took a part only, or nothing: `rest` goes first in the outbox,
@@ -404,9 +411,9 @@ class Group:
         return [*self._members, *self.others]
 
     def add(self, subscriber: Subscriber) -> None:
-        """Let in a subscriber of no group, in `fds` if it is direct."""
+        """Let in a subscriber of no group, in `fds` if it is direct and not sealed."""
         subscriber.group = self
-        if subscriber.direct:
+        if subscriber.direct and not subscriber.sealed:
             subscriber.place = len(self.fds)
             self.fds.append(subscriber.fd)
             self._members.append(subscriber)

@@ -133,6 +133,7 @@ def check(path: Path | None, as_json: bool) -> None:
     try:
         settings = load_own(path)
         server.check(settings)
+        server.load_certificates(settings)
         server.check_application(settings)
     except ConfigError as error:
         if as_json:

@@ -44,11 +44,13 @@ from .values import (
     SentinelText,
     SocketIONamespace,
     SourceText,
+    parse_address,
 )
 
 ENV_PREFIX = "HUB_"
 # Not settings: two of the command line's own, and the mark under which a skipped test fails.
 ENV_OWN = frozenset({"HUB_API_KEY", "HUB_API_URL", "HUB_CI"})
+CREDENTIAL_FILES = (".pem", ".key", ".crt")
 SECRET_FILE = "the same in a file of its own, which nobody else may read; relative to the settings file"
 DEFAULT_PATH = Path("/etc/hub/hub.toml")
 
@@ -92,6 +94,17 @@ class AuthSettings(Section):
 class ApiSettings(Section):
     key: str = Field("", description="what X-API-Key must carry; empty: the server API is off", repr=False)
     key_file: str = Field("", description=SECRET_FILE)
+
+
+class CertificateSettings(Section):
+    cert: str = Field(min_length=1, description="certificate and chain, PEM; relative to the settings file")
+    key: str = Field(min_length=1, description="its key, PEM; likewise")
+
+
+class TlsSettings(Section):
+    certificates: list[CertificateSettings] = Field([], max_length=1000, description="of listeners with tls:")
+    reload_s: Number = Field(10.0, ge=0.1, le=86_400, description="so often the files are looked at")
+    handshakes: Whole = Field(1000, ge=1, le=1_000_000, description="unfinished, per worker; the oldest is cut")
 
 
 class TcpSettings(Section):
@@ -257,6 +270,7 @@ class Settings(BaseSettings):
     embedded: EmbeddedSettings = EmbeddedSettings.model_validate({})
     auth: AuthSettings = AuthSettings.model_validate({})
     api: ApiSettings = ApiSettings.model_validate({})
+    tls: TlsSettings = TlsSettings.model_validate({})
     tcp: TcpSettings = TcpSettings.model_validate({})
     http: HttpSettings = HttpSettings.model_validate({})
     worker: WorkerSettings = WorkerSettings.model_validate({})
@@ -297,6 +311,7 @@ class Settings(BaseSettings):
     def _fits_together(self) -> Settings:
         lines = [
             *self._bad_names(),
+            *self._bad_tls(),
             *self._bad_mailbox(),
             *(self._bad_ticker() if self.ticker.source != "none" else ()),
         ]
@@ -308,6 +323,13 @@ class Settings(BaseSettings):
         for name in self.namespaces:
             if not NAMESPACE_NAME.fullmatch(name):
                 yield f"namespaces: found {short(name)}; allowed: names of 1 to 64 of A-Z a-z 0-9 _ . -"
+
+    def _bad_tls(self) -> Iterator[str]:
+        speak = any(parse_address(text).tls for text in (*self.listen, *self.internal))
+        if speak and not self.tls.certificates:
+            yield "tls.certificates: found [] beside an address with tls:; allowed: one or more of {cert = …, key = …}"
+        elif self.tls.certificates and not speak:
+            yield 'tls.certificates: found beside no address with tls:; allowed: listen = ["tls:0.0.0.0:443"], say'
 
     def _bad_mailbox(self) -> Iterator[str]:
         name = self.mailbox.namespace
@@ -369,7 +391,10 @@ class EnvironmentSource(EnvSettingsSource):
 
 
 class CredentialsSource(PydanticBaseSettingsSource):
-    """systemd credentials: files in $CREDENTIALS_DIRECTORY named like the setting, such as `auth.hmac_secret`."""
+    """systemd credentials: files in $CREDENTIALS_DIRECTORY named like the setting, such as `auth.hmac_secret`.
+
+    But for CREDENTIAL_FILES, which a setting names, such as a private key.
+    """
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         raise NotImplementedError  # the base class asks field by field; __call__ below answers for all at once
@@ -378,6 +403,8 @@ class CredentialsSource(PydanticBaseSettingsSource):
         directory = os.environ.get(CREDENTIALS_ENV)
         values: dict[str, Any] = {}
         for path in sorted(Path(directory).iterdir()) if directory else ():
+            if path.suffix in CREDENTIAL_FILES:
+                continue
             *tables, key = path.name.split(".")
             table = values
             for name in tables:
@@ -434,6 +461,10 @@ def _resolved(settings: Settings, base: Path) -> Settings:
         return str((base / text).resolve())
 
     app, socketio = settings.app, settings.socketio
+    pairs = [
+        pair.model_copy(update={"cert": found(pair.cert), "key": found(pair.key)}) for pair in settings.tls.certificates
+    ]
+    tls = settings.tls.model_copy(update={"certificates": pairs})
     if app.module:
         app = app.model_copy(update={"directory": found(app.directory)})
     if app.pages:
@@ -443,7 +474,7 @@ def _resolved(settings: Settings, base: Path) -> Settings:
     ticker = settings.ticker
     if ticker.source not in TICKER_SOURCES:
         ticker = ticker.model_copy(update={"directory": found(ticker.directory)})
-    return settings.model_copy(update={"app": app, "socketio": socketio, "ticker": ticker})
+    return settings.model_copy(update={"app": app, "socketio": socketio, "ticker": ticker, "tls": tls})
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Does: read, write, keep what the socket did not take, count life, end in order.
 Does not: know what the bytes mean; a wire (transports/) derives from it and fills in `on_bytes`, `on_deadline`,
 `on_gone`.
 Called by: reactor (events, flush, deadlines), fanout and session (put).
+Its bytes go through `os.read` and `os.write`, or through a TlsSocket where its client speaks TLS.
 Never break: every byte leaves through the outbox in the order it was put, so a frame is never torn by another one;
 nothing is called on a connection after `on_gone`.
 
@@ -21,6 +22,7 @@ from .audience import ELSEWHERE, Audience, Group, Volatile, WireForm
 from .errors import CLOSE_NORMAL, CLOSE_SERVER_ERROR, CLOSE_SLOW, CLOSE_WRITE_ERROR, Close
 from .outbox import Limits, Outbox, Verdict
 from .reactor import Reactor
+from .tls import Descriptor, TlsSocket, shut_down
 from .wheel import NEVER
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ DEAF_S = 1.0
 """For a peer that broke the wire to read why, before it is cut."""
 TAKE_BYTES = 65_536
 """Of a backlog, so much is joined for one write; what is behind it can still be conflated."""
+RECORD_BYTES = 16_384
+"""The same over TLS: what one record holds (RFC 8446 §5.1)."""
 OPEN, CLOSING, FINISHING, GONE = range(4)
 
 
@@ -43,6 +47,7 @@ class Connection:
         "_deaf",
         "_dropped",
         "_outbox",
+        "_tls",
         "closed_with",
         "due",
         "fd",
@@ -57,7 +62,10 @@ class Connection:
     wire: WireForm
     """The wire's own slot: how publications look on it."""
 
-    def __init__(self, fd: int, reactor: Reactor, limits: Limits) -> None:
+    def __init__(self, fd: Descriptor, reactor: Reactor, limits: Limits) -> None:
+        self._tls: TlsSocket | None = None
+        if isinstance(fd, TlsSocket):
+            self._tls, fd = fd, fd.fd
         self.fd = fd
         self.reactor = reactor
         self.state = OPEN
@@ -85,6 +93,10 @@ class Connection:
     @property
     def direct(self) -> bool:
         return self.state == OPEN and not self._blocked
+
+    @property
+    def sealed(self) -> bool:
+        return self._tls is not None
 
     @property
     def ready(self) -> bool:
@@ -167,6 +179,8 @@ class Connection:
         self.reactor.batches.forget(self)
         self._outbox.clear()
         self.reactor.backlog.holds(self, 0)
+        if self._tls is not None:
+            self._tls.leave()
         self.reactor.bury(self)
         try:
             self.on_gone()
@@ -178,7 +192,7 @@ class Connection:
 
     def on_readable(self) -> None:
         try:
-            data = os.read(self.fd, self.read_bytes)
+            data = os.read(self.fd, self.read_bytes) if self._tls is None else self._read_tls(self._tls)
         except BlockingIOError:
             return
         except OSError:
@@ -190,7 +204,31 @@ class Connection:
             self.heard_at = self.reactor.clock()
             self.receive(data)
 
+    def _read_tls(self, tls: TlsSocket) -> bytes:
+        """As os.read does it."""
+        if tls.write_needs_read:
+            tls.write_needs_read = False
+            self._wait()
+            self.on_writable()
+            if self.state == GONE:
+                raise BlockingIOError
+        try:
+            data = tls.read(self.read_bytes)
+        except BlockingIOError:
+            if tls.read_needs_write:
+                self._wait()
+            raise
+        if tls.pending:
+            self.reactor.read_on(self)
+        return data
+
     def on_writable(self) -> None:
+        if self._tls is not None and self._tls.read_needs_write:
+            self._tls.read_needs_write = False
+            self._wait()
+            self.on_readable()
+            if self.state == GONE:
+                return
         try:
             self._drain()
         except Exception:
@@ -199,6 +237,11 @@ class Connection:
     def _drain(self) -> None:
         outbox = self._outbox
         while outbox.size:
+            if self._tls is not None:
+                # What TLS could not write is sealed already: it has to be the same bytes when it is tried again.
+                if not self._write(outbox.take(RECORD_BYTES)):
+                    return
+                continue
             # Not taken before it is written: a slow socket takes some KB of it, and the rest would be old when it does.
             data = outbox.front(TAKE_BYTES)
             written = self._send(data)
@@ -209,7 +252,7 @@ class Connection:
                 return self._account()
         self._blocked = False
         self._account()
-        self.reactor.watch_writes(self, False)
+        self._wait()
         self.reactor.batches.replace(self)
         self._all_written()
 
@@ -245,7 +288,16 @@ class Connection:
         if not outbox.size:
             self._all_written()
 
-    # What the sweep calls, after a direct write.
+    # What the sweep calls, for a direct write to a sealed connection or after one of its own.
+
+    def write_past(self, data: bytes) -> int:
+        """Write past the outbox, while direct: how much was taken, -1 if the peer is gone."""
+        try:
+            return os.write(self.fd, data) if self._tls is None else self._write_tls(self._tls, data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return -1
 
     def torn(self, rest: bytes) -> None:
         """The socket took a part only, or nothing: `rest` goes first."""
@@ -268,18 +320,37 @@ class Connection:
     def _send(self, data: bytes) -> int:
         """How many bytes the socket took; -1: the peer is gone, and so is this."""
         try:
-            return os.write(self.fd, data)
+            # As `write_past`, whose call would be a part of what a pong costs.
+            return os.write(self.fd, data) if self._tls is None else self._write_tls(self._tls, data)
         except BlockingIOError:
             return 0
         except OSError:
             self.broken()
             return -1
 
+    def _write_tls(self, tls: TlsSocket, data: bytes) -> int:
+        written = tls.write(data)
+        if tls.write_needs_read:
+            self._wait()
+        return written
+
+    def _wait(self) -> None:
+        """Have the plane wait for what it takes to go on: TLS may have to write before it can read, and the like."""
+        tls, writes = self._tls, self._blocked
+        if tls is None:
+            self.reactor.watch_writes(self, writes)
+        else:
+            # What can't be used is not waited for: the epoll would say it again and again.
+            writes = tls.read_needs_write or (writes and not tls.write_needs_read)
+            self.reactor.watch_writes(self, writes, reads=not tls.read_needs_write)
+
     def _all_written(self) -> None:
         if self.state == FINISHING:
             self.abort()
         elif self._deaf:
-            _shut_down(self.fd)
+            if self._tls is not None:
+                self._tls.say_end()
+            shut_down(self.fd)
         elif self._dropped and self.state == OPEN:
             dropped, self._dropped = self._dropped, 0
             self.on_caught_up(dropped)
@@ -287,7 +358,7 @@ class Connection:
     def _block(self) -> None:
         if not self._blocked:
             self._blocked = True
-            self.reactor.watch_writes(self, True)
+            self._wait()
             self.reactor.batches.replace(self)
         self._account()
 
@@ -340,17 +411,6 @@ class Connection:
         if not self._armed:
             self._armed = True
             self.reactor.arm(self)
-
-
-def _shut_down(fd: int) -> None:
-    """End our side of a connection, so that the peer reads an end of file behind the last words."""
-    sock = socket.socket(fileno=fd)
-    try:
-        sock.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass  # the peer was quicker
-    finally:
-        sock.detach()
 
 
 def take_over(sock: socket.socket) -> int:

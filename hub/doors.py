@@ -8,12 +8,12 @@ A new wire needs its routes here.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import handshake, httpd
 from .acceptor import DESCRIPTOR_MARGIN, INTERNAL_MARGIN, Acceptor
+from .certificates import Certificates
 from .config import ClientSettings, Settings
 from .entrance import Entrance
 from .handover import Handover
@@ -63,7 +63,10 @@ class Doors:
         reactor: Reactor,
         services: Services,
         entrance: Entrance,
+        certificates: Certificates | None = None,
     ) -> None:
+        """certificates: of the listeners that speak TLS."""
+        self._certificates = certificates
         self._settings = settings
         self._reactor = reactor
         self._services = services
@@ -122,17 +125,32 @@ class Doors:
     def open(self, slot: Slot, public: httpd.Routes, internal: httpd.Routes) -> None:
         """Serve the slot's listeners from now on."""
         fast = self._settings.fast_upgrade
-        self._serve(public, [sock for sock in slot.public if sock not in slot.combined], fast, DESCRIPTOR_MARGIN)
-        self._serve(internal, list(slot.internal), False, INTERNAL_MARGIN)
-        self._serve(public + internal, list(slot.combined), fast, DESCRIPTOR_MARGIN)
+        only_public = [sock for sock in slot.public if sock not in slot.combined]
+        for routes, listeners, quick, margin in (
+            (public, only_public, fast, DESCRIPTOR_MARGIN),
+            (internal, slot.internal, False, INTERNAL_MARGIN),
+            (public + internal, slot.combined, fast, DESCRIPTOR_MARGIN),
+        ):
+            acceptor = self._acceptor(routes, quick, margin)
+            acceptor.listen([sock for sock in listeners if sock not in slot.secure])
+            acceptor.listen_tls([sock for sock in listeners if sock in slot.secure])
 
-    def _serve(self, routes: httpd.Routes, listeners: list[socket.socket], fast: bool, margin: int) -> None:
+    def _acceptor(self, routes: httpd.Routes, fast: bool, margin: int) -> Acceptor:
         http = self._settings.http
         server = httpd.Server(httpd.application(routes), http)
         self._servers.append(server)
-        acceptor = Acceptor(self._reactor, server, self._door, http.header_timeout_s, fast=fast, margin=margin)
-        acceptor.listen(listeners)
+        acceptor = Acceptor(
+            self._reactor,
+            server,
+            self._door,
+            http.header_timeout_s,
+            fast=fast,
+            margin=margin,
+            certificates=self._certificates,
+            tls_handshakes=self._settings.tls.handshakes,
+        )
         self._acceptors.append(acceptor)
+        return acceptor
 
     def close(self) -> None:
         """Accept no more; whoever waits in a poll is answered."""

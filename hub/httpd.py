@@ -16,13 +16,14 @@ import copy
 import logging
 import re
 import socket
+import ssl
 from collections.abc import Awaitable
 from functools import lru_cache, partial
 from http.client import responses
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tornado import httputil, iostream, web
 from tornado.http1connection import (
@@ -36,6 +37,7 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from . import heads
 from .config import HttpSettings
+from .tls import TlsSocket, shut_down
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +104,44 @@ class Stream(HeadStream):
             self.close()
 
 
+class TlsStream(Stream):
+    """The same over TLS, whose handshake is done: Tornado's own, SSLIOStream, would begin with one."""
+
+    def __init__(self, sock: ssl.SSLSocket, early: bytes, **options: Any) -> None:
+        """early: what was read already. Private names as in `websocket.leave_tornado`, and tested with those."""
+        super().__init__(sock, **options)
+        self._read_buffer += early
+        self._read_buffer_size = len(early)
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        try:
+            return super().read_from_fd(buf)
+        except ssl.SSLZeroReturnError:
+            return 0  # the end, which is an error once we have said our own
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+
+    def write_to_fd(self, data: memoryview) -> int:
+        try:
+            return super().write_to_fd(data)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
+        finally:
+            del data  # as in IOStream: an error's traceback would keep the buffer from being moved
+
+    def _is_connreset(self, e: BaseException) -> bool:
+        # Whatever a client sends that is no TLS is its own doing, and no line in the log.
+        return isinstance(e, ssl.SSLError) or super()._is_connreset(e)
+
+    @property
+    def secure(self) -> ssl.SSLSocket:
+        return cast("ssl.SSLSocket", self.socket)
+
+    def close_fd(self) -> None:
+        TlsSocket(self.secure).abandon()
+        self.socket = None  # type: ignore[assignment]
+
+
 class Server(HTTPServer):
     """HTTP/1 with one deadline for a connection's first head and another for silence between its requests."""
 
@@ -129,7 +169,8 @@ class Server(HTTPServer):
         params = copy.copy(self.conn_params)
         params.header_timeout = max(head_timeout_s, SHORTEST_S)
         # As HTTPServer.handle_stream does it, with parameters of this connection's own.
-        context = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)  # type: ignore[arg-type]
+        protocol = "https" if isinstance(stream, TlsStream) else "http"
+        context = _HTTPRequestContext(stream, address, protocol, self.trusted_downstream)  # type: ignore[arg-type]
         connection = _Exchanges(stream, params, context, self._settings)
         self._connections.add(connection)
         connection.start_serving(self)
@@ -220,13 +261,23 @@ async def _turn_away(stream: IOStream, answer: bytes) -> None:
     try:
         async with asyncio.timeout(LINGER_S):
             await stream.write(answer)
-            stream.socket.shutdown(socket.SHUT_WR)
+            _end_writing(stream)
             while True:
                 await stream.read_bytes(CHUNK_BYTES, partial=True)
     except (TimeoutError, StreamClosedError, OSError):
         pass  # it has gone, or has had its time
     finally:
         stream.close()
+
+
+def _end_writing(stream: IOStream) -> None:
+    """Say that nothing more comes; what comes can still be read. Raises OSError."""
+    if isinstance(stream, TlsStream):
+        # shutdown() would have the SSLSocket forget that it speaks TLS.
+        TlsSocket(stream.secure).say_end()
+        shut_down(stream.secure.fileno())
+    else:
+        stream.socket.shutdown(socket.SHUT_WR)
 
 
 class Handler(web.RequestHandler):

@@ -1,6 +1,7 @@
 """Listeners: the sockets that clients connect to, one per worker slot and TCP address, made once and held throughout.
 
-Does: bind and listen with every TCP option set (accepted sockets inherit them), say in one line what stands in the way.
+Does: bind and listen with every TCP option set (accepted sockets inherit them), or take what systemd hands over; say in
+one line what stands in the way.
 Does not: accept; a worker does, on the slot that it inherits by the fork.
 Called by: serve opens and hands them to supervisor, which keeps them; seat closes foreign slots in a child.
 Never break: no TCP listener is closed while the hub serves. Closing one resets every connection in its accept queue,
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .activation import Handed
 from .config import Settings, TcpSettings
 from .errors import BootError
 from .values import Address, parse_address
@@ -36,21 +38,29 @@ class Slot:
     """What worker `index` accepts on. Unix listeners are the same object in every slot.
 
     combined: those of `public` that serve the internal pages too, as their address stands in both settings.
+    secure: those of all that speak TLS.
     """
 
     index: int
     public: tuple[socket.socket, ...]
     internal: tuple[socket.socket, ...]
     combined: tuple[socket.socket, ...] = ()
+    secure: frozenset[socket.socket] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The listeners of one address. file: device and inode of a Unix listener's socket file, None with TCP."""
+    """The listeners of one address.
+
+    setting: what asked for them, which may say less than `address`. file: device and inode of the socket file of a Unix
+    listener of our own, None with TCP. shared: all slots have the same.
+    """
 
     address: Address
+    setting: Address
     sockets: tuple[socket.socket, ...]
     file: tuple[int, int] | None = None
+    shared: bool = False
 
 
 class Listeners:
@@ -66,33 +76,41 @@ class Listeners:
         self._internal = internal
         self.public = tuple(group.address for group in public)
         self.internal = tuple(group.address for group in internal)
-        self.combined = tuple(address for address in self.public if address in combined)
+        self.combined = tuple(group.address for group in public if group.setting in combined)
         self.slots = tuple(self._slot(index) for index in range(workers))
         self.warnings: list[str] = []
 
     @classmethod
-    def open(cls, settings: Settings, workers: int, *, somaxconn: Path = SOMAXCONN) -> Listeners:
+    def open(
+        cls, settings: Settings, workers: int, *, somaxconn: Path = SOMAXCONN, handed: Handed | None = None
+    ) -> Listeners:
         """Listen on everything that the settings name, for `workers` slots.
 
-        somaxconn: the kernel's cap of the backlog. Raises BootError with one line naming the address and the cause.
+        somaxconn: the kernel's cap of the backlog. handed: by systemd; what nobody asks for is closed.
+        Raises BootError with one line naming the address and the cause.
         """
         public, internal = _addresses(settings.listen), _addresses(settings.internal)
         combined = {address for address in internal if address in public and not _any_port(address)}
         opened: list[_Group] = []
+        handed = dict(handed or {})
         try:
             for address in [*public, *(a for a in internal if a not in combined)]:
-                opened.append(_open(address, workers, settings.tcp))
+                opened.append(_open(address, workers, settings.tcp, handed))
         except BootError:
             _close(opened)
             raise
+        finally:
+            for sockets in handed.values():
+                _close_sockets(sockets)
         listeners = cls(opened[: len(public)], opened[len(public) :], combined, workers)
         listeners.warnings += _warnings(settings.tcp, opened, somaxconn)
+        listeners.warnings += [f"systemd:{name}: a socket that no address asks for is closed" for name in handed]
         return listeners
 
     def keep_only(self, index: int) -> None:
         """In a worker: close this process's copies of the other slots, so that its life does not matter to them."""
         for group in self._groups():
-            if group.file is None:
+            if not group.shared:
                 _close_sockets(s for number, s in enumerate(group.sockets) if number != index)
 
     def close(self) -> None:
@@ -105,7 +123,8 @@ class Listeners:
     def _slot(self, index: int) -> Slot:
         public = tuple(group.sockets[index] for group in self._public)
         both = tuple(group.sockets[index] for group in self._public if group.address in self.combined)
-        return Slot(index, public, tuple(group.sockets[index] for group in self._internal), both)
+        secure = frozenset(group.sockets[index] for group in self._groups() if group.address.tls)
+        return Slot(index, public, tuple(group.sockets[index] for group in self._internal), both, secure)
 
 
 def _addresses(texts: list[str]) -> list[Address]:
@@ -118,20 +137,64 @@ def _addresses(texts: list[str]) -> list[Address]:
 
 
 def _any_port(address: Address) -> bool:
-    return not address.path and address.port == 0
+    return not (address.path or address.name) and address.port == 0
 
 
-def _open(address: Address, workers: int, tcp: TcpSettings) -> _Group:
+def _open(address: Address, workers: int, tcp: TcpSettings, handed: Handed) -> _Group:
+    """handed: what is used is taken out of it."""
+    if address.name:
+        return _take(address, workers, tcp, handed)
     try:
         return _open_unix(address, workers, tcp) if address.path else _open_tcp(address, workers, tcp)
     except OSError as error:
         cause = _CAUSES.get(error.errno or 0) or error.strerror or str(error)
         if error.errno == errno.EACCES and not address.path:
-            cause += " (ports below 1024 need CAP_NET_BIND_SERVICE)"
+            cause += " (ports below 1024 need sockets of systemd, or net.ipv4.ip_unprivileged_port_start: hub tune)"
         raise BootError(f"cannot listen on {address}: {cause}") from None
 
 
+def _take(setting: Address, workers: int, tcp: TcpSettings, handed: Handed) -> _Group:
+    """The sockets that systemd has handed over under a name. Raises BootError."""
+    if setting.name not in handed:
+        found = ", ".join(sorted(handed)) or "none at all"
+        raise BootError(f"cannot listen on {setting}: systemd has handed over {found}; FileDescriptorName= names them")
+    sockets = handed.pop(setting.name)
+    try:
+        shared = _check_handed(setting, sockets, workers)
+        for sock in sockets:
+            sock.setblocking(False)
+            if not shared:
+                for level, option, value in _inherited_options(tcp):
+                    sock.setsockopt(level, option, value)
+    except (BootError, OSError) as error:
+        _close_sockets(sockets)
+        raise BootError(f"cannot listen on {setting}: {error}") from None
+    name = sockets[0].getsockname()
+    address = Address("", 0, str(name)) if shared else Address(name[0], name[1], tls=setting.tls)
+    return _Group(address, setting, tuple(sockets) * (workers if shared else 1), shared=shared)
+
+
+def _check_handed(setting: Address, sockets: list[socket.socket], workers: int) -> bool:
+    """Whether they are one Unix listener, shared by all. Raises BootError for what can't be served."""
+    for sock in sockets:
+        if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise BootError("a socket does not listen for streams; allowed: ListenStream= with Accept=no")
+    if sockets[0].family == socket.AF_UNIX:
+        if setting.tls or len(sockets) > 1:
+            raise BootError(f"found {len(sockets)} Unix sockets; allowed: one, for all workers, without tls:")
+        return True
+    if len({sock.getsockname()[:2] for sock in sockets}) > 1:
+        raise BootError("found sockets of several addresses; allowed: one address for each name")
+    if len(sockets) != workers:
+        plural = "s" if len(sockets) > 1 else ""
+        raise BootError(
+            f"found {len(sockets)} socket{plural} for {workers} workers; allowed: one for each, with ReusePort=yes"
+        )
+    return False
+
+
 def _open_tcp(address: Address, workers: int, tcp: TcpSettings) -> _Group:
+    setting = address
     if address.port:
         _probe(address)
     sockets: list[socket.socket] = []
@@ -143,7 +206,7 @@ def _open_tcp(address: Address, workers: int, tcp: TcpSettings) -> _Group:
     except OSError:
         _close_sockets(sockets)
         raise
-    return _Group(address, tuple(sockets))
+    return _Group(address, setting, tuple(sockets))
 
 
 def _probe(address: Address) -> None:
@@ -209,7 +272,7 @@ def _open_unix(address: Address, workers: int, tcp: TcpSettings) -> _Group:
     except OSError:
         sock.close()
         raise
-    return _Group(address, (sock,) * workers, (status.st_dev, status.st_ino))
+    return _Group(address, address, (sock,) * workers, (status.st_dev, status.st_ino), shared=True)
 
 
 def _remove_stale(path: str) -> None:
@@ -262,7 +325,7 @@ def _warnings(tcp: TcpSettings, groups: list[_Group], somaxconn: Path) -> list[s
         cap = tcp.backlog  # hidden by a sandbox; nothing can be said then
     if cap < tcp.backlog:
         lines.append(f"tcp.backlog: {tcp.backlog} is capped at {cap} by net.core.somaxconn")
-    first = next((group.sockets[0] for group in groups if group.file is None), None)
+    first = next((group.sockets[0] for group in groups if not group.shared), None)
     if first is not None:
         wishes = [
             ("send_buffer_bytes", socket.SO_SNDBUF, tcp.send_buffer_bytes, "wmem_max"),

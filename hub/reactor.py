@@ -117,6 +117,7 @@ class Reactor:
         self._dirty: list[Pollable] = []
         self._unserved: list[tuple[int, int, Pollable | None]] = []
         """Events that the last slice of reading has not reached, and whose they are."""
+        self._unread: dict[Pollable, None] = {}
         self._graves: list[int] = []
         self._flush_armed = False
         self._wheel = TimerWheel(clock, tick_s)
@@ -166,9 +167,19 @@ class Reactor:
             self._flush_armed = True
             self._loop.call_soon(self._flush)
 
-    def watch_writes(self, connection: Pollable, wanted: bool) -> None:
-        """Say `connection.on_writable` when its socket takes bytes again; `wanted` False: no longer."""
-        self._epoll.modify(connection.fd, READ | select.EPOLLOUT if wanted else READ)
+    def watch_writes(self, connection: Pollable, wanted: bool, *, reads: bool = True) -> None:
+        """Say `connection.on_writable` when its socket takes bytes again; `wanted` False: no longer.
+
+        reads: False: and not `on_readable`, until it is asked for again; what can't be kept from it, the end of both
+        directions, is said once.
+        """
+        self._epoll.modify(connection.fd, (READ if reads else select.EPOLLONESHOT) | (select.EPOLLOUT if wanted else 0))
+
+    def read_on(self, connection: Pollable) -> None:
+        """Call `connection.on_readable` in the next turn: there is more, of which the epoll does not know."""
+        if not self._unread:
+            self._loop.call_soon(self._read_unread)
+        self._unread[connection] = None
 
     def schedule(self, connection: Pollable, at: float) -> None:
         """Call `connection.on_timer` at `at` (seconds of the plane's clock); replaces its earlier deadline."""
@@ -215,6 +226,21 @@ class Reactor:
         # The kernel puts at the end of its list whom it has named, served or not: asked again now, it would begin with
         # the same ones, and those who always have something to say would keep all others from their turn.
         self._unserved = [(fd, events, connections.get(fd)) for fd, events in ready]
+
+    def _read_unread(self) -> None:
+        """In slices, as `_drain`: who has the most to say has one turn in each."""
+        stop_at = self.clock() + SLICE_S
+        unread, self._unread = self._unread, {}
+        while unread:
+            connection = next(iter(unread))
+            del unread[connection]
+            if self.connections.get(connection.fd) is connection:
+                connection.on_readable()
+            if self.clock() >= stop_at:
+                break
+        if unread and not self._unread:
+            self._loop.call_soon(self._read_unread)
+        self._unread = unread | self._unread
 
     def _left_over(self) -> list[tuple[int, int]]:
         """Whose turn the last slice did not reach, but for those who have gone since."""

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from .certificates import Certificates
 from .config import Settings
 from .errors import EXIT_BOOT, EXIT_FAILED, BootError
 from .heartbeat import Heartbeat
@@ -39,6 +40,7 @@ class Seat:
     workers: how many slots there are. generation: a number that no other fork of this supervisor has, growing.
     respawned: False on the first start, when a problem such as Redis being away must fail the boot.
     redis_url: the configured or the embedded one; '' with Sentinel. home: where the workers reach each other.
+    certificates: of the listeners that speak TLS, as they were when the hub was started.
     """
 
     slot: Slot
@@ -48,6 +50,7 @@ class Seat:
     redis_url: str
     heartbeat: Heartbeat
     home: Home
+    certificates: Certificates | None = None
 
 
 WorkerMain = Callable[[Settings, Seat], int]

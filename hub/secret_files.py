@@ -2,7 +2,7 @@
 
 Does: refuse a file that others can read; read a secret from one.
 Does not: know which settings are secret (config), or keep anything.
-Called by: config (`auth.hmac_secret_file` and the like).
+Called by: config (`auth.hmac_secret_file` and the like), certificates (private keys).
 Never break: nothing of a file's content is in a message, whatever is wrong with it.
 
 systemd's credentials need no such check: their directory is the service's alone.

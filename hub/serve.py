@@ -15,8 +15,9 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from . import __version__
+from . import __version__, activation
 from .app import load
+from .certificates import Certificates, Pair
 from .config import Settings
 from .embedded import Embedded
 from .errors import BootError, ConfigError
@@ -77,6 +78,12 @@ def check_application(settings: Settings) -> None:
         raise ConfigError(str(error)) from None
 
 
+def load_certificates(settings: Settings) -> Certificates | None:
+    """Those of the settings, checked; None where there are none. Raises ConfigError."""
+    pairs = [Pair(each.cert, each.key) for each in settings.tls.certificates]
+    return Certificates(pairs) if pairs else None
+
+
 def needs_embedded(settings: Settings) -> bool:
     """Whether the hub brings its own Valkey, as no Redis is configured."""
     return not settings.redis.url and not settings.redis.sentinels
@@ -90,10 +97,14 @@ def run(
     announce: gets the ready line, once. Raises ConfigError, or BootError when this machine stands in the way.
     """
     check(settings)
+    # Before the workers are forked: one that is forked while a file is broken has what the hub was started with.
+    certificates = load_certificates(settings)
     with contextlib.ExitStack() as stack:
         embedded = _take_embedded(settings, environ, stack) if needs_embedded(settings) else None
-        listeners = Listeners.open(settings, settings.worker_count())
+        listeners = Listeners.open(settings, settings.worker_count(), handed=activation.take(environ))
         stack.callback(listeners.close)
+        if lines := _unguarded(settings, [*listeners.combined, *listeners.internal]):
+            raise ConfigError("\n".join(lines))
         for warning in listeners.warnings:
             logger.warning("%s", warning)
         supervisor = Supervisor(
@@ -102,6 +113,7 @@ def run(
             worker_main,
             notifier=Notifier(environ),
             embedded=embedded,
+            certificates=certificates,
             on_ready=lambda: announce(ready_line(settings, listeners)),
         )
         return supervisor.run()

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from .certificates import Certificates
 from .config import Settings
 from .embedded import Embedded
 from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, BootError
@@ -74,6 +75,7 @@ class Supervisor:
         notifier: Notifier,
         embedded: Embedded | None,
         on_ready: Callable[[], None],
+        certificates: Certificates | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -82,6 +84,7 @@ class Supervisor:
         self._notifier = notifier
         self._embedded = embedded
         self._on_ready = on_ready
+        self._certificates = certificates
         self._clock = clock
         self._workers = [WorkerProcess(slot, settings) for slot in listeners.slots]
         self._valkey: KeptValkey | None = None
@@ -257,6 +260,7 @@ class Supervisor:
             redis_url=self._embedded.url if self._embedded else self._settings.redis.url,
             heartbeat=heartbeat,
             home=self._home,
+            certificates=self._certificates,
         )
         leave = partial(self._leave, worker.slot.index)
         return fork_worker(self._settings, seat, self._worker_main, leave, self._cpus)

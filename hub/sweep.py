@@ -1,7 +1,8 @@
 """Sweep: one batch of publications written to everybody whom it concerns, in slices.
 
 Does: go from group to group and write each group's joined bytes to all its direct members in a bare loop of `os.write`,
-those of groups of one in a bare loop over the groups; hand the batch to the outboxes of the others.
+those of groups of one in a bare loop over the groups; have those write who speak TLS; hand the batch to the outboxes
+of the others.
 Does not: decide what is in a batch or who is in a group (fanout), nor read or close sockets.
 Called by: fanout (begin, run), connection (take_for, departs).
 Never break: nothing is written to a descriptor whose connection has torn bytes, last words or its end before it:
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
 from .audience import LOOK_UP, Audience, Group, Subscriber
+from .tls import RECORD_BYTES
 
 PRIME = 7919
 CHUNK_BYTES = 1_048_576
@@ -181,11 +183,32 @@ class Sweep:
             self._per_chunk = max(1, CHUNK // max(1, frames))
 
     def _offer_chunk(self) -> None:
-        """The outboxes of the slow, behind the writes to all others: however many they are, nobody waits for them."""
+        """The outboxes of the slow, behind the writes to all others: however many they are, nobody waits for them.
+
+        Among them are those who speak TLS: theirs are writes, too, but no system calls of ours.
+        """
+        room = CHUNK_BYTES
         for _ in range(min(self._per_chunk, len(self._others))):
             subscriber, _ = self._others.popitem()
-            if subscriber.fd not in self._skip:
+            if subscriber.fd in self._skip:
+                continue
+            if subscriber.sealed and subscriber.direct:
+                room -= self._write_past(subscriber)
+            else:
                 self._offer(subscriber)
+            if room <= 0:
+                break
+
+    def _write_past(self, subscriber: Subscriber) -> int:
+        """Bytes that it was to take."""
+        group = subscriber.group
+        if group is None:
+            return 0
+        data = self._data = self._data or group.pending(self._dirty, self._ready)
+        self.writes += 1
+        if data and (written := subscriber.write_past(data)) != len(data):
+            self._mend([(subscriber.fd, written)], data)
+        return len(data)
 
     def _write_chunk(self) -> None:
         count = max(1, min(CHUNK, CHUNK_BYTES // max(1, len(self._data))))
@@ -233,14 +256,20 @@ class Sweep:
         As a whole they would pass every bound of the outbox, and a good reader would be taken for a slow one.
         """
         assert subscriber.group is not None
-        frames = subscriber.group.pending_frames(self._dirty)
-        for _, frame in frames:
-            written -= len(frame)
-            if written < 0:
-                subscriber.torn(frame[written:])
-                break
-        for audience, frame in frames:
+        # Of a sealed one the next record is at hand: it may be encrypted, and has to come again unchanged.
+        at_hand = written + (RECORD_BYTES if subscriber.sealed else 1)
+        end, rest = 0, []
+        for audience, frame in subscriber.group.pending_frames(self._dirty):
+            begin, end = end, end + len(frame)
+            if begin < at_hand:
+                rest.append(frame[max(0, written - begin) :])
+                continue
+            if rest:
+                subscriber.torn(b"".join(rest))
+                rest = []
             subscriber.offer(audience, frame)
+        if rest:
+            subscriber.torn(b"".join(rest))
         self._stamp(subscriber, subscriber.group)
 
     def _stamp(self, subscriber: Subscriber, group: Group | None) -> None:

@@ -38,6 +38,8 @@ from .handover import Handover
 from .neighbours import STATUSES, GuardedHandler, Neighbours
 from .reactor import Reactor
 from .relay import Owner, parse_owner
+from .tls import Descriptor
+from .tls_bridge import plain_descriptor
 from .transports.websocket import leave_tornado
 from .wheel import NEVER
 
@@ -63,7 +65,7 @@ class Tunnels:
         self.stalled_s = stalled_s
         self.reactor = reactor
         self._neighbours = neighbours
-        self._handover = handover
+        self.handover = handover
         self._timeout_s = timeout_s
         self._most = most
         self.open: set[Tunnel] = set()
@@ -100,7 +102,7 @@ class Tunnels:
 
     def routes(self) -> httpd.Routes:
         """For the internal listener."""
-        return [(r"/tunnel/([^/]+)", TunnelHandler, {"neighbours": self._neighbours, "handover": self._handover})]
+        return [(r"/tunnel/([^/]+)", TunnelHandler, {"tunnels": self, "neighbours": self._neighbours})]
 
 
 class Tunnel:
@@ -130,9 +132,13 @@ class Tunnel:
         self._far.pause()
         self._far.write("\r\n".join([*request, f"Host: {parts.netloc}", "", ""]).encode())
 
-    async def begin(self, fd: int, early: bytes) -> None:
+    async def begin(self, fd: Descriptor, early: bytes) -> None:
         """Bring the client; its descriptor is the tunnel's from now on. early: what it has sent behind its request."""
-        sock = socket.socket(fileno=fd)
+        try:
+            sock = socket.socket(fileno=plain_descriptor(self._tunnels.reactor, fd))
+        except OSError:
+            self.abort()
+            return
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: self._near, sock)
         except OSError:
@@ -258,9 +264,9 @@ class _End(asyncio.Protocol):
 class TunnelHandler(GuardedHandler):
     """GET /tunnel/OWNER: the end of a tunnel, which goes to the session's worker."""
 
-    def initialize(self, neighbours: Neighbours, handover: Handover) -> None:  # type: ignore[override]
+    def initialize(self, neighbours: Neighbours, tunnels: Tunnels) -> None:  # type: ignore[override]
         super().initialize(neighbours)
-        self._handover = handover
+        self._tunnels = tunnels
 
     def get(self, name: str) -> None:
         try:
@@ -274,9 +280,14 @@ class TunnelHandler(GuardedHandler):
             return
         if not self.request.connection or self.request.connection.stream.closed():  # type: ignore[attr-defined]
             return  # it sent a request and went: nothing is left to be detached
-        fd, early = leave_tornado(self.detach())
+        secure, early = leave_tornado(self.detach())
         try:
-            self._handover.send(owner, fd, words + early)
+            fd = plain_descriptor(self._tunnels.reactor, secure)
+        except OSError as error:
+            logger.debug("a tunnel ends: %s", error)
+            return
+        try:
+            self._tunnels.handover.send(owner, fd, words + early)
         except RelayError as error:
             logger.debug("a tunnel ends: %s", error)
             status = STATUSES.get(type(error), 500)

@@ -36,7 +36,9 @@ def url(kind: Kind, address: Address, path: str | None = None) -> str:
 
     path: in place of the kind's own.
     """
-    return str(address) if address.path else f"{kind}://{address}{PATHS[kind] if path is None else path}"
+    if address.path or address.name:
+        return str(address)
+    return f"{kind}{'s' if address.tls else ''}://{address.bare}{PATHS[kind] if path is None else path}"
 
 
 def endpoint_of(kind: Kind, address: Address) -> Endpoint:

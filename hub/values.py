@@ -22,30 +22,57 @@ from .origin import EVERYBODY
 # sun_path holds 108 bytes with the closing NUL (unix(7)).
 MAX_UNIX_PATH_BYTES = 107
 TICKER_SOURCES = ("none", "simulate", "replay", "stream")
+TLS = "tls:"
+DESCRIPTOR_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,200}")
+"""What systemd calls a socket: the name of its unit, or FileDescriptorName= (at most 255 characters, no colon)."""
 BAR_INTERVALS = ("1s", "5s", "1m", "5m", "1h", "1d")
 """Their lengths are in bars."""
 
 
 class Address(NamedTuple):
-    """Where to listen: a TCP host and port, or a Unix socket path (then host is '' and port 0)."""
+    """Where to listen: a TCP host and port, or a Unix socket path (then host is '' and port 0).
+
+    Or sockets that systemd hands over under a name; what they listen on is known once they are there.
+    """
 
     host: str
     port: int
     path: str = ""
+    name: str = ""
+    tls: bool = False
 
     def __str__(self) -> str:
+        return f"{TLS if self.tls else ''}{self.bare}"
+
+    @property
+    def bare(self) -> str:
+        """Without what is spoken there."""
         if self.path:
             return f"unix:{self.path}"
+        if self.name:
+            return f"systemd:{self.name}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def parse_address(text: str) -> Address:
-    """Read 'HOST:PORT', '[IPv6]:PORT' or 'unix:/PATH'; raises ValueError.
+    """Read 'HOST:PORT', '[IPv6]:PORT', 'unix:/PATH' or 'systemd:NAME'; raises ValueError.
 
+    'tls:' before any of them but a Unix path: TLS is spoken there.
     HOST is an IP address or 'localhost', which is 127.0.0.1; any other name could mean several addresses.
     PORT 0 leaves the choice to the kernel. PATH is absolute and has at most 107 bytes.
+    NAME is what systemd calls the sockets that it hands over.
     """
-    wanted = f"HOST:PORT with an IP address, [IPv6]:PORT or unix:/PATH of at most {MAX_UNIX_PATH_BYTES} bytes"
+    wanted = (
+        f"HOST:PORT with an IP address, [IPv6]:PORT, unix:/PATH of at most {MAX_UNIX_PATH_BYTES} bytes or systemd:NAME;"
+        " with TLS tls:HOST:PORT and so on"
+    )
+    if text.startswith(TLS) and not text.startswith((TLS + TLS, TLS + "unix:")):
+        return parse_address(text.removeprefix(TLS))._replace(tls=True)
+    if text.startswith("systemd:"):
+        name = text.removeprefix("systemd:")
+        if not DESCRIPTOR_NAME.fullmatch(name):
+            raise ValueError(wanted)
+        return Address("", 0, name=name)
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:

@@ -337,7 +337,9 @@ class Worker:
             await asyncio.sleep(SUBSCRIBER_POLL_S)
 
     def _listen(self) -> None:
-        self._doors = Doors(self._settings, self._reactor, self._services, self._entrance)
+        self._doors = Doors(self._settings, self._reactor, self._services, self._entrance, self._seat.certificates)
+        if self._seat.certificates is not None:
+            self._seat.certificates.watch(self._settings.tls.reload_s)
         public = self._doors.public(
             longpoll.Polls(self._settings.worker.polls),
             Remote(self._relay, self._handover, self._tunnels, self._recall),
@@ -403,6 +405,8 @@ class Worker:
     async def _end(self) -> None:
         await self._empty_accept_queues()
         self._doors.close()
+        if self._seat.certificates is not None:
+            self._seat.certificates.close()
         await self._ticker.close()
         await self._redelivery.close()
         connections = list(self._reactor.connections.values())

@@ -23,6 +23,7 @@ from hub.asking import ANSWER_SHARE, Histories
 from hub.auth import Authenticator
 from hub.broker import Broker
 from hub.catchup import Catchup
+from hub.certificates import Certificates
 from hub.channels import Channels, Namespace
 from hub.config import ClientSettings, HttpSettings, MailboxSettings, RedisSettings, SocketIOSettings
 from hub.control import Errand
@@ -106,15 +107,17 @@ class Plane:
     sessions: emulation.Sessions
     polls: longpoll.Polls
     engine: engineio.Engine
+    s: str
+    """Of wss and https."""
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/connection/websocket"
+        return f"ws{self.s}://127.0.0.1:{self.port}/connection/websocket"
 
     @property
     def http_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{self.s}://127.0.0.1:{self.port}"
 
 
 async def tick(streams: Streams, fanout: Fanout) -> None:
@@ -143,9 +146,11 @@ async def plane(
     socketio: dict | None = None,
     app: App | None = None,
     app_timeout_s: float = 5.0,
+    certificates: Certificates | None = None,
+    tls_handshakes: int = 1000,
     **services: object,
 ) -> AsyncIterator[Plane]:
-    """Build everything, wait for Redis, serve; take it down again."""
+    """Build everything, wait for Redis, serve; take it down again. certificates: TLS is spoken."""
     store = Store(RedisSettings(prefix=prefix), url)
     settings = ClientSettings(**(client or {}))
     settings_of_engine = SocketIOSettings(**(socketio or {}))
@@ -264,8 +269,8 @@ async def plane(
     presence.start()
     for listener in sockets:
         listener.setblocking(False)
-    acceptor = Acceptor(reactor, server, door, 1.0, fast=fast)
-    acceptor.listen(sockets)
+    acceptor = Acceptor(reactor, server, door, 1.0, fast=fast, certificates=certificates, tls_handshakes=tls_handshakes)
+    (acceptor.listen_tls if certificates else acceptor.listen)(sockets)
     try:
         async with asyncio.timeout(5):
             while not ingest.connected:
@@ -288,6 +293,7 @@ async def plane(
             sessions,
             polls,
             engine,
+            "s" if certificates else "",
             draining,
         )
     finally:

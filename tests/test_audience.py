@@ -9,6 +9,8 @@ from hub.audience import ELSEWHERE, LOOK_UP, Audience, Board, Group
 
 
 class One:
+    sealed = False
+
     def __init__(self, fd: int, direct: bool = True) -> None:
         self.fd = fd
         self.direct = direct

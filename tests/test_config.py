@@ -204,7 +204,10 @@ def test_every_mistake_is_told_at_once(file: Any, monkeypatch: pytest.MonkeyPatc
 # -- mistakes of values --
 
 NAMES = "names of 1 to 64 of A-Z a-z 0-9 _ . -"
-ADDRESS = "HOST:PORT with an IP address, [IPv6]:PORT or unix:/PATH of at most 107 bytes"
+ADDRESS = (
+    "HOST:PORT with an IP address, [IPv6]:PORT, unix:/PATH of at most 107 bytes or systemd:NAME; with TLS tls:HOST:PORT"
+    " and so on"
+)
 ORIGIN = 'SCHEME://HOST[:PORT] with http or https, no path and no wildcard, or "*" for all origins'
 REDIS_URL = "redis://…, rediss://… or unix:///…, with no options but db and ssl_ca_certs"
 HIDDEN = "a value that is not shown"
@@ -330,7 +333,7 @@ def test_secrets_stay_out_of_the_settings_text() -> None:
     text = repr(Settings(auth={"hmac_secret": SECRET}, api={"key": "hidden"}, redis=redis, relay=relay))
     assert SECRET not in text and "hidden" not in text
     with pytest.raises(ValidationError) as caught:
-        Settings(auth={"hmac_secret": SECRET}, mailbox={"namespace": "none"})
+        Settings(auth={"hmac_secret": SECRET}, listen=["tls:127.0.0.1:443"])
     assert SECRET not in str(caught.value)
 
 
@@ -373,6 +376,28 @@ def test_mistakes_of_secret_files(file: Any, tmp_path: Path, monkeypatch: pytest
         "api.key_file: found together with api.key; allowed: one of the two",
     ]
     assert mistakes(file("[auth]\nhmac_secret_file = 1")) == ["auth.hmac_secret_file: found 1; allowed: text"]
+
+
+def test_a_credential_may_be_a_file_that_a_setting_names(file: Any, credentials: Path) -> None:
+    """A private key, say: it is no setting."""
+    for name in ("hub.pem", "hub.key", "hub.crt"):
+        (credentials / name).write_text("x")
+    assert load(None) == Settings()
+
+
+# -- TLS --
+
+
+def test_certificates_and_their_listeners_belong_together(file: Any, tmp_path: Path) -> None:
+    """One without the other is a mistake; the files are found from the settings file."""
+    pair = '[tls]\ncertificates = [{ cert = "a.pem", key = "/b.pem" }]'
+    [none] = mistakes(file('listen = ["tls:127.0.0.1:443"]'))
+    assert none.startswith("tls.certificates: found [] beside an address with tls:; allowed: one or more")
+    [no_use] = mistakes(file(pair))
+    assert no_use.startswith("tls.certificates: found beside no address with tls:; allowed: listen = ")
+    for key in ("listen", "internal"):
+        [found] = load(file(f'{key} = ["tls:127.0.0.1:443"]\n{pair}')).tls.certificates
+        assert (found.cert, found.key) == (f"{tmp_path}/a.pem", "/b.pem")
 
 
 # -- the files under config/ --

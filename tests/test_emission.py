@@ -83,7 +83,7 @@ class Wire:
 class Reader:
     """A subscriber that keeps what it is given."""
 
-    direct = False
+    direct = sealed = False
     open = True
     fd = -5
 

@@ -37,6 +37,7 @@ LADDER = (
         "tune",
     ),
     (
+        "activation",
         "app",
         "auth",
         "channels",
@@ -48,9 +49,10 @@ LADDER = (
         "relay",
         "secret_files",
         "socketio_protocol",
+        "tls",
         "wheel",
     ),
-    ("app_runner", "archive", "cursor", "frames", "handover", "values", "wishes"),
+    ("app_runner", "archive", "certificates", "cursor", "frames", "handover", "values", "wishes"),
     ("audience", "config", "eventstream", "handshake", "tick", "wants"),
     ("entrance", "lines", "outbox", "pace", "views"),
     ("backlog", "bars", "httpd", "intake", "listeners", "replay", "state", "store", "sweep", "thinning", "urls"),
@@ -73,6 +75,8 @@ LADDER = (
         "snapshots",
         "sources",
         "symbols",
+        "tls_bridge",
+        "tls_handshake",
     ),
     ("barfeed", "emission", "mailbox", "notice"),
     (

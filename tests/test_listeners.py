@@ -19,7 +19,9 @@ from hub.values import Address
 
 
 def settings(listen: list[str] | None = None, internal: list[str] | None = None, **tcp: int) -> Settings:
-    return Settings(listen=listen or ["127.0.0.1:0"], internal=internal or ["127.0.0.1:0"], tcp=tcp)
+    listen = listen or ["127.0.0.1:0"]
+    tls = {"certificates": [{"cert": "a", "key": "b"}]} if any(text.startswith("tls:") for text in listen) else {}
+    return Settings(listen=listen, internal=["127.0.0.1:0"] if internal is None else internal, tcp=tcp, tls=tls)
 
 
 @pytest.fixture
@@ -260,3 +262,85 @@ def test_a_bad_unix_path_is_one_line(tmp_path_factory: pytest.TempPathFactory, n
     with pytest.raises(BootError, match=cause):
         Listeners.open(settings([f"unix:{directory / name}"]), 1)
     assert (directory / "file").read_text() == "precious"
+
+
+# What systemd hands over
+
+
+def handed(*ports: int, family: int = socket.AF_INET, listens: bool = True) -> list[socket.socket]:
+    found = []
+    for port in ports:
+        sock = socket.socket(family)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(("127.0.0.1", port or (found[0].getsockname()[1] if found else 0)))
+        if listens:
+            sock.listen()
+        found.append(sock)
+    return found
+
+
+def test_each_slot_gets_one_of_those_that_systemd_has_made() -> None:
+    """With our options; its address is the sockets' own, and TLS is spoken where the setting says so."""
+    sockets = handed(0, 0)
+    port = sockets[0].getsockname()[1]
+    listeners = Listeners.open(
+        settings(["tls:systemd:https"], ["tls:systemd:https"], keepalive_idle_s=61), 2, handed={"https": sockets}
+    )
+    assert listeners.public == (Address("127.0.0.1", port, tls=True),) == listeners.combined
+    assert [slot.public[0] for slot in listeners.slots] == sockets
+    for slot in listeners.slots:
+        assert slot.secure == {slot.public[0]} and slot.combined == slot.public and not slot.internal
+        assert slot.public[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 61
+        assert not slot.public[0].getblocking()
+    listeners.keep_only(1)
+    assert sockets[0].fileno() < 0 <= sockets[1].fileno()
+    listeners.close()
+
+
+def test_a_unix_socket_of_systemd_is_shared_and_its_file_stays(unix_path: Path) -> None:
+    """The file is systemd's, which goes on listening on it."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(unix_path))
+    sock.listen()
+    listeners = Listeners.open(settings(["systemd:local"], []), 3, handed={"local": [sock]})
+    assert [slot.public for slot in listeners.slots] == [(sock,)] * 3
+    assert listeners.public == (Address("", 0, str(unix_path)),)
+    listeners.keep_only(0)
+    assert sock.fileno() >= 0
+    listeners.close()
+    assert unix_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (dict, "systemd has handed over none at all; FileDescriptorName= names them"),
+        (lambda: {"http": handed(0, 0)}, "systemd has handed over http; FileDescriptorName= names them"),
+        (lambda: {"x": handed(0)}, "found 1 socket for 2 workers; allowed: one for each, with ReusePort=yes"),
+        (lambda: {"x": handed(0, 0, 0)}, "found 3 sockets for 2 workers; allowed: one for each, with ReusePort=yes"),
+        (
+            lambda: {"x": handed(0) + handed(0)},
+            "found sockets of several addresses; allowed: one address for each name",
+        ),
+        (
+            lambda: {"x": handed(0, 0, listens=False)},
+            "a socket does not listen for streams; allowed: ListenStream= with Accept=no",
+        ),
+    ],
+)
+def test_what_systemd_hands_over_has_to_fit(make, line: str) -> None:
+    """One line names the setting and what is wrong, and nothing stays open."""
+    found = make()
+    with pytest.raises(BootError) as caught:
+        Listeners.open(settings(["systemd:x"], []), 2, handed=found)
+    assert str(caught.value) == f"cannot listen on systemd:x: {line}"
+    assert all(sock.fileno() < 0 for sockets in found.values() for sock in sockets)
+
+
+def test_what_nobody_asks_for_is_closed_and_told() -> None:
+    """Clients would wait there for ever."""
+    sockets = handed(0)
+    listeners = Listeners.open(settings(), 1, handed={"other": sockets})
+    assert "systemd:other: a socket that no address asks for is closed" in listeners.warnings
+    assert sockets[0].fileno() < 0
+    listeners.close()

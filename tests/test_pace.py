@@ -60,7 +60,7 @@ class Form:
 class Client:
     """A subscriber whose socket takes everything, or nothing while it is `slow`."""
 
-    direct = False
+    direct = sealed = False
     open = True
 
     def __init__(self, wire: Form) -> None:

@@ -16,12 +16,16 @@ from tests.support import FakeClock, async_test
 from tests.test_connection import Recorder, until
 
 
-def crowd(reactor: Reactor, size: int) -> tuple[list[Recorder], list[socket.socket]]:
+class Ear(Recorder):
+    """One of which a test takes a method's place; a Recorder has no room for that."""
+
+
+def crowd(reactor: Reactor, size: int, kind: type[Recorder] = Recorder) -> tuple[list[Recorder], list[socket.socket]]:
     """Connections on the plane, and the clients' ends."""
     ours, theirs = [], []
     for _ in range(size):
         one, other = socket.socketpair()
-        connection = Recorder(take_over(one), reactor)
+        connection = kind(take_over(one), reactor)
         reactor.adopt(connection)
         ours.append(connection)
         theirs.append(other)
@@ -224,3 +228,57 @@ async def test_stop_closes_every_descriptor():
         assert sock.recv(1) == b""
         sock.close()
     assert len(os.listdir("/proc/self/fd")) == before - 1  # the epoll itself
+
+
+@async_test
+async def test_who_has_more_than_the_epoll_knows_is_read_again_in_turns():
+    """Once for each time it was asked for, in slices, and not after its end."""
+    clock = FakeClock()
+    reactor = Reactor(asyncio.get_running_loop(), clock=clock)
+    reactor.start()
+    ours, theirs = crowd(reactor, 6, Ear)
+    reads: list[int] = []
+
+    def on_readable(at: int) -> None:
+        reads.append(at)
+        clock.advance(SLICE_S / 2)
+        if reads.count(at) < 3:
+            reactor.read_on(ours[at])
+
+    for at, connection in enumerate(ours):
+        connection.on_readable = lambda at=at: on_readable(at)
+        reactor.read_on(connection)
+        reactor.read_on(connection)
+    ours[5].abort()
+    await asyncio.sleep(0)
+    assert reads == [0, 1]
+    while len(reads) < 15:
+        await asyncio.sleep(0)
+    assert sorted(reads) == sorted([0, 1, 2, 3, 4] * 3)
+    assert set(reads[:5]) == {0, 1, 2, 3, 4}
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(reads) == 15
+    reactor.stop()
+    for sock in theirs:
+        sock.close()
+
+
+@async_test
+async def test_reading_can_wait_and_an_end_that_can_not_be_kept_away_is_said_once():
+    """Of a socket that was closed at its other end the kernel would say so again and again."""
+    reactor = Reactor(asyncio.get_running_loop())
+    reactor.start()
+    [one], [other] = crowd(reactor, 1, Ear)
+    calls: list[str] = []
+    one.on_readable = lambda: calls.append("readable")
+    reactor.watch_writes(one, False, reads=False)
+    other.send(b"x")
+    for _ in range(5):
+        await asyncio.sleep(0.001)
+    assert calls == []
+    other.close()
+    for _ in range(5):
+        await asyncio.sleep(0.001)
+    assert calls == ["readable"]
+    reactor.stop()

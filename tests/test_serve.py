@@ -19,11 +19,12 @@ import pytest
 
 from hub import serve
 from hub.config import Settings
-from hub.errors import EXIT_BOOT, EXIT_OK, ConfigError
+from hub.errors import EXIT_BOOT, EXIT_OK, EXIT_USAGE, ConfigError
 from hub.listeners import Listeners
 from hub.state import lock_state_dir
 
 from .hubs import HubProcess, clean_environment, run_hub, to_toml
+from .test_activation import activated
 
 LOOPBACK: dict[str, Any] = {"workers": 1, "listen": ["127.0.0.1:0"], "internal": ["127.0.0.1:0"], "demo": True}
 
@@ -48,19 +49,34 @@ def test_without_demo_and_secret_a_hub_does_not_start() -> None:
         serve.check(Settings(**enough))
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:8001", "[::]:8001", "10.0.0.5:8001"])
+@pytest.mark.parametrize("address", ["0.0.0.0:8001", "[::]:8001", "10.0.0.5:8001", "tls:192.168.1.1:443"])
 def test_without_a_key_others_can_not_reach_the_internal_listener(address: str) -> None:
     """Also where clients connect to the same address, and in the demo; loopback and Unix sockets are fine."""
     line = (
         f"internal: found {address}, which other machines may reach; allowed without api.key: loopback or a Unix socket"
     )
+    tls = {"certificates": [{"cert": "c", "key": "k"}]} if address.startswith("tls:") else {}
     for listen in ("127.0.0.1:8000", address):
         with pytest.raises(ConfigError) as caught:
-            serve.check(Settings(demo=True, listen=[listen], internal=[address]))
+            serve.check(Settings(demo=True, listen=[listen], internal=[address], tls=tls))
         assert str(caught.value) == line
-        serve.check(Settings(listen=[listen], internal=[address], api={"key": "k"}))
-    for good in ("127.0.0.2:8001", "[::1]:8001", "unix:/run/hub/api.sock"):
+        serve.check(Settings(listen=[listen], internal=[address], tls=tls, api={"key": "k"}))
+    for good in ("127.0.0.2:8001", "[::1]:8001", "unix:/run/hub/api.sock", "systemd:api"):
         serve.check(Settings(demo=True, internal=[good]))
+
+
+def test_an_unguarded_listener_of_systemd_is_found_once_it_is_there(short_dir: Path) -> None:
+    """Its address is not in the settings; exit status 2 and one line all the same."""
+    with socket.socket() as sock:
+        sock.bind(("0.0.0.0", 0))
+        sock.listen()
+        path = short_dir / "hub.toml"
+        path.write_text(to_toml({"state_dir": str(short_dir / "state"), **LOOPBACK, "internal": ["systemd:api"]}))
+        command = [sys.executable, "-m", "hub", "serve", "--config", str(path)]
+        with activated([sock], command, LISTEN_FDNAMES="api") as process:
+            _, err = process.communicate(timeout=20)
+    assert process.returncode == EXIT_USAGE
+    assert re.fullmatch(r"hub: internal: found 0\.0\.0\.0:\d+, which other machines may reach; allowed .*\n", err)
 
 
 def test_every_mistake_is_told_at_once() -> None:

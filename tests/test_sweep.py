@@ -16,6 +16,7 @@ class One:
     """A subscriber on a pipe."""
 
     wire = None
+    sealed = False
 
     def __init__(self) -> None:
         self.reader, self.fd = os.pipe2(os.O_NONBLOCK)

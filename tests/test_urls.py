@@ -15,6 +15,8 @@ from hub.values import Address
         (Address("127.0.0.1", 8000), "ws://127.0.0.1:8000/connection/websocket"),
         (Address("::1", 8000), "ws://[::1]:8000/connection/websocket"),
         (Address("", 0, "/run/hub/hub.sock"), "unix:/run/hub/hub.sock"),
+        (Address("127.0.0.1", 443, tls=True), "wss://127.0.0.1:443/connection/websocket"),
+        (Address("", 0, name="https", tls=True), "tls:systemd:https"),
     ],
 )
 def test_an_address_is_written_as_the_url_of_its_endpoint(address: Address, expected: str) -> None:
@@ -26,6 +28,7 @@ def test_a_listener_on_all_addresses_is_reached_by_loopback() -> None:
     """0.0.0.0 and :: are no addresses to connect to."""
     assert endpoint_of("http", Address("0.0.0.0", 8001)) == Endpoint("http://127.0.0.1:8001/api")
     assert endpoint_of("http", Address("::", 8001)) == Endpoint("http://[::1]:8001/api")
+    assert endpoint_of("ws", Address("0.0.0.0", 443, tls=True)) == Endpoint("wss://127.0.0.1:443/connection/websocket")
 
 
 @pytest.mark.parametrize(

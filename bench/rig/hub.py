@@ -12,7 +12,9 @@ deployment pays, and not for a publisher that may be anywhere.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +23,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from hub.message import Publication, encode_body, pack
 from hub.store import Keys
@@ -38,7 +46,7 @@ LAST_ID = 1000
 """Of a client's last command, whatever their number."""
 SETTINGS = f"""\
 workers = %(workers)d
-listen = ["127.0.0.1:0"]
+listen = ["%(tls)s127.0.0.1:0"]
 internal = ["127.0.0.1:0"]
 drain_window_s = 0.0
 state_dir = "%(directory)s/state"
@@ -66,15 +74,17 @@ subscribe = "anyone"
 
 
 @contextlib.contextmanager
-def hub(cpu: int | None, workers: int = 1, more: str = "") -> Iterator[Server]:
+def hub(cpu: int | None, workers: int = 1, more: str = "", tls: bool = False) -> Iterator[Server]:
     """Supervisor and Valkey share the workers' CPU and are counted apart. cpu: None for all CPUs.
 
-    more: tables that SETTINGS have not, as TOML.
+    more: tables that SETTINGS have not, as TOML. tls: clients are to speak TLS; the certificate, for a P-256 key, is
+    one that they can't trust.
     """
     # Not under a long path: a Unix socket's has 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="hub-bench-"))
     try:
-        (directory / "hub.toml").write_text(SETTINGS % {"workers": workers, "directory": directory} + more)
+        text = SETTINGS % {"workers": workers, "directory": directory, "tls": "tls:" if tls else ""}
+        (directory / "hub.toml").write_text(text + more + (_certificate(directory) if tls else ""))
         command = [sys.executable, "-m", "hub", "serve", "--config", str(directory / "hub.toml")]
         with (
             (directory / "log").open("wb") as log,
@@ -114,12 +124,26 @@ def complaints(log: Path, since: int) -> list[str]:
     return [line for line in lines if re.match(r"\S+ \S+ (WARNING|ERROR|CRITICAL) ", line)][-COMPLAINTS:]
 
 
+def _certificate(directory: Path) -> str:
+    """Settings with a certificate that is made for them."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bench")])
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now - day, now + 30 * day
+    )
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (directory / "cert.pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    with open(os.open(directory / "key.pem", os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+        file.write(secret)
+    return '[tls]\ncertificates = [{ cert = "cert.pem", key = "key.pem" }]\n'
+
+
 def _running(started: subprocess.Popen[bytes], directory: Path) -> Server:
     try:
         line = read_line(started.stdout, READY_TIMEOUT_S, "hub serve").decode()
     except BenchError as error:
         raise BenchError(f"{error}: {(directory / 'log').read_text()}") from None
-    found = re.search(r"\bclients ws://([\d.]+:\d+)(/\S+?)(?=[\s;])", line)
+    found = re.search(r"\bclients wss?://([\d.]+:\d+)(/\S+?)(?=[\s;])", line)
     sockets = list((directory / "state").rglob("*.sock"))
     if found is None or len(sockets) != 1:
         raise BenchError(f"found neither address nor Valkey in {line!r} and {sockets}")

@@ -31,6 +31,7 @@ from ..frames import Event
 from ..outbox import Limits
 from ..reactor import Reactor
 from ..relay import Owner, new_session_id
+from ..tls import Descriptor
 from .websocket import FramedConnection
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ MAX_LAST_POLLS = 10_000
 TO_MS = 1000.0
 TICKS_PER_TIMEOUT = 20
 """A heartbeat's deadlines are that exact, and as exact as all others of a worker at least."""
-Make = Callable[[int, "Engine", Visitor], "EngineConnection"]
+Make = Callable[[Descriptor, "Engine", Visitor], "EngineConnection"]
 """A new session: its descriptor or number, where it belongs, who it is by its handshake."""
 
 
@@ -86,13 +87,15 @@ class Engine:
         session.begin_polling()
         return session
 
-    def open_websocket(self, make: Make, fd: int, headers: handshake.Headers, early: bytes, visitor: Visitor) -> None:
+    def open_websocket(
+        self, make: Make, fd: Descriptor, headers: handshake.Headers, early: bytes, visitor: Visitor
+    ) -> None:
         """A session on a WebSocket of which the handshake is good."""
         session = make(fd, self, visitor)
         answer, _ = handshake.accept(headers)
         session.begin(answer + encode_frame(session.opening([])), early)
 
-    def probe(self, session: EngineConnection, fd: int, headers: handshake.Headers, early: bytes) -> None:
+    def probe(self, session: EngineConnection, fd: Descriptor, headers: handshake.Headers, early: bytes) -> None:
         """A WebSocket that is to take over a session that polls."""
         answer, _ = handshake.accept(headers)
         session.probing = True
@@ -108,7 +111,7 @@ class Engine:
         """It is that poll: there is one for each goodbye."""
         return self.last_polls.get(sid) == token and self.last_polls.pop(sid, None) is not None
 
-    def turn_away(self, fd: int, headers: handshake.Headers) -> None:
+    def turn_away(self, fd: Descriptor, headers: handshake.Headers) -> None:
         """A WebSocket for a session that has one, or that another one tries to take over: opened and closed at once."""
         answer, _ = handshake.accept(headers)
         Superfluous(fd, self.reactor, self.client, self.outbox).begin(answer, b"")
@@ -141,7 +144,7 @@ class EngineConnection(FramedConnection):
 
     __slots__ = ("_ping_due", "_poll", "_pong_due", "_posting", "engine", "probed", "probing", "sid", "visitor")
 
-    def __init__(self, fd: int, engine: Engine, visitor: Visitor) -> None:
+    def __init__(self, fd: Descriptor, engine: Engine, visitor: Visitor) -> None:
         """fd: negative for a session that polls. visitor: of the handshake."""
         super().__init__(fd, engine.reactor, engine.client, engine.outbox)
         self.engine = engine
@@ -392,7 +395,7 @@ class EngineConnection(FramedConnection):
     def take_over(self, probe: Probe, fd: int, reader: frames.FrameReader, rest: list[Event]) -> None:
         """Live on a WebSocket from now on. rest: what came on it behind the upgrade packet."""
         self._answer_poll(engineio.ENCODED_NOOP)
-        number, self.fd = self.fd, fd
+        number, self.fd, self._tls = self.fd, fd, probe._tls
         self.engine.polling -= 1
         self.reactor.move(self, number)
         self._reader = reader
@@ -400,6 +403,8 @@ class EngineConnection(FramedConnection):
         self._account()
         self.reactor.batches.replace(self)
         self._arm()
+        if self._tls is not None and self._tls.pending:
+            self.reactor.read_on(self)
         for opcode, payload in rest:
             if opcode == frames.CLOSE:
                 self._peer_closes(payload)
@@ -444,7 +449,7 @@ class Probe(FramedConnection):
 
     __slots__ = ("_answered", "_due", "_session")
 
-    def __init__(self, fd: int, session: EngineConnection) -> None:
+    def __init__(self, fd: Descriptor, session: EngineConnection) -> None:
         engine = session.engine
         super().__init__(fd, engine.reactor, engine.client, engine.outbox)
         self._session = session

@@ -26,6 +26,7 @@ from ..connection import OPEN
 from ..entrance import Visitor
 from ..errors import Close, CommandError
 from ..session import Services
+from ..tls import Descriptor
 from .engineio import Engine, EngineConnection, Make, encode_frame
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Raw:
     gate: Gate
     services: Services
 
-    def new_connection(self, fd: int, engine: Engine, visitor: Visitor) -> RawConnection:
+    def new_connection(self, fd: Descriptor, engine: Engine, visitor: Visitor) -> RawConnection:
         """A session, as `engineio.Make`."""
         return RawConnection(fd, engine, visitor, self)
 
@@ -60,7 +61,7 @@ class RawConnection(EngineConnection):
 
     __slots__ = ("_accepted", "_bytes", "_calls", "_client", "_opened_at", "_raw", "_working")
 
-    def __init__(self, fd: int, engine: Engine, visitor: Visitor, raw: Raw) -> None:
+    def __init__(self, fd: Descriptor, engine: Engine, visitor: Visitor, raw: Raw) -> None:
         super().__init__(fd, engine, visitor)
         self._raw = raw
         self._client = Client(raw.gate.runner.app, _Line(self), raw.services.new_id(), visitor.user, raw.path)

@@ -31,6 +31,7 @@ from ..cors import CorsHandler
 from ..entrance import Visitor
 from ..errors import Close, ProtocolError
 from ..session import Session
+from ..tls import Descriptor
 from .emulation import PATH as EMULATION_PATH
 from .emulation import Emulation, EmulationHandler
 from .websocket import leave_tornado
@@ -114,7 +115,7 @@ class StreamConnection(Connection):
 
     __slots__ = ("_opened_at", "_session", "_sessions", "wire")
 
-    def __init__(self, fd: int, emulation: Emulation, wire: WireForm, visitor: Visitor) -> None:
+    def __init__(self, fd: Descriptor, emulation: Emulation, wire: WireForm, visitor: Visitor) -> None:
         super().__init__(fd, emulation.reactor, emulation.services.outbox)
         self.wire = wire
         self._sessions = emulation.sessions

@@ -109,7 +109,7 @@ class Poll:
     )
 
     wire = FORM
-    direct = False
+    direct = sealed = False
 
     def __init__(self, services: Services, wish: Wish) -> None:
         self.fd = new_number()
@@ -324,11 +324,14 @@ class Poll:
     def left(self, *audiences: Audience) -> None:
         """Nothing that waits here is ever replaced."""
 
-    def torn(self, rest: bytes) -> None:
+    def write_past(self, data: bytes) -> int:
         raise NotImplementedError  # it is never direct, so nothing is written past it
 
+    def torn(self, rest: bytes) -> None:
+        raise NotImplementedError  # as `write_past`
+
     def broken(self) -> None:
-        raise NotImplementedError  # as `torn`
+        raise NotImplementedError  # as `write_past`
 
     def too_slow(self) -> None:
         raise NotImplementedError  # it asks for no `raw`

@@ -34,6 +34,8 @@ from ..entrance import NOBODY, Visitor, bearer
 from ..errors import CLOSE_TOO_BIG, HubError, OwnerGone, OwnerSlow, RelayError
 from ..handover import Handover
 from ..relay import Relay, owner_of
+from ..tls import Descriptor, discard
+from ..tls_bridge import plain_descriptor
 from ..tunnel import Tunnel, Tunnels
 from .engineio import CLOSE_ABORTED, CLOSE_SECOND_POLL, TO_MS, Engine, EngineConnection, Make
 from .socketio import Door
@@ -205,27 +207,32 @@ class Address:
         except RelayError:
             return engineio.SLOW
 
-    def probe(self, fd: int, probe: Probing) -> None:
+    def probe(self, fd: Descriptor, probe: Probing) -> None:
         """Give a WebSocket, of which the request was found good (PROBE), to the session that it is to take over."""
         owner = owner_of(probe.sid)
         if owner == self._relay.owner:
             self._begin_probe(fd, probe)
             return
         try:
-            self._handover.send(owner, fd, probe.pack())
+            plain = plain_descriptor(self.engine.reactor, fd)
+        except OSError as error:
+            logger.debug("a WebSocket was not handed over: %s", error)
+            return
+        try:
+            self._handover.send(owner, plain, probe.pack())
         except RelayError as error:
             # The client sees its WebSocket end, and stays with its polls.
             logger.debug("a WebSocket was not handed over: %s", error)
-        os.close(fd)
+        os.close(plain)
 
     def take(self, fd: int, words: bytes) -> None:
         """What the handover calls: a WebSocket from another worker."""
         self._begin_probe(fd, Probing.unpack(words))
 
-    def _begin_probe(self, fd: int, probe: Probing) -> None:
+    def _begin_probe(self, fd: Descriptor, probe: Probing) -> None:
         session = self.find(probe.sid, probe.token)
         if isinstance(session, Fault) or session.probing or not session.polls:
-            os.close(fd)  # ended, or moved, since it was asked for
+            discard(fd)  # ended, or moved, since it was asked for
             return
         headers = {"sec-websocket-key": probe.key, "sec-websocket-protocol": probe.protocol}
         self.engine.probe(session, fd, headers, probe.early)

@@ -34,6 +34,7 @@ from ..recall import Recall
 from ..resume import SETTLING, STEP, Record, Returning, judge
 from ..session import Services
 from ..socketio_protocol import CONNECT, CONNECT_ERROR, DISCONNECT, EVENT
+from ..tls import Descriptor
 from .engineio import TO_MS, Engine, EngineConnection
 from .socketio_session import SocketIOForm, SocketSession, encode_packet
 
@@ -50,7 +51,7 @@ class Branch:
 
     __slots__ = ("_connection", "fd", "group", "place", "session", "wire")
 
-    direct = False
+    direct = sealed = False
 
     def __init__(self, connection: SocketIOConnection, form: SocketIOForm) -> None:
         self._connection = connection
@@ -95,6 +96,9 @@ class Branch:
         if self.session is not None:
             self.session.on_displaced(channel)
 
+    def write_past(self, data: bytes) -> int:
+        raise NotImplementedError  # only where direct
+
     def torn(self, rest: bytes) -> None:
         raise NotImplementedError  # of direct writes only
 
@@ -124,7 +128,7 @@ class SocketIOConnection(EngineConnection):
 
     wire: SocketIOForm  # type: ignore[assignment]  # the base's own, of native messages, is never asked here
 
-    def __init__(self, fd: int, engine: Engine, visitor: Visitor, door: Door) -> None:
+    def __init__(self, fd: Descriptor, engine: Engine, visitor: Visitor, door: Door) -> None:
         super().__init__(fd, engine, visitor)
         self._door = door
         self._decoder = socketio.Decoder(engine.settings.max_payload_bytes, engine.client.json_values)
@@ -452,6 +456,6 @@ class Door:
     turn: Callable[[], int]
     """The fan-out's batches, counted."""
 
-    def new_connection(self, fd: int, engine: Engine, visitor: Visitor) -> SocketIOConnection:
+    def new_connection(self, fd: Descriptor, engine: Engine, visitor: Visitor) -> SocketIOConnection:
         """A session, for `Engine.make`."""
         return SocketIOConnection(fd, engine, visitor, self)

@@ -50,6 +50,7 @@ from ..position import Position
 from ..reactor import Reactor
 from ..recovery import Joined
 from ..session import Services
+from ..tls import Descriptor
 from .market import Holdings
 from .plain import BUSY, PlainHandler, Wish
 from .websocket import Door, leave_tornado
@@ -126,7 +127,13 @@ class EventStreamConnection(Connection):
     wire: PlainForm
 
     def __init__(
-        self, fd: int, reactor: Reactor, services: Services, caller: Claims, watch: bool, guest: Guest | None = None
+        self,
+        fd: Descriptor,
+        reactor: Reactor,
+        services: Services,
+        caller: Claims,
+        watch: bool,
+        guest: Guest | None = None,
     ) -> None:
         """watch: it is told who comes to its channels and goes. guest: what it is to the application, or None."""
         super().__init__(fd, reactor, services.outbox)

@@ -13,6 +13,7 @@ compression with the same window. So each form encodes, and compresses, a public
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from ..limits import TokenBucket
 from ..outbox import Limits, Verdict
 from ..reactor import Reactor
 from ..session import Services, Session
+from ..tls import Descriptor, TlsSocket
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ class FramedConnection(Connection):
 
     wire: NativeForm
 
-    def __init__(self, fd: int, reactor: Reactor, client: ClientSettings, outbox: Limits) -> None:
+    def __init__(self, fd: Descriptor, reactor: Reactor, client: ClientSettings, outbox: Limits) -> None:
         super().__init__(fd, reactor, outbox)
         self._limits = client
         self._reader = frames.FrameReader(client.message_bytes, client.fragments)
@@ -213,7 +215,9 @@ class WebSocketConnection(FramedConnection):
 
     __slots__ = ("_opened_at", "_replies", "_session", "_session_due")
 
-    def __init__(self, fd: int, reactor: Reactor, services: Services, visitor: Visitor = entrance.NOBODY) -> None:
+    def __init__(
+        self, fd: Descriptor, reactor: Reactor, services: Services, visitor: Visitor = entrance.NOBODY
+    ) -> None:
         super().__init__(fd, reactor, services.client, services.outbox)
         self._session = Session(services, self, visitor)
         self._replies: list[bytes] | None = None
@@ -296,7 +300,7 @@ class Door:
     forms: Mapping[int, DeflatedForm]
     """As `deflated_forms` has them; empty: offers of compression are passed over."""
 
-    def new_connection(self, fd: int, visitor: Visitor) -> FramedConnection:
+    def new_connection(self, fd: Descriptor, visitor: Visitor) -> FramedConnection:
         """A connection for a client whose handshake is good."""
         return WebSocketConnection(fd, self.reactor, self.services, visitor)
 
@@ -324,7 +328,7 @@ class WebSocketHandler(httpd.Handler):
         open_connection(door, fd, headers, early, Visitor(address))
 
 
-def open_connection(door: Door, fd: int, headers: handshake.Headers, early: bytes, visitor: Visitor) -> None:
+def open_connection(door: Door, fd: Descriptor, headers: handshake.Headers, early: bytes, visitor: Visitor) -> None:
     """Answer a request that `handshake.refuse` let pass and put its client on the plane.
 
     early: what came behind the request.
@@ -338,7 +342,7 @@ def open_connection(door: Door, fd: int, headers: handshake.Headers, early: byte
     connection.begin(answer, early)
 
 
-def leave_tornado(stream: iostream.IOStream) -> tuple[int, bytes]:
+def leave_tornado(stream: iostream.IOStream) -> tuple[Descriptor, bytes]:
     """Take a detached stream's descriptor, and what had been read beyond the request.
 
     `_read_buffer` and `socket` are not documented API: Tornado has no door for this, so a test holds them to every
@@ -348,4 +352,7 @@ def leave_tornado(stream: iostream.IOStream) -> tuple[int, bytes]:
     sock = stream.socket
     stream.io_loop.remove_handler(sock)
     stream.socket = None  # type: ignore[assignment]
+    if isinstance(sock, ssl.SSLSocket):
+        tls = TlsSocket(sock)
+        return tls, early + tls.read_pending()
     return take_over(sock), early

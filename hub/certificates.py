@@ -1,0 +1,191 @@
+"""Certificates: from pairs of files to what a handshake needs, also when the files change.
+
+Does: read and check certificates and keys, choose one by the name that the client asks for (SNI), load what has been
+renewed, and keep what there is where that is no good.
+Does not: carry out handshakes (tls_handshake), or know who listens where (listeners).
+Called by: serve (before the workers are forked, so that one that is forked later has what the hub was started with),
+worker (`watch`), tls_handshake (`context`).
+Never break: a connection keeps the keys that it began with; while the hub runs, no mistake in a file ends anything.
+
+TLS 1.2 with forward secrecy and AEAD (RFC 7540's list is longer; nothing from after 2014 needs more), and TLS 1.3. No
+compression (CRIME), no renegotiation, ALPN http/1.1. No TLS 1.3 session tickets: only the worker that made one could
+use it. A ticket of TLS 1.2 is as safe as the key in its context, so a context is renewed after RENEW_S at the latest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography import x509
+
+from .errors import ConfigError
+from .secret_files import check_private
+
+logger = logging.getLogger(__name__)
+
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Of TLS 1.2; those of 1.3 are all good."""
+ALPN = ["http/1.1"]
+RENEW_S = 86_400.0
+SOON_S = 7 * 86_400.0
+"""A certificate that ends within so long is worth a line when it is loaded."""
+MAX_FILE_BYTES = 1_048_576
+
+
+class Pair(NamedTuple):
+    """Where a certificate with its chain, and its key, are: PEM files."""
+
+    cert: str
+    key: str
+
+
+Mark = tuple[int, int, int]
+"""Of a file: changed when, its inode, its size."""
+
+
+class Certificates:
+    """What a hub presents. `context` is the one to begin handshakes with; the first pair's is for all other names."""
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Raises ConfigError with a line for each pair that is no good."""
+        self._pairs = tuple(pairs)
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._marks = self._stat()
+        self._loaded_at = clock()
+        self._names: dict[str, ssl.SSLContext] = {}
+        self.context = self._load()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, period_s: float) -> None:
+        """Look after the files every so often, on this worker's loop."""
+        self._timer = asyncio.get_running_loop().call_later(period_s, self._look_again, period_s)
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look_again(self, period_s: float) -> None:
+        self.watch(period_s)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Load what has changed; if it is no good, one line says so, and everything stays as it is."""
+        marks = self._stat()
+        changed = marks != self._marks
+        if not changed and self._clock() - self._loaded_at < RENEW_S:
+            return
+        # Also where it fails: the next try is worth it once a file is another one.
+        self._marks, self._loaded_at = marks, self._clock()
+        try:
+            self.context = self._load()
+        except ConfigError as error:
+            logger.error("certificates stay as they were: %s", "; ".join(str(error).splitlines()))
+            return
+        if changed:
+            logger.info("certificates were loaded anew")
+
+    def _stat(self) -> tuple[Mark | None, ...]:
+        return tuple(_mark(path) for pair in self._pairs for path in pair)
+
+    def _load(self) -> ssl.SSLContext:
+        names: dict[str, ssl.SSLContext] = {}
+        contexts, lines = [], []
+        for number, pair in enumerate(self._pairs):
+            try:
+                context, found = _load_pair(f"tls.certificates[{number}]", pair, self._wall_clock())
+            except ConfigError as error:
+                lines.append(str(error))
+                continue
+            contexts.append(context)
+            for name in found:
+                names.setdefault(name, context)
+        if lines:
+            raise ConfigError("\n".join(lines))
+        # Of the old contexts nobody asks any more, but for handshakes under way, for which the new names are as good.
+        self._names = names
+        contexts[0].sni_callback = self._choose
+        return contexts[0]
+
+    def _choose(self, sock: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
+        """What OpenSSL calls with the name in the client's hello (RFC 6066 §3); None where it asks for none."""
+        asked = (name or "").lower()
+        chosen = self._names.get(asked) or self._names.get("*." + asked.partition(".")[2])
+        if chosen is not None and chosen is not context:
+            sock.context = chosen
+
+
+def _load_pair(key: str, pair: Pair, now: float) -> tuple[ssl.SSLContext, list[str]]:
+    """A context and the names that it is for, in lower case, such as '*.example.com'. Raises ConfigError."""
+    check_private(f"{key}.key", Path(pair.key))
+    certificate = _read(f"{key}.cert", pair.cert)
+    _check_time(f"{key}.cert", pair.cert, certificate, now)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(CIPHERS)
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 0
+    context.set_alpn_protocols(ALPN)
+    try:
+        # Without `password` OpenSSL would ask for it at the terminal.
+        context.load_cert_chain(pair.cert, pair.key, password=lambda: "")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            found, allowed = f"{pair.key}, of another certificate", f"the key of {pair.cert}"
+        else:
+            found, allowed = f"{pair.key}, which OpenSSL can't use with it", "a private key in PEM without a passphrase"
+        raise ConfigError(f"{key}.key: found {found}; allowed: {allowed}") from None
+    except OSError as error:
+        raise ConfigError(f"{key}: found {error.strerror or error}; allowed: two PEM files that can be read") from None
+    return context, _names(certificate)
+
+
+def _read(key: str, path: str) -> x509.Certificate:
+    """The first certificate of a file, which is the hub's own."""
+    try:
+        with open(path, "rb") as file:
+            return x509.load_pem_x509_certificate(file.read(MAX_FILE_BYTES))
+    except OSError as error:
+        raise ConfigError(f"{key}: found {path}: {error.strerror}; allowed: a PEM file that can be read") from None
+    except ValueError:
+        raise ConfigError(f"{key}: found {path}, which holds no certificate; allowed: a certificate in PEM") from None
+
+
+def _check_time(key: str, path: str, certificate: x509.Certificate, now: float) -> None:
+    moment = datetime.fromtimestamp(now, UTC)
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not begins <= moment <= ends:
+        span = f"valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC"
+        raise ConfigError(f"{key}: found {path}, {span}; allowed: a certificate that is valid now")
+    if (ends - moment).total_seconds() < SOON_S:
+        logger.warning("%s: %s ends on %s", key, path, f"{ends:%Y-%m-%d %H:%M} UTC")
+
+
+def _names(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return []
+    return [name.lower() for name in names.get_values_for_type(x509.DNSName)]
+
+
+def _mark(path: str) -> Mark | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None  # gone, or on its way: whoever loads it says what is wrong
+    return status.st_mtime_ns, status.st_ino, status.st_size
