@@ -7,6 +7,7 @@ The rooms, and what each is for; the head of each says more:
     frames deflate protocol handshake eventstream      words on the wire: bytes ⇄ objects, no I/O
     engineio_protocol socketio_protocol bombs          the same for Socket.IO clients; JSON that is too much to parse
     auth origin limits entrance                        gates: who is it, from which page, how often; all of them
+    permissions capabilities grants expiry             who may do what; what tokens add to the rules, and until when
     session membership publish asking                  one client; its channels; the one door in; questions
     subscribe wishes wants watch                       the way into a channel; what may be asked for; lists of channels
     symbols patterns                                   which symbols there are; lists that hold all that begin so

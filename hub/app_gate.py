@@ -2,8 +2,8 @@
 
 Does: ask its handlers about a client's connect, commands and events, in order; tell it of their end, also of those who
 went with another worker; carry out what it does to all: publish, emit.
-Does not: run handlers (app_runner), act on one client (app_seat), check the namespaces' rules (channels) or know wires
-(transports).
+Does not: run handlers (app_runner), act on one client (app_seat), decide what the rules allow (permissions) or know
+wires (transports).
 Called by: session, transports.socketio and app_guest, where an application is configured; worker builds it.
 Never break: every command, connect and event that wants it has one answer; commands of one client are carried out in
 their order, so while the application thinks about one, those behind wait (at most `pending`), and nobody else's do.
@@ -27,7 +27,8 @@ from .app import Call, Client, Handler
 from .app_runner import Runner
 from .app_seat import EventMember, Holder, Member, Seat, check_event, departed
 from .audience import Subscriber
-from .channels import Channels, Namespace, may_publish, may_subscribe, may_use
+from .capabilities import PUBLISH
+from .channels import Channels, Namespace
 from .errands import Errands
 from .errors import CommandError, HubError, ProtocolError
 from .manifest import Entry, Manifest
@@ -458,8 +459,7 @@ def _subscribe(app: apps.App, session: Member, command: Command, namespace: str)
     if handler is None:
         return None
     channel, rules = session.resolve(command)
-    may_use(channel, session.user)
-    may_subscribe(rules.subscribe, session.user)
+    session.may_subscribe(command, channel, rules)
     return handler, Call(apps.SUBSCRIBE, channel, (channel,))
 
 
@@ -468,8 +468,7 @@ def _publish(app: apps.App, session: Member, command: Command, namespace: str) -
     if handler is None:
         return None
     channel, rules = session.resolve(command)
-    may_use(channel, session.user)
-    may_publish(rules.publish, session.user, session.holds(channel))
+    session.check(PUBLISH, channel, rules)
     if "data" not in command.params:
         raise CommandError(errors.BAD_REQUEST, "data is missing")
     return handler, Call(apps.PUBLISH, channel, (channel, command.params["data"]))

@@ -24,6 +24,7 @@ from .audience import Subscriber
 from .auth import is_user
 from .channels import Channels, Namespace
 from .errors import Close, CommandError, HubError
+from .grants import Grant
 from .manifest import Entry
 from .protocol import Command
 from .socketio_protocol import RESERVED
@@ -70,7 +71,9 @@ class Member(Holder, Protocol):
 
     def resolve(self, command: Command) -> tuple[str, Namespace]: ...
 
-    def holds(self, channel: str) -> bool: ...
+    def check(self, action: str, channel: str, namespace: Namespace) -> None: ...
+
+    def may_subscribe(self, command: Command, channel: str, namespace: Namespace) -> Grant | None: ...
 
     def begin(self) -> None: ...
 

@@ -46,6 +46,9 @@ class Transport(StreamSubscriber, Protocol):
     def close(self, close: Close) -> None:
         """End the connection in order."""
 
+    def wake(self, at: float) -> None:
+        """Have the session's deadline called at this time of `Services.clock`, or earlier."""
+
 
 def encode_event(name: str, args: tuple[Any, ...], number: int | None) -> bytes:
     """An event of the application's as a message of the native protocol. Raises as `AppSession.emit_event`."""

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from . import errors, pages
-from .channels import Namespace, may_ask, may_use
+from .capabilities import HISTORY, PRESENCE
+from .channels import Namespace
 from .errors import CommandError, HubError
 from .history import Asked, Page
 from .presence import Presence
@@ -39,8 +40,6 @@ class Histories(NamedTuple):
 class Asker(Protocol):
     """The session, as seen from here."""
 
-    user: str
-
     @property
     def presence(self) -> Presence: ...
 
@@ -50,8 +49,8 @@ class Asker(Protocol):
     def resolve(self, command: Command) -> tuple[str, Namespace]:
         """The command's channel. Raises CommandError."""
 
-    def holds(self, channel: str) -> bool:
-        """The client is subscribed to it."""
+    def check(self, action: str, channel: str, namespace: Namespace) -> None:
+        """Whether the client may do it. Raises CommandError 103."""
 
     def begin(self) -> None:
         """One more command that waits for Redis. Raises CommandError 111."""
@@ -76,11 +75,9 @@ def presence_stats(session: Asker, command: Command) -> None:
 
 def _ask_presence(session: Asker, command: Command, full: bool) -> None:
     channel, namespace = session.resolve(command)
-    rule = namespace.presence
-    if rule == "off":
+    if namespace.presence == "off":
         raise CommandError(errors.NOT_AVAILABLE, "presence is not available in this namespace")
-    may_use(channel, session.user)
-    may_ask(rule, session.user, session.holds(channel))
+    session.check(PRESENCE, channel, namespace)
     session.begin()
     session.presence.ask(channel, full, partial(_answer_presence, session, command))
 
@@ -97,8 +94,7 @@ def history(session: Asker, command: Command) -> None:
     """{"channel","limit"?,"since"?,"reverse"?} -> {"publications":[…],"offset","epoch"}; pages has the words."""
     channel, namespace = session.resolve(command)
     pages.check_kept(namespace)
-    may_use(channel, session.user)
-    may_ask(namespace.history, session.user, session.holds(channel))
+    session.check(HISTORY, channel, namespace)
     request = pages.wanted(command.params, session.histories.most)
     since = None if request.since is None else request.since.offset
     session.begin()

@@ -1,7 +1,7 @@
-"""Identity: who a connection token speaks for.
+"""Identity: who a connection token speaks for, and for which channel a channel token.
 
 Does: check and make HS256 JSON Web Tokens (RFC 7519).
-Does not: read settings or the clock (both are passed in), or say what a user may do (channels).
+Does not: read settings or the clock (both are passed in), or say what a user may do (permissions).
 Called by: session and entrance (check), cli (make).
 Never break: the algorithm is ours to choose, never the token's; claims count for nothing before the signature holds.
 """
@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jwt
 
-from . import errors
+from . import capabilities, errors, grants
+from .capabilities import Capabilities
 from .errors import CommandError, ProtocolError
+from .grants import Grant, is_time
 
 ALGORITHM = "HS256"
 MAX_TOKEN_BYTES = 4096
 MAX_USER_LENGTH = 255
-MAX_TIME = 2**53
-"""Seconds; beyond this a float can't tell one from the next."""
 
 
 class Claims(NamedTuple):
@@ -31,6 +31,16 @@ class Claims(NamedTuple):
     expires_at: float
     max_hz: float = inf
     """Claim `max_hz`: values of one `latest` channel that it may get per second, 0 for none."""
+    token_id: str = ""
+    """Claim `jti`, by which it can be revoked."""
+    issued_at: float = 0.0
+    """Claim `iat`, in seconds since 1970; 0 where it has none."""
+    capabilities: Capabilities = ()
+    """Claim `caps`."""
+
+
+ANONYMOUS = Claims("", inf)
+"""Of who shows no token."""
 
 
 def verify(token: object, secret: str, now: float) -> Claims:
@@ -39,32 +49,65 @@ def verify(token: object, secret: str, now: float) -> Claims:
     now: seconds since 1970. Raises ProtocolError 3500 for a token that is not ours, CommandError 109 for one that has
     ended.
     """
+    claims = _decode(token, secret, now, "sub")
+    user = claims["sub"]
+    if "channel" in claims:
+        # Signed with the same key for whoever may have one channel: that one must not come in as the user with it.
+        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "a channel token is no connection token")
+    if not isinstance(user, str) or not is_user(user):
+        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, f"sub must be text of at most {MAX_USER_LENGTH} characters")
+    max_hz = claims.get("max_hz", inf)
+    if isinstance(max_hz, bool) or not isinstance(max_hz, int | float) or not max_hz >= 0:
+        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "max_hz must be a number from 0 on")
+    try:
+        token_id, issued_at = grants.read_identity(claims)
+        caps = capabilities.read(claims["caps"]) if "caps" in claims else ()
+    except ValueError as error:
+        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, str(error)) from None
+    return Claims(user, float(claims["exp"]), float(max_hz), token_id, issued_at, caps)
+
+
+def verify_subscription(token: object, user: str, secret: str, now: float) -> Grant:
+    """Check a channel token that this user's client sent; for which channel it is stands in the grant.
+
+    Raises CommandError 103 for one that is not ours or for another user, 109 for one that has ended.
+    """
+    try:
+        grant = grants.read(_decode(token, secret, now, "channel"), user)
+    except (ProtocolError, ValueError) as error:
+        raise CommandError(errors.PERMISSION_DENIED, f"channel token: {error}") from None
+    if grant.expires_at <= now:
+        # Of a token that is good for longer than what it gives: an SDK would subscribe with it again and again.
+        raise CommandError(errors.TOKEN_EXPIRED)
+    return grant
+
+
+def _decode(token: object, secret: str, now: float, required: str) -> dict[str, Any]:
+    """The claims of a token that is ours and holds now. Raises as `verify`."""
     if not isinstance(token, str) or len(token) > MAX_TOKEN_BYTES or not secret:
         raise ProtocolError(errors.CLOSE_INVALID_TOKEN)
     options: jwt.types.Options = {
-        "require": ["exp", "sub"],
+        "require": ["exp", required],
         "verify_exp": False,
         "verify_nbf": False,
         "verify_iat": False,
+        # Checked where they are read: the library's words and bounds are not ours.
+        "verify_sub": False,
+        "verify_jti": False,
     }
     try:
         # Expiry is compared here and not by the library: its clock can't be passed in.
-        claims = jwt.decode(token, secret, algorithms=[ALGORITHM], options=options)
+        claims: dict[str, Any] = jwt.decode(token, secret, algorithms=[ALGORITHM], options=options)
     except jwt.InvalidTokenError as error:
         raise ProtocolError(errors.CLOSE_INVALID_TOKEN, str(error)) from None
-    user, expires_at, valid_from = claims["sub"], claims["exp"], claims.get("nbf", 0)
-    if not isinstance(user, str) or not is_user(user):
-        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, f"sub must be text of at most {MAX_USER_LENGTH} characters")
-    if not _is_time(expires_at) or not _is_time(valid_from):
+    expires_at, valid_from = claims["exp"], claims.get("nbf", 0)
+    if not is_time(expires_at) or not is_time(valid_from):
         raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "exp and nbf must be numbers")
     if expires_at <= now:
         raise CommandError(errors.TOKEN_EXPIRED)
     if valid_from > now:
         raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "not valid yet")
-    max_hz = claims.get("max_hz", inf)
-    if isinstance(max_hz, bool) or not isinstance(max_hz, int | float) or not max_hz >= 0:
-        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "max_hz must be a number from 0 on")
-    return Claims(user, float(expires_at), float(max_hz))
+    return claims
 
 
 class Authenticator:
@@ -86,10 +129,9 @@ class Authenticator:
         """What a token says. Raises as `verify` does."""
         return verify(token, self._secret, self._now())
 
-
-def _is_time(value: object) -> bool:
-    """A NumericDate of RFC 7519 §2; NaN, which Python's JSON reads, is before and after nothing, and fails here."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_TIME
+    def verify_subscription(self, token: object, user: str) -> Grant:
+        """What a channel token gives this user. Raises as `verify_subscription` does."""
+        return verify_subscription(token, user, self._secret, self._now())
 
 
 def is_user(text: str) -> bool:
@@ -100,6 +142,7 @@ def is_user(text: str) -> bool:
         return False
 
 
-def make(user: str, secret: str, ttl_s: float, now: float) -> str:
-    """A token for `user`, good for `ttl_s` seconds from `now`."""
-    return jwt.encode({"sub": user, "exp": int(now + ttl_s), "iat": int(now)}, secret, algorithm=ALGORITHM)
+def make(user: str, secret: str, ttl_s: float, now: float, **claims: Any) -> str:
+    """A token for `user`, good for `ttl_s` seconds from `now`. claims: further ones, such as channel or caps."""
+    claims = {"sub": user, "exp": int(now + ttl_s), "iat": int(now), **claims}
+    return jwt.encode(claims, secret, algorithm=ALGORITHM)

@@ -1,7 +1,7 @@
 """Channels: their names, and the namespace rules that hold for them.
 
-Does: check a channel's name, find its namespace, answer who may subscribe and publish by the namespace's rules.
-Does not: know tokens, sessions or Redis. `auth` says who somebody is; `session` asks here what that one may do.
+Does: check a channel's name, find its namespace, say which users it is limited to.
+Does not: know tokens, sessions or Redis. `auth` says who somebody is, `permissions` what that one may do.
 Called by: session, publish, api, ticker, with names as they came from outside.
 Never break: a name that passed `Channels.resolve` is safe in a Redis key, a log line and a frame; no key is built from
 any other name.
@@ -81,7 +81,7 @@ class Namespace(BaseModel):
     resume_s: Number = Field(
         60.0, ge=0, le=86_400, description="latest: what a client changed of a subscription is kept so long for it"
     )
-    subscribe: SubscribeRule = Field("user", description="who may subscribe")
+    subscribe: SubscribeRule = Field("user", description="who may subscribe; token: with a channel token alone")
     publish: PublishRule = Field("nobody", description="who may publish over a client connection")
 
     @model_validator(mode="after")
@@ -166,33 +166,3 @@ class Channels:
     def mailboxes(self) -> dict[str, Namespace]:
         """The namespaces with mailboxes, by name."""
         return {name: namespace for name, namespace in self._namespaces.items() if namespace.mailbox}
-
-
-def may_use(channel: str, user: str) -> None:
-    """Return unless the channel is limited to other users; raises CommandError 103. The other rules hold besides."""
-    users = limited_to(channel)
-    if users is not None and user not in users:
-        raise CommandError(errors.PERMISSION_DENIED)
-
-
-def may_ask(rule: AskRule, user: str, subscribed: bool) -> None:
-    """Return if `user` may ask about a channel (history, presence) under `rule`; raises CommandError 103."""
-    if not (rule == "anyone" or (rule == "user" and bool(user)) or (rule == "subscriber" and subscribed)):
-        raise CommandError(errors.PERMISSION_DENIED)
-
-
-def may_subscribe(rule: SubscribeRule, user: str) -> None:
-    """Return if `user` ('' is anonymous) may subscribe under `rule`; raises CommandError 103 or 108 otherwise."""
-    if rule == "token":
-        raise CommandError(errors.NOT_AVAILABLE, "channel tokens are not available yet")
-    if rule == "nobody" or (rule == "user" and not user):
-        raise CommandError(errors.PERMISSION_DENIED)
-
-
-def may_publish(rule: PublishRule, user: str, subscribed: bool) -> None:
-    """Return if `user` may publish under `rule`; `subscribed`: this connection holds the channel. Raises as above."""
-    if rule == "token":
-        raise CommandError(errors.NOT_AVAILABLE, "channel tokens are not available yet")
-    allowed = rule == "anyone" or (rule == "user" and bool(user)) or (rule == "subscriber" and subscribed)
-    if not allowed:
-        raise CommandError(errors.PERMISSION_DENIED)

@@ -178,6 +178,7 @@ class ClientSettings(Section):
     recovery_bytes: Whole = Field(1_048_576, ge=1024, le=1_073_741_824, description="of them in one reply; more: lost")
     history_publications: Whole = Field(300, ge=1, le=10_000, description="in one answer to a history command")
     presence_clients: Whole = Field(1000, ge=1, le=10_000, description="in one answer to presence; more: 106")
+    subscription_grace_s: Number = Field(25.0, ge=0, le=3600, description="for a channel token's renewal; then 2501")
     channels: Whole = Field(128, ge=1, le=100_000, description="subscriptions of one connection; more: 106")
     outbox_conflate_bytes: Whole = Field(32_768, ge=0, le=1_073_741_824, description="from here on latest is conflated")
     outbox_drop_bytes: Whole = Field(524_288, ge=0, le=1_073_741_824, description="from here on none is dropped")

@@ -71,6 +71,9 @@ UNRECOVERABLE_POSITION = Reply(112, "unrecoverable position")
 UNSUBSCRIBE_CODE = 2500
 """Ends one subscription and not the connection; upon it SDKs subscribe anew, with the position that they have."""
 
+UNSUBSCRIBE_EXPIRED_CODE = 2501
+"""The same where a channel token has ended: SDKs ask their application for another one."""
+
 CLOSE_NORMAL = Close(3000, "connection closed")
 CLOSE_SHUTDOWN = Close(3001, "shutdown")
 CLOSE_SERVER_ERROR = Close(3004, "internal server error")

@@ -10,15 +10,16 @@ the answer comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
 from . import errors, wants, wishes
 from .audience import Terms, WireForm
-from .channels import Channels, Namespace, may_subscribe, may_use
+from .channels import Channels, Namespace
 from .config import ClientSettings
 from .errors import CommandError, HubError
+from .grants import Grant
 from .message import ClientInfo
 from .patterns import Follower, new_list
 from .position import Position
@@ -42,7 +43,7 @@ class Attempt:
     One object for each attempt, so that two can't be mixed up.
     """
 
-    __slots__ = ("began", "channel", "command_id", "namespace", "since", "watch")
+    __slots__ = ("began", "channel", "command_id", "grant", "namespace", "since", "watch")
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Attempt:
         command_id: int = 0,
         watch: bool = False,
         began: Wants = PLAIN,
+        grant: Grant | None = None,
     ) -> None:
         self.channel = channel
         self.namespace = namespace
@@ -63,6 +65,8 @@ class Attempt:
         """It is to be told who comes and goes."""
         self.began = began
         """What it asks for, which it may get less of."""
+        self.grant = grant
+        """Of the channel token that came along."""
 
 
 class Held:
@@ -136,6 +140,10 @@ class Member(Protocol):
     @property
     def wire(self) -> WireForm: ...
     def put(self, frame: bytes) -> None: ...
+    def may_subscribe(self, command: Command, channel: str, namespace: Namespace) -> Grant | None: ...
+    def may_watch(self, channel: str, namespace: Namespace, symbols: Iterable[str]) -> None: ...
+    def keep_grant(self, channel: str, grant: Grant) -> None: ...
+    def ttl_s(self, channel: str) -> int | None: ...
     def push(self, channel: str, body: bytes) -> None: ...
     def resubscribe(self, channel: str) -> None: ...
     def on_subscribed(self, command_id: int, channel: str, watch: bool, joined: Joined) -> None: ...
@@ -159,8 +167,7 @@ def subscribe(member: Member, command: Command) -> None:
         raise CommandError(
             errors.LIMIT_EXCEEDED, f"{len(member.entries)} channels; allowed: {services.client.channels}"
         )
-    may_use(channel, member.user)
-    may_subscribe(namespace.subscribe, member.user)
+    grant = member.may_subscribe(command, channel, namespace)
     wishes.check(namespace.mode, command.params)
     watch = bool(command.params.get("join_leave"))
     if watch and not namespace.join_leave:
@@ -168,13 +175,14 @@ def subscribe(member: Member, command: Command) -> None:
     since = wishes.position(command.params) if command.params.get("recover") else None
     if namespace.mode != "latest":  # what clients say there is not for the hub
         member.begin()
-        asked = member.entries[channel] = Attempt(channel, namespace, since, command.id, watch)
+        asked = member.entries[channel] = Attempt(channel, namespace, since, command.id, watch, grant=grant)
         _enter(member, asked, namespace)
         return
     began = wants.read(command.params.get("data"), namespace, wants.is_watch(channel, namespace))
     granted = wants.capped(began, namespace, member.max_hz)
+    member.may_watch(channel, namespace, began.symbols)
     member.begin()
-    asked = member.entries[channel] = Attempt(channel, namespace, since, command.id, watch, began)
+    asked = member.entries[channel] = Attempt(channel, namespace, since, command.id, watch, began, grant)
     # Only of those who have wishes: whoever takes a channel as it comes costs Redis nothing when it comes back.
     if began is not PLAIN and namespace.resume_s and (since is not None or began.client):
         kept = wants.digest(member.user, began.client, channel, began)
@@ -194,6 +202,7 @@ def _remembered(member: Member, asked: Attempt, text: object) -> None:
     changed = wants.unpack(text, namespace, wants.is_watch(channel, namespace), began)
     try:
         granted = wants.capped(changed, namespace, member.max_hz)
+        member.may_watch(channel, namespace, changed.symbols)
     except CommandError:
         # Settings and tokens change, and whoever reaches Redis can write there: neither is this client's mistake.
         # What it asks for now was looked at when it asked.
@@ -238,7 +247,7 @@ def _subscribed(member: Member, asked: Attempt, entry: Namespace | Held, outcome
         member.fail(asked.command_id, error or CommandError(errors.INTERNAL))
         return
     granted = wants.describe(entry.wants) if isinstance(entry, Held) else None
-    member.reply(asked.command_id, "subscribe", wishes.subscribe_result(outcome, granted))
+    member.reply(asked.command_id, "subscribe", wishes.subscribe_result(outcome, granted, member.ttl_s(asked.channel)))
     opened(member, asked.channel, asked.namespace)
     member.on_subscribed(asked.command_id, asked.channel, asked.watch, outcome)
 
@@ -261,6 +270,8 @@ def _settle(member: Member, asked: Attempt, entry: Namespace | Held, outcome: Jo
         _out(member, channel, entry)
         return _unsubscribed()
     member.entries[channel] = entry
+    if asked.grant is not None:
+        member.keep_grant(channel, asked.grant)
     info = ClientInfo(member.user, member.client)
     member.services.presence.enter(channel, asked.namespace, info, member.transport, asked.watch)
     return None
@@ -333,6 +344,7 @@ def displaced(member: Member, channel: str) -> bool:
     """It was taken out of a channel's audience. False: it did not hold it."""
     if not isinstance(member.entries.pop(channel, None), Namespace | Held):
         return False
+    member.on_left(channel)
     member.services.presence.exit(channel, member.client, hold=True)
     return True
 

@@ -19,9 +19,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from . import errors, membership, wants
-from .channels import Namespace, may_use
+from .channels import Namespace
 from .errors import CommandError, HubError
 from .mailbox import ID
+from .permissions import check_users
 from .protocol import Command
 from .watch import WatchList
 
@@ -86,7 +87,7 @@ def _mailbox(caller: Caller, channel: object) -> tuple[str, Namespace]:
     namespace = caller.services.channels.resolve(channel)
     if not namespace.mailbox:
         raise CommandError(errors.NOT_AVAILABLE, "this namespace has no mailboxes")
-    may_use(str(channel), caller.user)
+    check_users(str(channel), caller.user)
     return str(channel), namespace
 
 
@@ -120,6 +121,7 @@ def _watch(caller: Caller, command: Command) -> None:
     watch_list = membership.watch_list_of(caller, channel)
     namespace, asked = caller.services.channels.resolve(channel), watch_list.asked
     add = wants.read_symbols("add", data.get("add", []), namespace)
+    caller.may_watch(channel, namespace, add)
     remove = wants.read_symbols("remove", data.get("remove", []), namespace)
     if len(asked) + len(add) > namespace.watch and len({*asked, *add} - {*remove}) > namespace.watch:
         raise CommandError(errors.LIMIT_EXCEEDED, f"a watch list has at most {namespace.watch} symbols")

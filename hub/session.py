@@ -13,21 +13,23 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from typing import Any
 
-from . import __version__, asking, auth, errors, membership, protocol, rpc, wants
+from . import __version__, asking, auth, errors, expiry, membership, permissions, protocol, rpc, wants
 from .app_gate import Gate
 from .app_session import AppSession, Transport
 from .audience import WireForm
 from .broker import Receipt
-from .channels import Channels, Namespace, may_publish, may_use
+from .capabilities import PUBLISH, SUBSCRIBE, Capabilities
+from .channels import Channels, Namespace
 from .config import ClientSettings
 from .entrance import NOBODY, Visitor
 from .errors import CommandError, HubError, ProtocolError
+from .grants import Grant
 from .membership import Entry, Held
 from .message import ClientInfo
 from .outbox import Limits
@@ -77,9 +79,11 @@ class Session(AppSession):
         "_services",
         "_spread",
         "_transport",
+        "claims",
         "client",
         "connected",
         "entries",
+        "grants",
         "max_hz",
         "user",
         "visitor",
@@ -91,6 +95,8 @@ class Session(AppSession):
         self.visitor = visitor
         self.client = services.new_id()
         self.user = ""
+        self.claims = auth.ANONYMOUS
+        """Of its token."""
         self.connected = False
         """The connect command has succeeded."""
         self._expires_at: float | None = None
@@ -98,6 +104,8 @@ class Session(AppSession):
         """What its token allows of each channel, a second."""
         self.entries: dict[str, Entry] = {}
         """Its channels; membership has what they mean."""
+        self.grants: dict[str, Grant] | None = None
+        """Those that it holds by a channel token; None for none, as most have it."""
         self._pinged_at: float | None = None
         self._ping_due = 0.0
         self._spread = False
@@ -163,9 +171,15 @@ class Session(AppSession):
         if left_s <= 0:
             self._transport.close(errors.CLOSE_EXPIRED)
             return now
+        expiry.end_subscriptions(self)
         if now >= self._ping_due:
             self._ping_due = self._ping(now)
-        return min(self._ping_due, now + left_s)
+        return min(self._ping_due, now + self.due_s)
+
+    @property
+    def due_s(self) -> float:
+        """Seconds until its token, or a subscription, ends."""
+        return min(self.left_s, expiry.left_s(self)) if self.grants else self.left_s
 
     @property
     def left_s(self) -> float:
@@ -277,7 +291,8 @@ class Session(AppSession):
         Raises ProtocolError 3500 and CommandError 109, as auth has them.
         """
         if token not in ("", None):
-            self.user, self._expires_at, self.max_hz = self._services.authenticator.verify(token)
+            self.claims = self._services.authenticator.verify(token)
+            self.user, self._expires_at, self.max_hz = self.claims[:3]
 
     def enter(self) -> None:
         """The client is in."""
@@ -285,16 +300,50 @@ class Session(AppSession):
         self._services.users.enter(self)
         logger.debug("client %s: connected as user %r", self.client, self.user)
 
+    # What it may do.
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.claims.capabilities
+
+    def check(self, action: str, channel: str, namespace: Namespace) -> None:
+        """Whether it may do this; raises CommandError 103."""
+        grant = self.grants.get(channel) if self.grants is not None else None
+        permissions.decide(action, self, channel, namespace, self.holds(channel), grant)
+
+    def may_subscribe(self, command: Command, channel: str, namespace: Namespace) -> Grant | None:
+        """Whether a subscribe command is granted, and what its channel token gives. Raises CommandError 103, 109."""
+        token = command.params.get("token")
+        grant = self.verify_grant(token) if token not in ("", None) else None
+        permissions.decide(SUBSCRIBE, self, channel, namespace, grant=grant)
+        return grant
+
+    def may_watch(self, channel: str, namespace: Namespace, symbols: Iterable[str]) -> None:
+        """Whether a watch list may have these symbols; raises CommandError 103."""
+        permissions.decide_symbols(self, channel.partition(":")[0], namespace, symbols)
+
+    def verify_grant(self, token: object) -> Grant:
+        """What a channel token gives this client. Raises CommandError 103, 109."""
+        return self._services.authenticator.verify_subscription(token, self.user)
+
+    def keep_grant(self, channel: str, grant: Grant) -> None:
+        """It holds a channel by a channel token, or by another one."""
+        expiry.keep(self, channel, grant)
+
+    def ttl_s(self, channel: str) -> int | None:
+        """Whole seconds until its channel token ends; None where it does not, or there is none."""
+        return expiry.ttl_s(self, channel)
+
     def on_subscribed(self, command_id: int, channel: str, watch: bool, joined: Joined) -> None:
         """A subscribe command has been answered: it is in. A wire may have more to do. watch: it is told who comes."""
 
     def on_left(self, channel: str) -> None:
         """It is in a channel no more."""
+        expiry.forget(self, channel)
 
     def _publish(self, command: Command) -> None:
         channel, namespace = self.resolve(command)
-        may_use(channel, self.user)
-        may_publish(namespace.publish, self.user, self.holds(channel))
+        self.check(PUBLISH, channel, namespace)
         if "data" not in command.params:
             raise CommandError(errors.BAD_REQUEST, "data is missing")
         info = ClientInfo(self.user, self.client)
@@ -373,7 +422,7 @@ COMMANDS: dict[str, Callable[[Session, Command], None]] = {
     "presence_stats": asking.presence_stats,
     "history": asking.history,
     "refresh": Session._not_available,
-    "sub_refresh": Session._not_available,
+    "sub_refresh": expiry.refresh,
     "ping": Session._unknown,
     "unknown": Session._unknown,
 }

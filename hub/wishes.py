@@ -16,9 +16,9 @@ from .position import MAX_EPOCH_LENGTH, MAX_OFFSET, Position
 from .recovery import Joined
 
 UNMET_WISHES: dict[Mode, tuple[str, ...]] = {
-    "none": ("token", "recover", "recoverable", "positioned"),
-    "stream": ("token",),
-    "latest": ("token", "positioned"),
+    "none": ("recover", "recoverable", "positioned"),
+    "stream": (),
+    "latest": ("positioned",),
 }
 """Options of a subscription that a namespace of this mode, or the hub, doesn't have."""
 
@@ -40,12 +40,12 @@ def position(params: dict[str, Any]) -> Position:
     return Position(epoch, offset)
 
 
-def subscribe_result(joined: Joined, granted: dict[str, Any] | None = None) -> dict[str, Any]:
+def subscribe_result(joined: Joined, granted: dict[str, Any] | None = None, ttl_s: int | None = None) -> dict[str, Any]:
     """As the protocol's SubscribeResult has it; what is false or empty is left out, as there.
 
-    granted: what a client gets of its wishes, who has some.
+    granted: what a client gets of its wishes, who has some. ttl_s: until its channel token ends, None for never.
     """
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {} if ttl_s is None else {"expires": True, "ttl": ttl_s}
     if granted is not None:
         result["data"] = granted
     if joined.positioned:

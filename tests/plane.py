@@ -73,6 +73,8 @@ NAMESPACES = {
     "own": Namespace(subscribe="anyone", publish="subscriber"),
     "closed": Namespace(subscribe="nobody", publish="nobody"),
     "tokens": Namespace(subscribe="token", publish="token"),
+    "vault": Namespace(mode="stream", subscribe="nobody", publish="nobody", history="nobody", presence="nobody"),
+    "desk": Namespace(mode="latest", subscribe="nobody", watch=10),
     "chat": Namespace(mode="stream", subscribe="anyone", publish="anyone", history="anyone"),
     "paced": Namespace(mode="stream", subscribe="anyone", flush_ms=1),
     "log": Namespace(mode="stream", subscribe="anyone", publish="anyone"),

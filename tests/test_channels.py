@@ -11,16 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hub import errors
-from hub.channels import (
-    Channels,
-    Namespace,
-    PublishRule,
-    SubscribeRule,
-    mailbox_of,
-    may_publish,
-    may_subscribe,
-    namespace_of,
-)
+from hub.channels import Channels, Namespace, mailbox_of, namespace_of
 from hub.errors import CommandError, Reply
 
 TICKER = Namespace(mode="latest", subscribe="anyone")
@@ -83,34 +74,6 @@ def test_a_configured_default_namespace_is_kept() -> None:
 def test_the_defaults_are_closed() -> None:
     """A namespace without settings lets users with a token listen, and nobody write."""
     assert (Namespace().mode, Namespace().subscribe, Namespace().publish) == ("none", "user", "nobody")
-
-
-OK, NO, LATER = None, errors.PERMISSION_DENIED, errors.NOT_AVAILABLE
-
-
-@pytest.mark.parametrize(
-    ("rule", "anonymous", "user"),
-    [("nobody", NO, NO), ("anyone", OK, OK), ("user", NO, OK), ("token", LATER, LATER)],
-)
-def test_who_may_subscribe(rule: SubscribeRule, anonymous: Reply | None, user: Reply | None) -> None:
-    """The whole table of rules: for an anonymous client, and for one with a user."""
-    assert [_verdict(lambda who=who: may_subscribe(rule, who)) for who in ("", "ann")] == [anonymous, user]
-
-
-@pytest.mark.parametrize(
-    ("rule", "verdicts"),
-    [
-        ("nobody", [NO, NO, NO, NO]),
-        ("anyone", [OK, OK, OK, OK]),
-        ("user", [NO, NO, OK, OK]),
-        ("subscriber", [NO, OK, NO, OK]),
-        ("token", [LATER, LATER, LATER, LATER]),
-    ],
-)
-def test_who_may_publish(rule: PublishRule, verdicts: list[Reply | None]) -> None:
-    """The whole table: anonymous, anonymous and subscribed, user, user and subscribed."""
-    cases = [("", False), ("", True), ("ann", False), ("ann", True)]
-    assert [_verdict(lambda case=case: may_publish(rule, *case)) for case in cases] == verdicts
 
 
 @pytest.mark.parametrize(

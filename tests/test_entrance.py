@@ -27,7 +27,7 @@ def test_a_visitor_is_whom_its_token_names(headers, query):
     """The header's token counts before the query's, which stands in the logs of proxies."""
     visitor = entrance().visitor(("203.0.113.7", 4711), headers, query)
     assert (visitor.user, visitor.address, visitor.token) == ("ann", "203.0.113.7", TOKEN)
-    assert visitor.claims == auth.Claims("ann", NOW + 60)
+    assert visitor.claims == auth.Claims("ann", NOW + 60, issued_at=NOW)
 
 
 def test_who_shows_nothing_is_nobody():

@@ -17,7 +17,7 @@ from hub.recovery import Joined
         ("none", {"recover": True}, "recover"),
         ("none", {"positioned": True, "recover": False}, "positioned"),
         ("latest", {"positioned": True}, "positioned"),
-        ("stream", {"token": "x"}, "token"),
+        ("stream", {"token": "x"}, None),
         ("latest", {"recover": True}, None),
         ("stream", {"recover": True, "positioned": True}, None),
     ],

@@ -113,7 +113,7 @@ class EmulatedSession(Session):
 class StreamConnection(Connection):
     """A client that speaks the native protocol over a stream and requests to /emulation."""
 
-    __slots__ = ("_opened_at", "_session", "_sessions", "wire")
+    __slots__ = ("_due_at", "_opened_at", "_session", "_sessions", "wire")
 
     def __init__(self, fd: Descriptor, emulation: Emulation, wire: WireForm, visitor: Visitor) -> None:
         super().__init__(fd, emulation.reactor, emulation.services.outbox)
@@ -127,7 +127,8 @@ class StreamConnection(Connection):
     def begin(self, head: bytes, message: bytes) -> None:
         """Join the plane: send the answer's head, then handle the first commands."""
         self.reactor.adopt(self)
-        self.reactor.schedule(self, self._session.first_deadline(self._opened_at))
+        self._due_at = self._session.first_deadline(self._opened_at)
+        self.reactor.schedule(self, self._due_at)
         self.put(head)
         self.hear(message)
 
@@ -149,6 +150,11 @@ class StreamConnection(Connection):
     def reply(self, message: bytes) -> None:
         self.put(self.wire.encode_message(message))
 
+    def wake(self, at: float) -> None:
+        if at < self._due_at and self.open:
+            self._due_at = at
+            self.reactor.schedule(self, at)
+
     def displaced(self, channel: str) -> None:
         self._session.on_displaced(channel)
 
@@ -164,9 +170,9 @@ class StreamConnection(Connection):
         """Of a client that has been told `Connection: close`: forgotten."""
 
     def on_deadline(self, now: float) -> None:
-        due = self._session.on_deadline(now)
+        self._due_at = self._session.on_deadline(now)
         if self.open:
-            self.reactor.schedule(self, due)
+            self.reactor.schedule(self, self._due_at)
 
     def on_caught_up(self, dropped: int) -> None:
         self.reply(protocol.encode_message({"hub": {"dropped": dropped}}))

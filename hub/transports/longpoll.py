@@ -408,6 +408,7 @@ class PollHandler(PlainHandler):
                 _, wish = await self.ask(gate, self.granted(gate, caller))
                 if self._door.entrance.draining():
                     raise CommandError(BUSY)
+            wait_s = min(wait_s, max(0.0, wish.ends_at - self._door.services.wall_clock()))
             poll = self._poll = Poll(self._door.services, wish)
             self._polls.enter(poll)
         except HubError as error:

@@ -15,6 +15,9 @@ there is one, has been asked; no answer, header or log line repeats a token or w
     429  too much waits (111)                         503  too many requests at a time, draining, Redis is away, or the
          application has failed or taken too long (100)
 
+A channel token comes as `?channel_token=`, once for each channel that needs one. What it gives can't be renewed in a
+request: a stream ends with the first of them (3006), and so does the wait of a poll.
+
 A token is the `Authorization: Bearer` header's or, for EventSource, which can't send one, `?token=`: then it stands in
 the logs of proxies, so it should be short-lived. There are no cookies, so a page of another site has nobody's rights.
 """
@@ -23,8 +26,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Set
 from dataclasses import dataclass
+from math import inf
 from typing import Any, TypeVar
 
 import orjson
@@ -33,11 +37,14 @@ from .. import cors, cursor, errors, httpd
 from ..app_gate import Gate
 from ..app_guest import Gone, Guest
 from ..app_runner import Rejected
-from ..auth import Claims
-from ..channels import Namespace, may_subscribe, may_use
+from ..auth import ANONYMOUS, Claims
+from ..capabilities import SUBSCRIBE
+from ..channels import Namespace
 from ..cursor import Cursor
 from ..entrance import NOBODY
 from ..errors import CommandError, HubError, ProtocolError, Reply, error_body
+from ..grants import Grant
+from ..permissions import decide, decide_symbols
 from ..wants import Wants
 from . import market
 from .websocket import Door
@@ -48,8 +55,6 @@ Result = TypeVar("Result")
 
 RETRY_AFTER_S = 1
 MAX_PREFLIGHT_AGE_S = 600
-ANYBODY = Claims("", float("inf"))
-"""Who comes without a token."""
 CURSOR_HEADER = "Hub-Cursor"
 STATUS = {
     errors.UNAUTHORIZED.code: 401,
@@ -74,6 +79,8 @@ class Wish:
     """Of those `latest` channels that are not taken as they come."""
     since: Cursor
     join_leave: bool
+    ends_at: float = inf
+    """When the first of its channel tokens ends, in seconds since 1970."""
 
 
 class ChannelError(CommandError):
@@ -135,7 +142,7 @@ class PlainHandler(httpd.Handler):
     def caller(self) -> Claims:
         """Who asks. Raises ProtocolError or CommandError for a token that is not good."""
         self.visitor = self._door.entrance.visitor(self.peer, self.request.headers, self.parameter("token"))
-        return self.visitor.claims or ANYBODY
+        return self.visitor.claims or ANONYMOUS
 
     def parameter(self, name: str, default: str = "") -> str:
         """One parameter of the query. Raises CommandError 107 for one that is given twice."""
@@ -145,7 +152,10 @@ class PlainHandler(httpd.Handler):
         return values[0] if values else default
 
     def wish(self, caller: Claims) -> Wish:
-        """Read and check ?channel=…&channel=…&since=…&join_leave=true, and what `market` has. Raises HubError."""
+        """Read and check ?channel=…&channel=…&channel_token=…&since=…&join_leave=true, and what `market` has.
+
+        Raises HubError.
+        """
         services = self._door.services
         names = dict.fromkeys(self.get_query_arguments("channel", strip=False))
         most = min(services.client.channels, cursor.MAX_CHANNELS)
@@ -156,13 +166,16 @@ class PlainHandler(httpd.Handler):
         join_leave = self.parameter("join_leave", "false")
         if join_leave not in ("true", "false"):
             raise CommandError(errors.BAD_REQUEST, "join_leave: allowed are true and false")
+        grants = self._grants(caller.user, names.keys())
         channels: dict[str, Namespace] = {}
         for index, name in enumerate(names):
             try:
-                channels[name] = self._readable(name, caller.user, join_leave == "true")
+                channels[name] = self._readable(name, caller, grants.get(name), join_leave == "true")
             except CommandError as error:
                 raise ChannelError(error, index) from None
-        return Wish(caller, channels, self._wanted(channels, caller), self._since(), join_leave == "true")
+        ends_at = min((grant.expires_at for grant in grants.values()), default=inf)
+        wanted = self._wanted(channels, caller)
+        return Wish(caller, channels, wanted, self._since(), join_leave == "true", ends_at)
 
     def _wanted(self, channels: dict[str, Namespace], caller: Claims) -> dict[str, Wants]:
         query = {name: self.parameter(name) for name in (*market.OPTIONS, "data") if self.get_query_arguments(name)}
@@ -176,13 +189,27 @@ class PlainHandler(httpd.Handler):
             except CommandError as error:
                 raise ChannelError(error, index) from None
             if wanted is not None:
+                decide_symbols(caller, name.partition(":")[0], namespace, wanted.symbols)
                 found[name] = wanted
         return found
 
-    def _readable(self, channel: str, user: str, join_leave: bool) -> Namespace:
+    def _grants(self, user: str, names: Set[str]) -> dict[str, Grant]:
+        """What its channel tokens give, by channel. Raises CommandError 103, 107, 109."""
+        tokens = self.get_query_arguments("channel_token", strip=False)
+        if len(tokens) > len(names):
+            raise CommandError(errors.BAD_REQUEST, "channel_token: allowed is one for each channel at most")
+        found = [self.grant(user, token) for token in tokens]
+        if not names >= {grant.channel for grant in found}:
+            raise CommandError(errors.BAD_REQUEST, "channel_token: found one of a channel that is not asked for")
+        return {grant.channel: grant for grant in found}
+
+    def grant(self, user: str, token: object) -> Grant:
+        """What one channel token gives. Raises CommandError 103, 109."""
+        return self._door.services.authenticator.verify_subscription(token, user)
+
+    def _readable(self, channel: str, caller: Claims, grant: Grant | None, join_leave: bool) -> Namespace:
         namespace = self._door.services.channels.resolve(channel)
-        may_use(channel, user)
-        may_subscribe(namespace.subscribe, user)
+        decide(SUBSCRIBE, caller, channel, namespace, grant=grant)
         if namespace.mailbox:
             raise CommandError(errors.NOT_AVAILABLE, "a mailbox needs acknowledgements: connect by WebSocket")
         if join_leave and not namespace.join_leave:

@@ -11,7 +11,8 @@ Never break: a browser's page of another origin has been refused by plain before
     413 for a body beyond client.message_bytes, 415 for another type, 503 where Redis has not confirmed: with an
         idempotency key it can be sent again without being published twice
 
-Who publishes here holds no channel, so the rule "subscriber" lets nobody in. An application is asked about each
+Who publishes here holds no channel, so the rule "subscriber" lets nobody in; "token" in the body is a channel token
+whose claim `allow` lists `pub`. An application is asked about each
 request: `on_connect`, then `on_publish`. What a client asked for that has gone while it thought is not published.
 """
 
@@ -26,9 +27,11 @@ from .. import cors, errors
 from ..app_gate import Gate
 from ..auth import Claims
 from ..broker import Receipt
-from ..channels import Namespace, may_publish, may_use
+from ..capabilities import PUBLISH
+from ..channels import Namespace
 from ..errors import CommandError, HubError
 from ..message import ClientInfo, PublishOptions
+from ..permissions import decide
 from .plain import PlainHandler
 
 PATH = "/publish"
@@ -56,7 +59,7 @@ class PublishHandler(PlainHandler):
             gate = self._door.services.gate
             if gate is not None:
                 caller = await self.ask(gate, self._allowed(gate, caller, params))
-            receipt = await self._publish(caller.user, params)
+            receipt = await self._publish(caller, params)
         except HubError as error:
             self.fail(error)
         else:
@@ -74,21 +77,22 @@ class PublishHandler(PlainHandler):
     async def _allowed(self, gate: Gate, caller: Claims, params: dict[str, Any]) -> Claims:
         """Who it is, as the application has it, which may change the data. Raises HubError."""
         guest, caller = await self.welcome(gate, caller)
-        channel, _ = self._resolve(caller.user, params)
+        channel, _ = self._resolve(caller, params)
         params["data"] = await guest.publish(channel, params["data"])
         return caller
 
-    def _resolve(self, user: str, params: dict[str, Any]) -> tuple[str, Namespace]:
-        """The channel, if the rules let him publish there. Raises CommandError."""
+    def _resolve(self, caller: Claims, params: dict[str, Any]) -> tuple[str, Namespace]:
+        """The channel, if he may publish there. Raises CommandError."""
         namespace = self._door.services.channels.resolve(params.get("channel"))
         channel = str(params["channel"])
-        may_use(channel, user)
-        may_publish(namespace.publish, user, subscribed=False)
+        token = params.get("token")
+        grant = self.grant(caller.user, token) if token not in ("", None) else None
+        decide(PUBLISH, caller, channel, namespace, grant=grant)
         return channel, namespace
 
-    async def _publish(self, user: str, params: dict[str, Any]) -> Receipt:
+    async def _publish(self, caller: Claims, params: dict[str, Any]) -> Receipt:
         """Raises HubError."""
-        channel, namespace = self._resolve(user, params)
+        channel, namespace = self._resolve(caller, params)
         verdict: asyncio.Future[Receipt | HubError] = asyncio.get_running_loop().create_future()
 
         def done(outcome: Receipt | HubError) -> None:
@@ -96,7 +100,7 @@ class PublishHandler(PlainHandler):
                 verdict.set_result(outcome)
 
         options = PublishOptions(idempotency_key=params.get("idempotency_key", ""))
-        info = ClientInfo(user, "")  # there is no connection that it could name
+        info = ClientInfo(caller.user, "")  # there is no connection that it could name
         publisher = self._door.services.publisher
         publisher.publish(channel, namespace, params["data"], done, info, options=options)
         outcome = await verdict

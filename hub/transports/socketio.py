@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from .. import errors
+from .. import errors, expiry
 from .. import socketio_protocol as socketio
 from ..app_runner import Rejected, Unavailable
 from ..audience import ELSEWHERE, Audience, Group, new_number
@@ -91,6 +91,9 @@ class Branch:
 
     def close(self, close: Close) -> None:
         self._connection.close(close)
+
+    def wake(self, at: float) -> None:
+        self._connection.wake(at)
 
     def displaced(self, channel: str) -> None:
         if self.session is not None:
@@ -177,7 +180,7 @@ class SocketIOConnection(EngineConnection):
         at = self._connect_by
         if self._unfinished_since != inf:
             at = min(at, self._unfinished_since + self.engine.settings.attachment_timeout_ms / TO_MS)
-        left_s = min((session.left_s for session in self._sessions.values()), default=inf)
+        left_s = min((session.due_s for session in self._sessions.values()), default=inf)
         return at if left_s == inf else min(at, self.reactor.clock() + left_s)
 
     def on_app_due(self, now: float) -> None:
@@ -185,8 +188,11 @@ class SocketIOConnection(EngineConnection):
             self.close(errors.CLOSE_STALE)
         elif any(session.left_s <= 0 for session in self._sessions.values()):
             self.close(errors.CLOSE_EXPIRED)
-        else:
+        elif now >= self._unfinished_since + self.engine.settings.attachment_timeout_ms / TO_MS:
             self.close(Close(errors.CLOSE_POLICY.code, "attachments not finished in time"))
+        else:
+            for session in self._sessions.values():
+                expiry.end_subscriptions(session)
 
     def farewell(self, close: Close) -> bytes:
         # Upon a disconnect from the server, stock clients don't come back by themselves; without it they do.
@@ -223,6 +229,10 @@ class SocketIOConnection(EngineConnection):
     def reply(self, message: bytes) -> None:
         """The native protocol's own messages; a SocketSession has none."""
         raise NotImplementedError
+
+    def wake(self, at: float) -> None:
+        """What each session calls; when the first of them is due is asked of all."""
+        self._schedule()
 
     def catch_up(self) -> None:
         """Have what the batch under way holds for it before what is put now."""
@@ -345,7 +355,7 @@ class SocketIOConnection(EngineConnection):
         else:
             self._welcome(session)
         session.returning = None
-        if session.left_s != inf:
+        if session.due_s != inf:
             self._schedule()
 
     def _welcome(self, session: SocketSession, pid: str = "") -> None:

@@ -49,7 +49,9 @@ OFFSET = b'{"offset":'
 """How the body of a `stream` channel's publication begins, and no other."""
 NEWEST = Position("", 0)
 """Where somebody is who comes back to a channel without positions; `latest` ones give their value then."""
-EVENTS = frozenset({"subscribe", "unsubscribe", "publish", "presence", "presence_stats", "history", "rpc"})
+EVENTS = frozenset(
+    {"subscribe", "unsubscribe", "publish", "presence", "presence_stats", "history", "rpc", "sub_refresh"}
+)
 """What clients may emit: the session's commands of the same names."""
 
 
@@ -327,6 +329,7 @@ class SocketSession(Session):
             self._stays[channel] = Stay(joined.epoch, joined.offset - len(missed), deliveries.count, batches)
 
     def on_left(self, channel: str) -> None:
+        super().on_left(channel)
         self._stays.pop(channel, None)
 
     def _resume_id(self, channel: str) -> int:

@@ -108,6 +108,7 @@ class EventStreamConnection(Connection):
 
     __slots__ = (
         "_channels",
+        "_ended",
         "_expires_at",
         "_guest",
         "_holdings",
@@ -140,6 +141,7 @@ class EventStreamConnection(Connection):
         self._services = services
         self._watch = watch
         self._expires_at = caller.expires_at
+        self._ended = errors.CLOSE_EXPIRED
         self._channels: dict[str, Namespace] = {}
         """Those that it is in."""
         self._holdings: Holdings | None = None
@@ -171,6 +173,8 @@ class EventStreamConnection(Connection):
             self._positions = {channel: position for channel, position in known if position is not None}
         if wish.wants:
             self._holdings = Holdings(self._services, self, wish.wants)
+        if wish.ends_at < self._expires_at:
+            self._expires_at, self._ended = wish.ends_at, errors.CLOSE_SUBSCRIPTION_EXPIRED
         self.reactor.adopt(self)
         self._services.users.enter(self)
         # The first heartbeat at another time for each, so that clients that came together don't stay in step.
@@ -320,7 +324,7 @@ class EventStreamConnection(Connection):
     def on_deadline(self, now: float) -> None:
         left_s = self._left_s()
         if left_s <= 0:
-            self.close(errors.CLOSE_EXPIRED)
+            self.close(self._ended)
             return
         self.put(eventstream.HEARTBEAT)
         self._schedule(self._services.client.ping_interval_s)

@@ -261,6 +261,12 @@ class WebSocketConnection(FramedConnection):
     def next_due(self) -> float:
         return self._session_due
 
+    def wake(self, at: float) -> None:
+        """What the session calls."""
+        if at < self._session_due:
+            self._session_due = at
+            self._schedule()
+
     def displaced(self, channel: str) -> None:
         """What streams calls."""
         try:

@@ -97,6 +97,27 @@ async function renews(ended, token) {
   return [client];
 }
 
+/** Channel tokens: one that ends is renewed in place; where none comes the subscription ends, and begins anew with one. */
+async function renewsItsChannel(token, tokensOfA, tokensOfB) {
+  const client = await connect({ token });
+  const [a, b] = [tokensOfA.split(","), tokensOfB.split(",")];
+  const renewed = await subscribe(client, "tokens:a", { getToken: async () => a.shift() });
+  const lost = [];
+  renewed.on("subscribing", ({ code }) => lost.push(code));
+  const getToken = async () => {
+    const text = b.shift();
+    if (text === "none") throw new Error("not now");
+    return text;
+  };
+  const lapsed = client.newSubscription("tokens:b", { getToken, minResubscribeDelay: 50, maxResubscribeDelay: 100 });
+  lapsed.on("error", () => {});
+  lapsed.subscribe();
+  assert.equal((await next(lapsed, "subscribing", ({ code }) => code >= 2500)).code, 2501);
+  await next(lapsed, "subscribed");
+  assert.deepEqual([a, b, lost], [[], [], []]);
+  return [client];
+}
+
 async function comesBack(token, workers) {
   const client = await connect({ token });
   const ticker = await subscribe(client, "ticker:ACME");
@@ -271,7 +292,7 @@ async function isLetIntoRooms(token) {
   return [client, other];
 }
 
-const SCENARIOS = { watches, isLetIntoRooms, hasAMailbox, receives, seesOthers, isRefused, isTurnedAway, renews, comesBack, missesNothing, isToldOfLoss };
+const SCENARIOS = { watches, isLetIntoRooms, hasAMailbox, receives, seesOthers, isRefused, isTurnedAway, renews, renewsItsChannel, comesBack, missesNothing, isToldOfLoss };
 
 const [scenario, url, ...rest] = process.argv.slice(2);
 for (const client of await SCENARIOS[scenario](...rest)) client.disconnect();

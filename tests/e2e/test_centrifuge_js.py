@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from hub import auth
 from tests.e2e import nodejs
-from tests.hubs import HubProcess
+from tests.hubs import SECRET, HubProcess
 
 TICKER = {"source": "simulate", "symbols": ["ACME", "APEX"], "rate_hz": 20.0, "share": 1.0, "lease_ttl_s": 1.0}
 ROOM = {"subscribe": "user", "presence": "user", "join_leave": True}
@@ -44,6 +46,24 @@ def test_sdk_with_a_bad_token_stays_away(hub: HubProcess) -> None:
 def test_sdk_renews_a_token_that_has_ended(hub: HubProcess) -> None:
     """A token that has ended makes the SDK ask for another, with which it connects."""
     nodejs.run("centrifuge_js.mjs", "renews", hub.ws_url, hub.token("ann", ttl_s=-60), hub.token("ann"))
+
+
+def test_sdk_renews_its_channel_tokens() -> None:
+    """A subscription whose token ends goes on with the next; without one it ends, and begins anew with one."""
+
+    def tokens(channel: str, *ends_in_s: float) -> list[str]:
+        now = time.time()
+        return [
+            auth.make("ann", SECRET, min(in_s, 0) or 60, now, channel=channel, expire_at=now + max(in_s, 0))
+            for in_s in ends_in_s
+        ]
+
+    settings = {"client": {"subscription_grace_s": 1.0}, "namespaces": {"tokens": {"subscribe": "token"}}}
+    with HubProcess(settings) as hub:
+        renewed = tokens("tokens:a", 2, 3600)
+        first, ended, last = tokens("tokens:b", 2, -60, 3600)
+        lapsing = ",".join([first, "none", ended, last])
+        nodejs.run("centrifuge_js.mjs", "renewsItsChannel", hub.ws_url, hub.token("ann"), ",".join(renewed), lapsing)
 
 
 def test_sdk_watches_a_list_at_its_own_rate() -> None:

@@ -23,7 +23,7 @@ REFUSED = {
     "channel=users:a": (403, 103),
     "channel=open:a&channel=closed:a": (403, 103),
     "channel=open:%2342": (403, 103),
-    "channel=tokens:a": (400, 108),
+    "channel=tokens:a": (403, 103),
     "channel=open:a&join_leave=true": (400, 108),
     "channel=open:a&join_leave=maybe": (400, 107),
     "channel=open:a&since=nonsense": (400, 107),
