@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from . import api_mailbox, errors, httpd, pages
+from . import api_control, api_mailbox, errors, httpd, pages
 from .asking import presence_body
 from .broker import Receipt
 from .channels import Channels
@@ -44,6 +44,7 @@ from .message import PublishOptions
 from .presence import Presence
 from .publish import Publisher
 from .registry import Registry
+from .revocation import Revocations
 from .roll import Roll
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Api:
     most_commands: int
     mailboxes: Mailboxes
     inbox: str
+    revocations: Revocations
 
 
 def routes(api: Api) -> httpd.Routes:
@@ -251,34 +253,29 @@ async def _channels(api: Api, params: Params) -> Result:
     """{"pattern"?} -> {"channels":{"news":{"num_clients":3}}}; "silent_nodes" names workers that did not answer."""
     clients, silent = await api.registry.channels(params.get("pattern") or "")
     body: Result = {"channels": {channel: {"num_clients": number} for channel, number in clients.items()}}
-    return _with_silent(body, silent)
+    return api_control.with_silent(body, silent)
 
 
 async def _connections(api: Api, params: Params) -> Result:
     """{} -> {"num_clients","num_users","nodes":[…]} of this moment; a user on two workers counts twice.
 
-    Centrifugo PRO's list of one user's connections, asked for with `user` or `expression`, is not available.
+    With `user`, `client`, `session`, `channel`, `limit` or `after`: who they are; api_control has the words.
     """
-    if params.get("user") or params.get("expression"):
-        raise CommandError(errors.NOT_AVAILABLE, "connections of one user are not available; without user: counts")
+    if api_control.wants_list(params):
+        return await api_control.connections(api, params)
     nodes, silent = await api.registry.fresh_nodes()
     body: Result = {
         "num_clients": sum(node.num_clients for node in nodes),
         "num_users": sum(node.num_users for node in nodes),
         "nodes": [_node_body(node) for node in nodes],
     }
-    return _with_silent(body, silent)
+    return api_control.with_silent(body, silent)
 
 
 def _node_body(node: Node) -> Result:
     body = node._asdict()
     body["uptime"] = body.pop("uptime_s")
     return body
-
-
-def _with_silent(body: Result, silent: list[str]) -> Result:
-    # An incomplete sum must not look like a complete one.
-    return {**body, "silent_nodes": silent} if silent else body
 
 
 async def _presence(api: Api, params: Params, full: bool) -> Result:
@@ -310,10 +307,6 @@ async def _history_remove(api: Api, params: Params) -> Result:
     pages.check_kept(namespace)
     await api.history.remove(params["channel"], namespace)
     return {}
-
-
-async def _not_available(api: Api, params: Params) -> Result:
-    raise CommandError(errors.NOT_AVAILABLE, "this method is not available")
 
 
 # Batches.
@@ -373,9 +366,13 @@ METHODS: dict[str, Callable[[Api, Params], Awaitable[Result]]] = {
     "presence_stats": partial(_presence, full=False),
     "history": _history,
     "history_remove": _history_remove,
-    "subscribe": _not_available,
-    "unsubscribe": _not_available,
-    "disconnect": _not_available,
-    "refresh": _not_available,
+    "subscribe": api_control.subscribe,
+    "unsubscribe": api_control.unsubscribe,
+    "disconnect": api_control.disconnect,
+    "refresh": api_control.refresh,
+    "revoke_token": api_control.revoke_token,
+    "invalidate_user_tokens": api_control.invalidate_user_tokens,
+    "block_user": api_control.block_user,
+    "unblock_user": api_control.unblock_user,
 }
 """What a request or a batch's command may name; a batch itself is no command."""

@@ -34,6 +34,10 @@ class Transport(StreamSubscriber, Protocol):
     """The connection under a session; it hands `displaced` on to it."""
 
     @property
+    def kind(self) -> str:
+        """Of its wire: 'websocket'."""
+
+    @property
     def ready(self) -> bool: ...
 
     @property

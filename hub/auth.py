@@ -113,12 +113,21 @@ def _decode(token: object, secret: str, now: float, required: str) -> dict[str, 
 class Authenticator:
     """Judges the tokens of one hub."""
 
-    __slots__ = ("_now", "_secret")
+    __slots__ = ("_check", "_now", "_secret")
 
-    def __init__(self, secret: str, now: Callable[[], float]) -> None:
-        """secret: auth.hmac_secret, '' where there is none. now: seconds since 1970."""
+    def __init__(
+        self,
+        secret: str,
+        now: Callable[[], float],
+        check: Callable[[str, str, float], None] = lambda user, token_id, issued_at: None,
+    ) -> None:
+        """secret: auth.hmac_secret, '' where there is none. now: seconds since 1970.
+
+        check: whether a good token has been revoked, by its user, `jti` and `iat`; raises ProtocolError.
+        """
         self._secret = secret
         self._now = now
+        self._check = check
 
     @property
     def enabled(self) -> bool:
@@ -126,12 +135,19 @@ class Authenticator:
         return bool(self._secret)
 
     def verify(self, token: object) -> Claims:
-        """What a token says. Raises as `verify` does."""
-        return verify(token, self._secret, self._now())
+        """What a token says. Raises as `verify` does, and ProtocolError for one that is revoked."""
+        claims = verify(token, self._secret, self._now())
+        self._check(claims.user, claims.token_id, claims.issued_at)
+        return claims
 
     def verify_subscription(self, token: object, user: str) -> Grant:
-        """What a channel token gives this user. Raises as `verify_subscription` does."""
-        return verify_subscription(token, user, self._secret, self._now())
+        """What a channel token gives this user. Raises as `verify_subscription` does, and 103 for a revoked one."""
+        grant = verify_subscription(token, user, self._secret, self._now())
+        try:
+            self._check(user, grant.token_id, grant.issued_at)
+        except ProtocolError as error:
+            raise CommandError(errors.PERMISSION_DENIED, f"channel token: {error}") from None
+        return grant
 
 
 def is_user(text: str) -> bool:

@@ -89,6 +89,9 @@ class EmbeddedSettings(Section):
 class AuthSettings(Section):
     hmac_secret: SecretText = Field("", description="key of HS256 tokens", repr=False)
     hmac_secret_file: str = Field("", description=SECRET_FILE)
+    revocations: Whole = Field(
+        100_000, ge=1, le=10_000_000, description="tokens and users that are kept out; more: 106"
+    )
 
 
 class ApiSettings(Section):

@@ -11,6 +11,11 @@ A survey is one message on the control channel, an answer one entry of the surve
     {"do":"survey","id":"6f1c…","ask":"channels","pattern":"ticker:*"}
     {"uid":"91b0…","channels":{"ticker:ACME":12}}
 
+One that has something done has `params` besides; orders has their words:
+
+    {"do":"survey","id":"6f1c…","ask":"disconnect","pattern":"","params":{"user":"42","code":3503,…}}
+    {"uid":"91b0…","met":2}
+
 A notice is one message:
 
     {"do":"notify","user":"42","channel":"inbox:#42","data":{"text":"hi"}}
@@ -53,11 +58,15 @@ class Node(NamedTuple):
 
 
 class Question(NamedTuple):
-    """One survey as a worker got it: where the answer goes, what is asked, about which channels ('' for all)."""
+    """One survey as a worker got it: where the answer goes, what is asked, about which channels ('' for all).
+
+    params: of an order.
+    """
 
     survey: str
     ask: str
     pattern: str
+    params: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
 class Notice(NamedTuple):
@@ -103,8 +112,12 @@ class Answer(NamedTuple):
 
 
 def encode_survey(question: Question) -> bytes:
-    """One message for the control channel, as in the file's head."""
-    return orjson.dumps({"do": "survey", "id": question.survey, "ask": question.ask, "pattern": question.pattern})
+    """One message for the control channel, as in the file's head. Raises ValueError for more than MAX_CONTROL_BYTES."""
+    command: dict[str, Any] = {"do": "survey", "id": question.survey, "ask": question.ask, "pattern": question.pattern}
+    message = orjson.dumps(command | ({"params": question.params} if question.params else {}))
+    if len(message) > MAX_CONTROL_BYTES:
+        raise ValueError(f"{len(message)} bytes; allowed: {MAX_CONTROL_BYTES}")
+    return message
 
 
 def encode_notice(notice: Notice) -> bytes:
@@ -159,7 +172,10 @@ def parse_question(command: dict[str, Any]) -> Question:
     survey = _text(command, "id")
     if not SURVEY_ID.fullmatch(survey):
         raise ValueError("a survey without a proper id")
-    return Question(survey, _text(command, "ask"), check_pattern(command.get("pattern", "")))
+    params = command.get("params", {})
+    if not isinstance(params, dict):
+        raise ValueError("a survey with something else for params")
+    return Question(survey, _text(command, "ask"), check_pattern(command.get("pattern", "")), params)
 
 
 def parse_answer(text: bytes) -> Answer:

@@ -43,7 +43,8 @@ class Reply:
 class Close:
     """A reason that a connection ends.
 
-    Below 3500 (and for 1xxx as the RFC has it) clients reconnect, from 3500 on they don't.
+    Below 3500 (and for 1xxx as the RFC has it) clients reconnect, from 3500 on they don't; of an application's own
+    codes they do below 4500.
     """
 
     code: int
@@ -51,7 +52,7 @@ class Close:
 
     @property
     def reconnect(self) -> bool:
-        return self.code < 3500
+        return self.code < 3500 or 4000 <= self.code < 4500
 
 
 INTERNAL = Reply(100, "internal server error", temporary=True)

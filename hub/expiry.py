@@ -96,8 +96,13 @@ def end_subscriptions(holder: Holder) -> None:
         return
     over = [channel for channel, grant in holder.grants.items() if _left_s(holder, grant) <= 0]
     for channel in over:
-        membership.leave(holder, channel, hold=True)
-        holder.tell_displaced(channel, errors.UNSUBSCRIBE_EXPIRED_CODE, errors.CLOSE_SUBSCRIPTION_EXPIRED.reason)
+        end(holder, channel)
+
+
+def end(holder: Holder, channel: str) -> None:
+    """Take it out of a channel for which its token is good no more."""
+    membership.leave(holder, channel, hold=True)
+    holder.tell_displaced(channel, errors.UNSUBSCRIBE_EXPIRED_CODE, errors.CLOSE_SUBSCRIPTION_EXPIRED.reason)
 
 
 def refresh(holder: Holder, command: Command) -> None:

@@ -1,8 +1,9 @@
 """Registry: which workers of the whole hub live, and one question asked to all of them.
 
-Does: keep this worker's lease and description in Redis, list the live ones, ask all workers and gather their answers.
+Does: keep this worker's lease and description in Redis, list the live ones, ask all workers, or have them do something,
+and gather their answers.
 Does not: know HTTP (api), hold the control channel (ingest) or the shapes on it (control); worker gives it the counts.
-Called by: worker (builds it), ingest (`on_control`), api (`nodes`, `fresh_nodes`, `channels`).
+Called by: worker (builds it), ingest (`on_control`), api (`nodes`, `fresh_nodes`, `channels`), api_control (`order`).
 Never break: `on_control` never raises and never waits, for it runs between publications; whatever is written to Redis
 vanishes by itself.
 
@@ -19,7 +20,7 @@ import socket
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,6 +55,10 @@ MAX_CHANNELS = 10_000
 """In the answer to one `channels` question."""
 
 Counts = Callable[[], dict[str, int]]
+Order = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Does what its params say and gives what it will answer; raises ValueError for what can't be done."""
+Send = Callable[[bytes], Awaitable[int]]
+"""Gives all workers a message of the control channel, and says how many have it."""
 Value = TypeVar("Value")
 Parsed = TypeVar("Parsed")
 
@@ -72,9 +77,23 @@ class ChannelCounts(NamedTuple):
     silent: list[str]
 
 
+class Ordered(NamedTuple):
+    """What the workers answered, each an object that is yet to be checked, and the uids of those that did not."""
+
+    answers: list[dict[str, Any]]
+    silent: list[str]
+
+
 class _Survey(NamedTuple):
     answers: list[Answer]
     silent: list[str]
+
+
+class _Asked(NamedTuple):
+    """A question that waits for its answer; `answer`: one that is under way already."""
+
+    question: Question
+    answer: Awaitable[dict[str, Any]] | None
 
 
 class Registry:
@@ -89,13 +108,15 @@ class Registry:
         lease_s: float = LEASE_S,
         on_notice: Callable[[Notice], None] = lambda notice: None,
         on_errand: Callable[[Errand], None] = lambda errand: None,
+        orders: Mapping[str, Order] | None = None,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """stats: num_clients, num_users, num_subs and num_channels of this worker; cheap, as it is called every second.
 
         counts: its subscribers by channel, none of them 0. on_notice: tells this worker's connections.
-        on_errand: acts on one of them; raises ValueError for nonsense.
+        on_errand: acts on one of them; raises ValueError for nonsense. orders: what else surveys may have done, by
+        name; begun as soon as they are heard.
         """
         self._keys = store.keys
         self._describe = store.describe
@@ -115,7 +136,8 @@ class Registry:
         self.malformed = 0
         """Messages of the control channel, answers and descriptions that were ignored, since the start."""
         self._surveys = 0
-        self._questions: deque[Question] = deque()
+        self._orders = orders or {}
+        self._questions: deque[_Asked] = deque()
         self._wake = asyncio.Event()
         self._closing = False
         self._runner: asyncio.Task[None] | None = None
@@ -144,12 +166,12 @@ class Registry:
             texts = await self._roster(keys=[self._keys.leases, self._keys.nodes], args=["", "", "", ""])
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from None
-        return _by_name(self._readable(texts, control.parse_stored_node))
+        return _by_name(self.readable(texts, control.parse_stored_node))
 
     async def fresh_nodes(self) -> Nodes:
         """All workers with the counts of this moment. Raises BrokerUnavailable, CommandError 111."""
-        answers, silent = await self._survey("node")
-        return Nodes(_by_name(self._readable((a.content.get("node") for a in answers), control.parse_node)), silent)
+        answers, silent = await self._survey(Question(self._new_id(), "node", ""))
+        return Nodes(_by_name(self.readable((a.content.get("node") for a in answers), control.parse_node)), silent)
 
     async def channels(self, pattern: str = "") -> ChannelCounts:
         """Channels that have subscribers, and how many, summed over all workers.
@@ -161,13 +183,21 @@ class Registry:
             control.check_pattern(pattern)
         except ValueError as error:
             raise CommandError(errors.BAD_REQUEST, str(error)) from None
-        answers, silent = await self._survey("channels", pattern)
+        answers, silent = await self._survey(Question(self._new_id(), "channels", pattern))
         total: Counter[str] = Counter()
-        for counts in self._readable((a.content.get("channels") for a in answers), control.parse_counts):
+        for counts in self.readable((a.content.get("channels") for a in answers), control.parse_counts):
             total.update(counts)
         if len(total) > MAX_CHANNELS:
             raise CommandError(errors.LIMIT_EXCEEDED, f"more than {MAX_CHANNELS} channels; ask with a narrower pattern")
         return ChannelCounts(dict(total), silent)
+
+    async def order(self, name: str, params: dict[str, Any], send: Send | None = None) -> Ordered:
+        """Have all workers do something. send: another way to tell them, which does more than that.
+
+        Raises BrokerUnavailable, and then nobody knows who has heard it; CommandError 111; ValueError for too much.
+        """
+        answers, silent = await self._survey(Question(self._new_id(), name, "", params), send)
+        return Ordered([answer.content for answer in answers], silent)
 
     # What comes from outside.
 
@@ -183,11 +213,14 @@ class Registry:
 
     def _on_survey(self, command: dict[str, Any]) -> None:
         question = control.parse_question(command)
-        if question.ask not in ANSWERS:
+        order = self._orders.get(question.ask)
+        if order is None and question.ask not in ANSWERS:
             raise ValueError("an unknown question")
+        # An order is carried out also where nobody can be told so.
+        answer = None if order is None else order(question.params)
         if len(self._questions) >= MAX_QUESTIONS:
             raise ValueError(f"{MAX_QUESTIONS} questions are waiting")
-        self._questions.append(question)
+        self._questions.append(_Asked(question, answer))
         self._wake.set()
 
     def _on_notify(self, command: dict[str, Any]) -> None:
@@ -199,7 +232,7 @@ class Registry:
     def _on_errand(self, command: dict[str, Any]) -> None:
         self._act(control.parse_errand(command))
 
-    def _readable(self, values: Iterable[Value], parse: Callable[[Value], Parsed]) -> list[Parsed]:
+    def readable(self, values: Iterable[Value], parse: Callable[[Value], Parsed]) -> list[Parsed]:
         """What `parse` makes of those values that are well formed."""
         parsed = []
         for value in values:
@@ -259,8 +292,10 @@ class Registry:
 
     # Answering.
 
-    async def _answer(self, question: Question) -> None:
-        answer = orjson.dumps({"uid": self.uid, **ANSWERS[question.ask](self, question)})
+    async def _answer(self, asked: _Asked) -> None:
+        question = asked.question
+        content = ANSWERS[question.ask](self, question) if asked.answer is None else await asked.answer
+        answer = orjson.dumps({"uid": self.uid, **content})
         key = self._keys.answers(question.survey)
         async with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.rpush(key, answer)
@@ -307,15 +342,15 @@ class Registry:
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from None
 
-    async def _survey(self, ask: str, pattern: str = "") -> _Survey:
-        """One question to all workers. Raises BrokerUnavailable, CommandError 111."""
+    async def _survey(self, question: Question, send: Send | None = None) -> _Survey:
+        """One question to all workers. Raises BrokerUnavailable, CommandError 111, ValueError."""
+        message = control.encode_survey(question)
         if self._surveys >= MAX_SURVEYS:
             raise CommandError(errors.TOO_MANY_REQUESTS, f"{MAX_SURVEYS} surveys are under way")
         self._surveys += 1
         try:
             live = {node.uid for node in await self.nodes()}
-            question = Question(self._new_id(), ask, pattern)
-            heard = await self._redis.publish(self._keys.control, control.encode_survey(question))
+            heard = await (send(message) if send is not None else self._redis.publish(self._keys.control, message))
             answers = await self._gather(question.survey, live, heard)
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from None
@@ -337,7 +372,7 @@ class Registry:
             left_s = max(0.01, deadline - loop.time())
             popped: Any = await self._redis.blpop([self._keys.answers(survey)], timeout=left_s)
             texts = [popped[1]] if popped else []
-            answers.update((answer.uid, answer) for answer in self._readable(texts, control.parse_answer))
+            answers.update((answer.uid, answer) for answer in self.readable(texts, control.parse_answer))
         return answers
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:

@@ -13,7 +13,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -28,7 +28,7 @@ from .capabilities import PUBLISH, SUBSCRIBE, Capabilities
 from .channels import Channels, Namespace
 from .config import ClientSettings
 from .entrance import NOBODY, Visitor
-from .errors import CommandError, HubError, ProtocolError
+from .errors import Close, CommandError, HubError, ProtocolError
 from .grants import Grant
 from .membership import Entry, Held
 from .message import ClientInfo
@@ -66,12 +66,15 @@ class Services:
     jitter: Callable[[], float] = random.random
     gate: Gate | None = None
     """Of the application; None: there is none."""
+    check_access: Callable[[str, auth.Claims], None] = lambda user, claims: None
+    """Whether this user may be here, with the token that it has shown; raises ProtocolError."""
 
 
 class Session(AppSession):
     """A client: plain data, so that it could be handed to another process."""
 
     __slots__ = (
+        "_entered_at",
         "_expires_at",
         "_pending",
         "_ping_due",
@@ -99,6 +102,7 @@ class Session(AppSession):
         """Of its token."""
         self.connected = False
         """The connect command has succeeded."""
+        self._entered_at = 0.0
         self._expires_at: float | None = None
         self.max_hz = wants.EVERY
         """What its token allows of each channel, a second."""
@@ -295,10 +299,54 @@ class Session(AppSession):
             self.user, self._expires_at, self.max_hz = self.claims[:3]
 
     def enter(self) -> None:
-        """The client is in."""
+        """The client is in; unless meanwhile its user was blocked, or is another one by an application's word."""
         self.connected = True
+        self._entered_at = self._services.clock()
         self._services.users.enter(self)
         logger.debug("client %s: connected as user %r", self.client, self.user)
+        try:
+            self._services.check_access(self.user, self.claims)
+        except ProtocolError as error:
+            self.end_by(error.close)
+
+    # What orders ask and do.
+
+    @property
+    def open(self) -> bool:
+        return self._transport.open
+
+    @property
+    def kind(self) -> str:
+        return self._transport.kind
+
+    @property
+    def address(self) -> str:
+        return self.visitor.address
+
+    @property
+    def age_s(self) -> float:
+        return self._services.clock() - self._entered_at
+
+    @property
+    def session_name(self) -> str:
+        return ""
+
+    def channels(self) -> Collection[str]:
+        """Those that it holds, or is about to."""
+        return self.entries.keys()
+
+    def end_by(self, close: Close) -> None:
+        """End it, and none of another user."""
+        self._transport.close(close)
+
+    def expire(self, at: float) -> None:
+        """Its token is to end then, in seconds since 1970."""
+        self._expires_at = at
+        self._transport.wake(self._services.clock() + self.left_s)
+
+    def lapse(self, channel: str) -> None:
+        """Its channel token for this channel is good no more."""
+        expiry.end(self, channel)
 
     # What it may do.
 

@@ -68,6 +68,11 @@ class Keys:
         self.generation = f"{prefix}:generation"
         """The store's identity and generation: a hash, one for the whole store."""
 
+    @property
+    def revocations(self) -> list[str]:
+        """Tokens and users that are revoked or blocked: when each entry ends, a sorted set, and the entries, a hash."""
+        return [f"{self.prefix}:{part}:{{revoked}}" for part in ("revoked_until", "revoked")]
+
     def channel(self, channel: str) -> str:
         """The Redis channel that carries one channel of a `none` namespace."""
         return f"{self.prefix}:pub:{{{channel}}}"

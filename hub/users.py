@@ -1,8 +1,8 @@
 """Users: who has connected to this worker.
 
-Does: count sessions and users, and find the sessions of one user, or all.
+Does: count sessions and users, and find the sessions of one user, one by its id, or all.
 Does not: know who may connect (auth), or other workers' sessions.
-Called by: session (enter, leave), worker (counts, and what notices reach).
+Called by: session (enter, leave), worker (counts, and what notices reach), orders.
 Never break: a session that has entered leaves once.
 
 The anonymous user '' is nobody in particular, so it counts as sessions and not as a user.
@@ -19,7 +19,12 @@ from .notice import Listener
 class Member(Listener, Protocol):
     """A session, as seen from here."""
 
+    client: str
     user: str
+
+    @property
+    def session_name(self) -> str:
+        """Of the HTTP emulation; '' elsewhere."""
 
     def holds(self, channel: str) -> bool:
         """The client is subscribed to it."""
@@ -28,12 +33,14 @@ class Member(Listener, Protocol):
 class Users:
     """The sessions of one worker by their user."""
 
-    __slots__ = ("_anonymous", "_by_user", "sessions")
+    __slots__ = ("_anonymous", "_by_name", "_by_user", "sessions")
 
     def __init__(self) -> None:
         self._by_user: dict[str, Member | set[Member]] = {}
         """Most have one session, which needs no set."""
         self._anonymous: set[Member] = set()
+        self._by_name: dict[str, Member] = {}
+        """By client id, and by the name of its session where it has one."""
         self.sessions = 0
 
     def __len__(self) -> int:
@@ -42,6 +49,9 @@ class Users:
     def enter(self, session: Member) -> None:
         """It has connected."""
         self.sessions += 1
+        self._by_name[session.client] = session
+        if session.session_name:
+            self._by_name[session.session_name] = session
         if not session.user:
             self._anonymous.add(session)
             return
@@ -56,6 +66,9 @@ class Users:
     def leave(self, session: Member) -> None:
         """The opposite of an `enter` before."""
         self.sessions -= 1
+        del self._by_name[session.client]
+        if session.session_name:
+            del self._by_name[session.session_name]
         if not session.user:
             self._anonymous.remove(session)
             return
@@ -72,6 +85,10 @@ class Users:
         known = self._by_user.get(user)
         sessions = known if isinstance(known, set) else () if known is None else (known,)
         return (session for session in sessions if not session.holds(without))
+
+    def find(self, name: str) -> Member | None:
+        """The session of one client id, or of this name."""
+        return self._by_name.get(name)
 
     def everybody(self) -> Iterator[Member]:
         """All sessions."""

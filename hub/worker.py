@@ -50,6 +50,7 @@ from .mailbox import Mailboxes
 from .manifest import Manifest
 from .neighbours import Neighbours
 from .notice import Notices
+from .orders import Orders
 from .presence import Presence
 from .publish import Publisher
 from .reactor import Reactor
@@ -59,6 +60,7 @@ from .registry import Registry
 from .relay import Limits as RelayLimits
 from .relay import Relay
 from .remembered import Remembered
+from .revocation import Revocations
 from .seat import Seat
 from .session import Services
 from .snapshots import Snapshots
@@ -134,6 +136,11 @@ class Worker:
         self._broker = Broker(self._store, settings.redis.pending_publishes, settings.redis.pending_bytes)
         self._users = Users()
         self._notices = Notices(self._users.everybody, self._users.of)
+        self._channels = Channels(settings.namespaces)
+        self._polls = longpoll.Polls(settings.worker.polls)
+        self._revocations = Revocations(self._store, settings.auth.revocations)
+        self._orders = Orders(self._users, self._channels, self._revocations, lambda: self._polls)
+        self._revocations.on_read = self._orders.judge_all
         self._registry = Registry(
             self._store,
             self._seat.slot.index,
@@ -141,11 +148,11 @@ class Worker:
             self._fanout.lines.counts,
             on_notice=self._notices.tell,
             on_errand=self._on_errand,
+            orders=self._orders.answers,
         )
         self._history = History(self._store)
         # Not the streams' own: large pages must not keep who comes back from what it missed.
         self._askings = Catchup(self._history)
-        self._channels = Channels(settings.namespaces)
         self._presence = Presence(
             self._store, self._fanout, self._channels, settings.worker.presence_grace_s, client.presence_clients
         )
@@ -153,7 +160,7 @@ class Worker:
         self._build_subscriptions()
         self._publisher = Publisher(self._broker, client.json_depth, self._mailboxes)
         self._gate = self._load_application() if settings.app.module else None
-        self._authenticator = Authenticator(settings.auth.hmac_secret, time.time)
+        self._authenticator = Authenticator(settings.auth.hmac_secret, time.time, self._revocations.check_token)
         self._services = Services(
             client=client,
             outbox=outbox_limits(client),
@@ -167,6 +174,7 @@ class Worker:
             remembered=Remembered(self._broker, self._store.keys),
             users=self._users,
             gate=self._gate,
+            check_access=self._revocations.check,
         )
         handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)
         self._entrance = Entrance(
@@ -269,6 +277,7 @@ class Worker:
             self._gate.errands.on_errand(errand)
 
     def _on_connected(self) -> None:
+        self._revocations.reread()
         self._snapshots.lost()
         self._check_all()
 
@@ -308,7 +317,9 @@ class Worker:
             await asyncio.sleep(BOOT_RETRY_S)
         self._reactor.start()
         self._ingest.start()
+        self._revocations.start()
         await self._wait_for_subscriber()
+        await self._revocations.ready(SUBSCRIBER_WAIT_S)
         self._registry.start()
         self._loopback.start()
         self._tick()
@@ -341,7 +352,7 @@ class Worker:
         if self._seat.certificates is not None:
             self._seat.certificates.watch(self._settings.tls.reload_s)
         public = self._doors.public(
-            longpoll.Polls(self._settings.worker.polls),
+            self._polls,
             Remote(self._relay, self._handover, self._tunnels, self._recall),
             lambda: self._fanout.turn,
         )
@@ -356,6 +367,7 @@ class Worker:
                 self._settings.client.commands_per_message,
                 self._mailboxes,
                 self._settings.mailbox.namespace,
+                self._revocations,
             )
         )
         for room in (self._neighbours, self._tunnels):
@@ -426,6 +438,8 @@ class Worker:
         await self._recall.close()
         await self._loopback.close()
         await self._registry.close()
+        await self._orders.close()
+        await self._revocations.close()
         await self._ingest.close()
         await self._catchup.close()
         await self._askings.close()

@@ -20,10 +20,13 @@ from hub.config import HttpSettings, MailboxSettings, RedisSettings
 from hub.history import History
 from hub.mailbox import Mailboxes
 from hub.message import unpack
+from hub.orders import Orders
 from hub.presence import Presence
 from hub.publish import Publisher
 from hub.registry import Registry
+from hub.revocation import Revocations
 from hub.store import Store
+from hub.users import Users
 from tests.nodes import node
 from tests.support import serving
 
@@ -95,13 +98,18 @@ async def hub(
     counts: dict[str, int] = {}
     store = Store(RedisSettings(prefix=prefix), url)
     broker, history = Broker(store, most_waiting), History(store)
-    async with node(url, prefix, counts=lambda: counts, stats=lambda: {"num_clients": 5, "num_users": 2}) as registry:
-        channels = Channels({**NAMESPACES, **(namespaces or {})})
+    channels, users = Channels({**NAMESPACES, **(namespaces or {})}), Users()
+    revocations = Revocations(store)
+    orders = Orders(users, channels, revocations)
+    stats = {"num_clients": 5, "num_users": 2}
+    async with node(url, prefix, counts=lambda: counts, stats=lambda: stats, orders=orders.answers) as registry:
         mailboxes = Mailboxes(broker, store.keys, MailboxSettings(), 1_048_576)
         publisher = Publisher(broker, 32, mailboxes)
         presence = Presence(store, None, channels, most_clients=MOST_CLIENTS)
         presence.start()
-        rooms = api.Api(key, channels, publisher, history, registry, presence, MOST_COMMANDS, mailboxes, "inbox")
+        rooms = api.Api(
+            key, channels, publisher, history, registry, presence, MOST_COMMANDS, mailboxes, "inbox", revocations
+        )
         routes = api.routes(rooms)
         server = httpd.Server(httpd.application(routes), HttpSettings(**http))
         sockets = bind_sockets(0, "127.0.0.1", socket.AF_INET)
@@ -111,6 +119,8 @@ async def hub(
                     f"http://127.0.0.1:{sockets[0].getsockname()[1]}/api", registry, presence, mailboxes, redis, counts
                 )
             finally:
+                await orders.close()
+                await revocations.close()
                 await presence.close()
                 await broker.close()
                 await history.close()

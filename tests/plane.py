@@ -36,6 +36,7 @@ from hub.history import History
 from hub.ingest import Ingest
 from hub.limits import TokenBucket
 from hub.mailbox import Mailboxes
+from hub.orders import Orders
 from hub.presence import Presence
 from hub.publish import Publisher
 from hub.reactor import Reactor
@@ -45,6 +46,7 @@ from hub.registry import Registry
 from hub.relay import Home, Relay
 from hub.relay import Limits as RelayLimits
 from hub.remembered import Remembered
+from hub.revocation import Revocations
 from hub.session import Services
 from hub.snapshots import Snapshots
 from hub.store import Store
@@ -64,6 +66,7 @@ from hub.transports import (
     websocket,
 )
 from hub.transports import socketio as wire_socketio
+from hub.users import Users
 from hub.views import numbering
 
 SECRET = "a secret for tests, of more than 32 bytes"
@@ -111,6 +114,8 @@ class Plane:
     engine: engineio.Engine
     s: str
     """Of wss and https."""
+    registry: Registry
+    revocations: Revocations
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -168,6 +173,7 @@ async def plane(
     catchup, snapshots = Catchup(history), Snapshots(broker, store.keys, newest_channel)
 
     def connected() -> None:
+        revocations.reread()
         snapshots.lost()
         check_all()
 
@@ -184,7 +190,12 @@ async def plane(
         if gate is not None:
             gate.errands.on_errand(errand)
 
-    registry = Registry(store, 0, dict, dict, on_errand=on_errand)  # of which only the control channel is used
+    channels = Channels(NAMESPACES)
+    users, polls = Users(), longpoll.Polls(most_polls)
+    revocations = Revocations(store)
+    orders = Orders(users, channels, revocations, lambda: polls)
+    revocations.on_read = orders.judge_all
+    registry = Registry(store, 0, dict, dict, on_errand=on_errand, orders=orders.answers)
     ingest = Ingest(
         store,
         lambda publications: redelivery.deliver(publications),
@@ -194,7 +205,6 @@ async def plane(
         fanout.announce,
     )
     ingest.listen(newest_channel, snapshots.heard)
-    channels = Channels(NAMESPACES)
     mailboxes = Mailboxes(broker, store.keys, MailboxSettings(**(mailbox or {})), settings.outbox_bytes)
     publisher = Publisher(broker, settings.json_depth, mailboxes)
     loop = asyncio.get_running_loop()
@@ -211,7 +221,7 @@ async def plane(
             Runner(app, app_timeout_s), channels, publisher, registry.send, settings.pending_commands, everyone=everyone
         )
         fanout.find = gate.find
-    authenticator = Authenticator(SECRET, services.get("wall_clock", time.time))
+    authenticator = Authenticator(SECRET, services.get("wall_clock", time.time), revocations.check_token)
     shared = Services(
         settings,
         outbox_limits(settings),
@@ -224,7 +234,8 @@ async def plane(
         redelivery,
         Remembered(broker, store.keys),
         gate=gate,
-        **services,
+        check_access=revocations.check,
+        **{"users": users, **services},
     )
     draining = asyncio.Event()
     handshakes = TokenBucket(handshakes_per_s, reactor.clock)
@@ -234,7 +245,6 @@ async def plane(
     handover = Handover(Home("0123456789abcdef", ""), relay.owner)
     sessions = emulation.Sessions(relay.owner)
     relay.serve(emulation.KIND, sessions.answer)
-    polls = longpoll.Polls(most_polls)
     routes = [
         *httpd.pages(demo=False),
         (r"/connection/websocket", websocket.WebSocketHandler, {"door": door}),
@@ -265,6 +275,8 @@ async def plane(
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
     reactor.start()
     ingest.start()
+    revocations.start()
+    registry.start()
     redelivery.start()
     recall.start()
     ticking = asyncio.create_task(tick(streams, fanout))
@@ -296,6 +308,8 @@ async def plane(
             polls,
             engine,
             "s" if certificates else "",
+            registry,
+            revocations,
             draining,
         )
     finally:
@@ -311,6 +325,8 @@ async def plane(
         await redelivery.close()
         await recall.close()
         await registry.close()
+        await orders.close()
+        await revocations.close()
         await ingest.close()
         await catchup.close()
         snapshots.close()

@@ -63,25 +63,6 @@ async def test_cents_sync_client_works_unchanged(valkey_url, prefix):
         await asyncio.to_thread(talk, one.url)
 
 
-CENT_REQUESTS = {
-    "subscribe": cent.SubscribeRequest(user="u", channel="a"),
-    "unsubscribe": cent.UnsubscribeRequest(user="u", channel="a"),
-    "disconnect": cent.DisconnectRequest(user="u"),
-    "refresh": cent.RefreshRequest(user="u"),
-    "connections": cent.ConnectionsRequest(user="u", expression=""),
-}
-
-
-@async_test
-async def test_methods_that_are_not_there_yet_say_so(valkey_url, prefix):
-    """Each of cent's methods that we have not is error 108 for its client, not something that looks done."""
-    async with hub(valkey_url, prefix, key="k") as one, cent.AsyncClient(one.url, "k") as client:
-        for method, request in CENT_REQUESTS.items():
-            with pytest.raises(cent.CentApiResponseError) as refused:
-                await getattr(client, method)(request)
-            assert refused.value.code == 108, method
-
-
 # Presence.
 
 

@@ -18,6 +18,14 @@ def test_a_survey_comes_back_as_it_was_asked():
     assert (name, control.parse_question(command)) == ("survey", Question(ID, "channels", "a:*"))
 
 
+def test_an_order_comes_back_with_its_params():
+    """And what is too much for a control message is a ValueError before it is sent."""
+    order = Question(ID, "disconnect", "", {"user": "42", "code": 3503})
+    assert control.parse_question(control.parse_control(control.encode_survey(order))[1]) == order
+    with pytest.raises(ValueError, match="allowed: 65536"):
+        control.encode_survey(Question(ID, "disconnect", "", {"user": "4" * 65_536}))
+
+
 @pytest.mark.parametrize(
     "payload",
     [b"", b"{", b"\xff", b"[]", b"null", b"7", b"{}", b'{"do":7}', b"[" * 5000, b'{"do":"' + b"x" * 70_000 + b'"}'],
@@ -40,6 +48,8 @@ def test_what_is_no_control_message_is_a_value_error(payload):
         {"pattern": "a" * 256},
         {"pattern": "a{b,c}"},
         {"pattern": "a\nb"},
+        {"params": []},
+        {"params": "x"},
     ],
 )
 def test_a_malformed_survey_is_a_value_error(changes):

@@ -392,3 +392,57 @@ async def test_errands_reach_every_worker(valkey_url, prefix):
         await until(lambda: other.malformed == 1)
         one.on_control(b'{"do":"errand","what":"nonsense"}')
         assert (one.malformed, len(heard["one"])) == (1, 1)
+
+
+async def met(params: dict) -> dict:
+    return {"met": params["count"]}
+
+
+@async_test
+async def test_an_order_is_carried_out_by_all_workers(valkey_url, prefix):
+    """Each answers by itself; one that does not know it is named as silent."""
+    async with (
+        node(valkey_url, prefix, 0, orders={"end": met}) as one,
+        node(valkey_url, prefix, 1, orders={"end": met}),
+        node(valkey_url, prefix, 2, deaf=True) as deaf,
+    ):
+        answers, silent = await one.order("end", {"count": 3})
+        assert ([answer["met"] for answer in answers], silent) == ([3, 3], [deaf.uid])
+
+
+@async_test
+async def test_an_order_may_be_sent_another_way(valkey_url, prefix):
+    """Which says how many have heard it."""
+    async with node(valkey_url, prefix, orders={"end": met}) as one:
+        sent = []
+
+        async def send(message: bytes) -> int:
+            sent.append(message)
+            one.on_control(message)
+            return 1
+
+        assert (await one.order("end", {"count": 1}, send)).answers[0]["met"] == 1
+        assert len(sent) == 1
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_an_order_that_nobody_can_be_told_of_is_carried_out(valkey_url, prefix):
+    """It begins as it is heard, however many questions wait; a malformed one is counted."""
+    begun = []
+
+    def begin(params: dict) -> asyncio.Future:
+        begun.append(params)
+        return asyncio.ensure_future(met(params))
+
+    def refuse(params: dict) -> asyncio.Future:
+        raise ValueError("nonsense")
+
+    async with node(valkey_url, prefix, orders={"end": begin, "bad": refuse}) as one:
+        for _ in range(rooms.MAX_QUESTIONS):
+            one.on_control(survey())
+        one.on_control(survey("end", params={"count": 1}))
+        assert (begun, one.malformed) == ([{"count": 1}], 1)
+        one.on_control(survey("bad"))
+        assert one.malformed == 2
+        assert len((await one.fresh_nodes()).nodes) == 1

@@ -6,7 +6,10 @@ from hub.users import Users
 
 
 class Session:
+    session_name = ""
+
     def __init__(self, user: str, *channels: str) -> None:
+        self.client = f"{id(self):x}"
         self.user = user
         self._channels = channels
 
@@ -66,3 +69,15 @@ def test_everybody_is_everybody():
     everybody = list(entered(*sessions).everybody())
     assert len(everybody) == 5
     assert set(everybody) == set(sessions)
+
+
+def test_a_session_is_found_by_its_id_and_its_name():
+    """As long as it is here; the name is of the HTTP emulation alone."""
+    one, other = Session("a"), Session("")
+    other.session_name = "3f9c.2.17.5d1e"
+    users = entered(one, other)
+    names = (one.client, other.client, other.session_name)
+    assert [users.find(name) for name in (*names, "")] == [one, other, other, None]
+    users.leave(one)
+    users.leave(other)
+    assert [users.find(name) for name in names] == [None] * 3

@@ -79,6 +79,7 @@ def flat(message: bytes) -> bytes:
 
 LINES = LinesForm()
 EVENTS = EventsForm()
+KINDS: dict[WireForm, str] = {LINES: "http_stream", EVENTS: "sse"}
 CONTENT_TYPES: dict[WireForm, str] = {LINES: "application/json", EVENTS: "text/event-stream"}
 
 
@@ -104,6 +105,10 @@ class EmulatedSession(Session):
 
     id: str
     node: str
+
+    @property
+    def session_name(self) -> str:
+        return self.id
 
     def greeting(self) -> dict[str, Any]:
         """What the client puts into those requests, besides."""
@@ -146,6 +151,10 @@ class StreamConnection(Connection):
             self._fail()
 
     # What the session and streams call.
+
+    @property
+    def kind(self) -> str:
+        return KINDS[self.wire]
 
     def reply(self, message: bytes) -> None:
         self.put(self.wire.encode_message(message))

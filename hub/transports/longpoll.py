@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -177,6 +178,21 @@ class Poll:
             self._holdings.unsubscribe(channel, namespace)
         else:
             self._services.subscriptions.unsubscribe(channel, namespace, self)
+
+    # What orders ask and do.
+
+    @property
+    def caller(self) -> Claims:
+        return self._wish.caller
+
+    def holds(self, channel: str) -> bool:
+        """It waits for this channel, among others."""
+        return channel in self._wish.channels
+
+    def refuse(self, error: HubError) -> None:
+        """Answer it so, whatever has come."""
+        self.error = error
+        self.end()
 
     @property
     def cursor(self) -> str:
@@ -356,6 +372,9 @@ class Polls:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Poll]:
+        return iter(self._waiting)
 
     def enter(self, poll: Poll) -> None:
         """One more. Raises CommandError 111 where there are too many."""

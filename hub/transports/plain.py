@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Set
+from collections.abc import Coroutine, Mapping, Set
 from dataclasses import dataclass
 from math import inf
 from typing import Any, TypeVar
@@ -79,8 +79,13 @@ class Wish:
     """Of those `latest` channels that are not taken as they come."""
     since: Cursor
     join_leave: bool
-    ends_at: float = inf
-    """When the first of its channel tokens ends, in seconds since 1970."""
+    grants: Mapping[str, Grant]
+    """Of its channel tokens, by channel."""
+
+    @property
+    def ends_at(self) -> float:
+        """When the first of them ends, in seconds since 1970."""
+        return min((grant.expires_at for grant in self.grants.values()), default=inf)
 
 
 class ChannelError(CommandError):
@@ -173,9 +178,8 @@ class PlainHandler(httpd.Handler):
                 channels[name] = self._readable(name, caller, grants.get(name), join_leave == "true")
             except CommandError as error:
                 raise ChannelError(error, index) from None
-        ends_at = min((grant.expires_at for grant in grants.values()), default=inf)
         wanted = self._wanted(channels, caller)
-        return Wish(caller, channels, wanted, self._since(), join_leave == "true", ends_at)
+        return Wish(caller, channels, wanted, self._since(), join_leave == "true", grants)
 
     def _wanted(self, channels: dict[str, Namespace], caller: Claims) -> dict[str, Wants]:
         query = {name: self.parameter(name) for name in (*market.OPTIONS, "data") if self.get_query_arguments(name)}
@@ -253,6 +257,7 @@ class PlainHandler(httpd.Handler):
             except CommandError as error:
                 # Without the index where it may pass: clients give the one channel up that is not granted.
                 raise error if errors.is_temporary(error) else ChannelError(error, index) from None
+        self._door.services.check_access(wish.caller.user, wish.caller)  # it may have become somebody else, or blocked
         return guest, wish
 
     # Answers.
@@ -269,7 +274,9 @@ class PlainHandler(httpd.Handler):
         logger.debug("%s: %s", self.request.path, error)
         if self._gone or self._finished:
             return
-        if isinstance(error, ProtocolError):  # the one kind that comes here is a bad token
+        if isinstance(error, ProtocolError) and error.close is errors.CLOSE_PERMISSION_DENIED:  # a blocked user
+            self.refuse(403, errors.PERMISSION_DENIED)
+        elif isinstance(error, ProtocolError):  # the other kind that comes here is a bad token
             self.refuse(401, errors.UNAUTHORIZED, error.close.reason)
         elif isinstance(error, CommandError):
             place = {"index": error.index} if isinstance(error, ChannelError) else {}

@@ -52,6 +52,7 @@ class Branch:
     __slots__ = ("_connection", "fd", "group", "place", "session", "wire")
 
     direct = sealed = False
+    kind = "socketio"
 
     def __init__(self, connection: SocketIOConnection, form: SocketIOForm) -> None:
         self._connection = connection
@@ -129,6 +130,7 @@ class SocketIOConnection(EngineConnection):
         "wire",
     )
 
+    kind = "socketio"
     wire: SocketIOForm  # type: ignore[assignment]  # the base's own, of native messages, is never asked here
 
     def __init__(self, fd: Descriptor, engine: Engine, visitor: Visitor, door: Door) -> None:
@@ -285,6 +287,15 @@ class SocketIOConnection(EngineConnection):
         elif self._joining.get(namespace) is session:
             session.on_gone()
             self._reject(session, CommandError(errors.PERMISSION_DENIED))
+
+    def end_by(self, session: SocketSession, close: Close) -> None:
+        """What its session calls. No packet of a namespace has a code, so the whole connection ends with it, unless
+        others are here that are nobody's business.
+        """
+        if close.reconnect or all(one.user == session.user for one in self._sessions.values()):
+            self.close(close)
+        else:
+            self.dismiss(session)
 
     def _connect(self, namespace: str, claims: Mapping[str, Any]) -> None:
         form = self._door.forms.get(namespace)

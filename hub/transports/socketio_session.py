@@ -34,7 +34,7 @@ from ..app_session import Transport
 from ..channels import Namespace
 from ..config import SocketIOSettings
 from ..entrance import Visitor
-from ..errors import CommandError, HubError
+from ..errors import Close, CommandError, HubError
 from ..position import Position
 from ..protocol import Command
 from ..recovery import Joined
@@ -146,6 +146,9 @@ class Namespaces(Protocol):
 
     def dismiss(self, session: SocketSession) -> None:
         """Put one client out of its namespace; the others, and the connection, stay."""
+
+    def end_by(self, session: SocketSession, close: Close) -> None:
+        """End one client."""
 
 
 class SocketSession(Session):
@@ -274,6 +277,9 @@ class SocketSession(Session):
 
     def dismiss(self) -> None:
         self._connection.dismiss(self)
+
+    def end_by(self, close: Close) -> None:
+        self._connection.end_by(self, close)
 
     def fail_event(self, name: str, number: int | None, error: HubError) -> None:
         """The same of one that failed."""

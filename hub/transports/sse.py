@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from math import inf
 
@@ -42,8 +42,9 @@ from ..audience import Audience, Group
 from ..auth import Claims
 from ..channels import Namespace
 from ..connection import OPEN, Connection
-from ..errors import Close, CommandError, HubError, Reply
+from ..errors import Close, CommandError, HubError, ProtocolError, Reply
 from ..eventstream import PLAIN, PlainForm, PositionedForm
+from ..grants import Grant
 from ..message import ClientInfo
 from ..patterns import Follower
 from ..position import Position
@@ -119,12 +120,16 @@ class EventStreamConnection(Connection):
         "_streams",
         "_unstamped",
         "_watch",
+        "address",
+        "claims",
         "client",
         "connected",
+        "grants",
         "user",
         "wire",
     )
 
+    kind = "event_stream"
     wire: PlainForm
 
     def __init__(
@@ -135,8 +140,12 @@ class EventStreamConnection(Connection):
         caller: Claims,
         watch: bool,
         guest: Guest | None = None,
+        address: str = "",
     ) -> None:
-        """watch: it is told who comes to its channels and goes. guest: what it is to the application, or None."""
+        """watch: it is told who comes to its channels and goes. guest: what it is to the application, or None.
+
+        address: where it comes from.
+        """
         super().__init__(fd, reactor, services.outbox)
         self._services = services
         self._watch = watch
@@ -160,6 +169,9 @@ class EventStreamConnection(Connection):
         self.client = services.new_id() if guest is None else guest.client
         self.connected = True
         self.user = caller.user
+        self.claims = caller
+        self.grants: Mapping[str, Grant] = {}
+        self.address = address
 
     def begin(self, head: bytes, wish: Wish, positioned: PositionedForm) -> None:
         """Join the plane: send the answer's head, then ask for all channels."""
@@ -173,6 +185,7 @@ class EventStreamConnection(Connection):
             self._positions = {channel: position for channel, position in known if position is not None}
         if wish.wants:
             self._holdings = Holdings(self._services, self, wish.wants)
+        self.grants = wish.grants
         if wish.ends_at < self._expires_at:
             self._expires_at, self._ended = wish.ends_at, errors.CLOSE_SUBSCRIPTION_EXPIRED
         self.reactor.adopt(self)
@@ -183,6 +196,10 @@ class EventStreamConnection(Connection):
         self.put(head + eventstream.encode_retry(self._retry_ms()) + opening)
         # Now: what it has missed, which may come at once, finds an empty outbox, where it may be as large as it is.
         Connection.flush(self)
+        try:
+            self._services.check_access(self.user, self.claims)
+        except ProtocolError as error:
+            self.close(error.close)
         for name, namespace in wish.channels.items():
             if self.state != OPEN:
                 return
@@ -376,6 +393,40 @@ class EventStreamConnection(Connection):
         """The client is subscribed to it."""
         return channel in self._channels
 
+    # What orders ask and do.
+
+    @property
+    def session_name(self) -> str:
+        return ""
+
+    @property
+    def age_s(self) -> float:
+        return self.reactor.clock() - self._opened_at
+
+    def channels(self) -> Collection[str]:
+        """Those that it is in."""
+        return self._channels.keys()
+
+    def end_by(self, close: Close) -> None:
+        self.close(close)
+
+    def expire(self, at: float) -> None:
+        """Its token is to end then, in seconds since 1970."""
+        self._expires_at, self._ended = at, errors.CLOSE_EXPIRED
+        self._schedule(self._left_s())
+
+    def lapse(self, channel: str) -> None:
+        """It can't go on with the other channels, as its cursor knows all of them."""
+        self.close(errors.CLOSE_SUBSCRIPTION_EXPIRED)
+
+    def leave(self, channel: str) -> None:
+        """Likewise; and it is not to come back for it."""
+        self.close(errors.CLOSE_FORCE_DISCONNECT)
+
+    def join(self, channel: str, namespace: Namespace, done: Callable[[HubError | None], None]) -> None:
+        """Its cursor knows the channels that its request names, and no others."""
+        done(CommandError(errors.NOT_AVAILABLE, "an event stream has the channels that its request names"))
+
     def _retry_ms(self) -> int:
         return retry_ms(self._services)
 
@@ -456,7 +507,10 @@ class EventStreamHandler(PlainHandler):
         fd, early = leave_tornado(self.detach())
         logger.debug("GET %s 200", PATH)
         door = self._door
-        connection = EventStreamConnection(fd, door.reactor, door.services, wish.caller, wish.join_leave, guest)
+        address = self.visitor.address
+        connection = EventStreamConnection(
+            fd, door.reactor, door.services, wish.caller, wish.join_leave, guest, address
+        )
         connection.begin(self._head(), wish, self._positioned)
         if early:
             connection.receive(early)

@@ -215,6 +215,8 @@ class WebSocketConnection(FramedConnection):
 
     __slots__ = ("_opened_at", "_replies", "_session", "_session_due")
 
+    kind = "websocket"
+
     def __init__(
         self, fd: Descriptor, reactor: Reactor, services: Services, visitor: Visitor = entrance.NOBODY
     ) -> None:

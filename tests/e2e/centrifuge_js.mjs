@@ -118,6 +118,56 @@ async function renewsItsChannel(token, tokensOfA, tokensOfB) {
   return [client];
 }
 
+/** What the server API does to connections, as the SDK sees it: codes, and whether it comes back. */
+async function isControlled(ann, bob, apiUrl, key) {
+  const api = async (method, params) => {
+    const headers = { "X-API-Key": key };
+    const answer = await fetch(`${apiUrl}/${method}`, { method: "POST", headers, body: JSON.stringify(params) });
+    const { result, error } = await answer.json();
+    assert.equal(error, undefined, JSON.stringify(error));
+    return result;
+  };
+  const [client, other] = [await connect({ token: ann }), await connect({ token: bob })];
+  const subscription = await subscribe(client, "chat:room");
+
+  const subscribed = next(client, "subscribed");
+  assert.equal((await api("subscribe", { user: "ann", channel: "chat:more" })).num_clients, 1);
+  assert.equal((await subscribed).channel, "chat:more");
+
+  const unsubscribed = next(subscription, "unsubscribed");
+  assert.equal((await api("unsubscribe", { user: "ann", channel: "chat:room" })).num_clients, 1);
+  assert.equal((await unsubscribed).code, 2000);
+
+  const again = next(client, "connecting");
+  const back = next(client, "connected");
+  assert.equal((await api("disconnect", { user: "ann", code: 3011, reason: "move" })).num_clients, 1);
+  assert.equal((await again).code, 3011);
+  await back;
+
+  const renewed = next(client, "connecting");
+  const here = next(client, "connected");
+  assert.equal((await api("refresh", { user: "ann", expired: true })).num_clients, 1);
+  assert.equal((await renewed).code, 3005);
+  await here;
+
+  const blocked = next(client, "disconnected");
+  const begin = performance.now();
+  assert.equal((await api("block_user", { user: "ann" })).num_clients, 1);
+  assert.equal((await blocked).code, 3507);
+  assert.ok(performance.now() - begin < 1000);
+  assert.equal(other.state, "connected");
+  return [client, other];
+}
+
+/** Somebody who is kept out does not come back by itself. */
+async function isKeptOut(token) {
+  const client = make({ token });
+  const gone = next(client, "disconnected");
+  client.connect();
+  assert.equal((await gone).code, 3507);
+  return [client];
+}
+
 async function comesBack(token, workers) {
   const client = await connect({ token });
   const ticker = await subscribe(client, "ticker:ACME");
@@ -292,7 +342,7 @@ async function isLetIntoRooms(token) {
   return [client, other];
 }
 
-const SCENARIOS = { watches, isLetIntoRooms, hasAMailbox, receives, seesOthers, isRefused, isTurnedAway, renews, renewsItsChannel, comesBack, missesNothing, isToldOfLoss };
+const SCENARIOS = { watches, isLetIntoRooms, hasAMailbox, receives, seesOthers, isRefused, isTurnedAway, isControlled, isKeptOut, renews, renewsItsChannel, comesBack, missesNothing, isToldOfLoss };
 
 const [scenario, url, ...rest] = process.argv.slice(2);
 for (const client of await SCENARIOS[scenario](...rest)) client.disconnect();

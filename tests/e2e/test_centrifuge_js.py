@@ -66,6 +66,17 @@ def test_sdk_renews_its_channel_tokens() -> None:
         nodejs.run("centrifuge_js.mjs", "renewsItsChannel", hub.ws_url, hub.token("ann"), ",".join(renewed), lapsing)
 
 
+def test_sdk_obeys_the_server_api_also_after_a_restart() -> None:
+    """Its codes within a second, on whatever worker it is; who was blocked stays so with the hub's stored data."""
+    with HubProcess() as hub:
+        ann, bob = hub.token("ann"), hub.token("bob")
+        nodejs.run("centrifuge_js.mjs", "isControlled", hub.ws_url, ann, bob, hub.api_url, hub.key)
+        hub.stop()
+        hub.start()
+        nodejs.run("centrifuge_js.mjs", "isKeptOut", hub.ws_url, ann)
+        nodejs.run("centrifuge_js.mjs", "isRefused", hub.ws_url)
+
+
 def test_sdk_watches_a_list_at_its_own_rate() -> None:
     """Symbols and rate change live, marks account for each tick, and kill -9 of all workers changes none of it."""
     namespaces = {"ticker": {"mode": "latest", "subscribe": "anyone", "watch": 10, "watch_prefixes": True}}
