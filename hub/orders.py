@@ -92,17 +92,19 @@ class Connection(Member, Protocol):
         """Into a channel, whatever the rules say."""
 
 
-class Poll(Protocol):
-    """A request that waits."""
+class Sessionless(Protocol):
+    """Who is here without a session: a poll that waits, a client of an application's bare messages."""
 
     @property
-    def caller(self) -> Claims: ...
+    def user(self) -> str: ...
+    @property
+    def claims(self) -> Claims: ...
     def holds(self, channel: str) -> bool: ...
-    def end(self) -> None:
-        """Answer it with what there is."""
+    def send_back(self) -> None:
+        """Have it come anew; a poll is answered with what there is."""
 
-    def refuse(self, error: HubError) -> None:
-        """Answer it so."""
+    def turn_away(self, error: HubError) -> None:
+        """Tell it so, and have it gone."""
 
 
 class Row(NamedTuple):
@@ -133,13 +135,13 @@ class Orders:
         users: Users,
         channels: Channels,
         revocations: Revocations,
-        polls: Callable[[], Iterable[Poll]] = lambda: (),
+        others: Callable[[], Iterable[Sessionless]] = lambda: (),
     ) -> None:
-        """polls: those that wait now."""
+        """others: those without a session who are here now."""
         self._users = users
         self._channels = channels
         self._revocations = revocations
-        self._polls = polls
+        self._others = others
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
@@ -163,7 +165,7 @@ class Orders:
     # What it can be told.
 
     def disconnect(self, params: Params) -> Awaitable[Answer]:
-        """End connections. A poll ends as well; with a final code it is refused."""
+        """End connections. Who has no session is told to come again, or with a final code refused."""
         target, whitelist = _target(params), params.get("whitelist", [])
         close = Close(params.get("code", 0), _text(params, "reason"))
         if type(close.code) is not int or close.code not in CODES or len(close.reason.encode()) > MAX_REASON_BYTES:
@@ -171,23 +173,23 @@ class Orders:
         if not isinstance(whitelist, list) or not all(isinstance(one, str) for one in whitelist):
             raise ValueError("a disconnect with something else for a whitelist")
         kept = frozenset(whitelist)
-        polls = self._polls_of(target)
-        for poll in polls:
+        others = self._others_of(target)
+        for other in others:
             if close.reconnect:
-                poll.end()
+                other.send_back()
             else:
-                poll.refuse(CommandError(errors.PERMISSION_DENIED, close.reason))
+                other.turn_away(CommandError(errors.PERMISSION_DENIED, close.reason))
         found = [one for one in self._find(target) if one.client not in kept]
-        return self._begin(self._each(found, lambda one: one.end_by(close), len(polls)))
+        return self._begin(self._each(found, lambda one: one.end_by(close), len(others)))
 
     def unsubscribe(self, params: Params) -> Awaitable[Answer]:
         """Out of a channel those who are in it."""
         target, channel = _target(params), _text(params, "channel")
-        polls = [poll for poll in self._polls_of(target) if poll.holds(channel)]
-        for poll in polls:
-            poll.end()
+        others = [other for other in self._others_of(target) if other.holds(channel)]
+        for other in others:
+            other.send_back()
         found = [one for one in self._find(target) if channel in one.channels()]
-        return self._begin(self._each(found, lambda one: one.leave(channel), len(polls)))
+        return self._begin(self._each(found, lambda one: one.leave(channel), len(others)))
 
     def subscribe(self, params: Params) -> Awaitable[Answer]:
         """Into a channel; those whom it can't take are counted as `refused`."""
@@ -269,14 +271,14 @@ class Orders:
         return {**await self._each(found, join), "refused": refused}
 
     async def _judge_some(self, found: list[Any]) -> Answer:
-        polls = 0
-        for poll in list(self._polls()):
+        refused = 0
+        for other in list(self._others()):
             try:
-                self._revocations.check(poll.caller.user, poll.caller)
+                self._revocations.check(other.user, other.claims)
             except ProtocolError as error:
-                poll.refuse(error)
-                polls += 1
-        return await self._each(found, self._judge, polls, LOOKS_AT_ONCE)
+                other.turn_away(error)
+                refused += 1
+        return await self._each(found, self._judge, refused, LOOKS_AT_ONCE)
 
     def _judge(self, one: Connection) -> bool:
         """End it if it is on the list. True: it was."""
@@ -325,10 +327,10 @@ class Orders:
             return [one] if not target.user or one.user == target.user else []
         return list(self._users.of(target.user))
 
-    def _polls_of(self, target: Target) -> list[Poll]:
+    def _others_of(self, target: Target) -> list[Sessionless]:
         if target.client or target.session:
             return []
-        return [poll for poll in self._polls() if poll.caller.user == target.user]
+        return [other for other in self._others() if other.user == target.user]
 
 
 def _first(found: list[Connection], count: int) -> list[Connection]:

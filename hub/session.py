@@ -32,6 +32,7 @@ from .errors import Close, CommandError, HubError, ProtocolError
 from .grants import Grant
 from .membership import Entry, Held
 from .message import ClientInfo
+from .orders import Sessionless
 from .outbox import Limits
 from .presence import Presence
 from .protocol import Command
@@ -66,6 +67,8 @@ class Services:
     jitter: Callable[[], float] = random.random
     gate: Gate | None = None
     """Of the application; None: there is none."""
+    sessionless: set[Sessionless] = field(default_factory=set)
+    """Clients of an application's bare messages, for orders."""
     check_access: Callable[[str, auth.Claims], None] = lambda user, claims: None
     """Whether this user may be here, with the token that it has shown; raises ProtocolError."""
 

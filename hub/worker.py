@@ -50,7 +50,7 @@ from .mailbox import Mailboxes
 from .manifest import Manifest
 from .neighbours import Neighbours
 from .notice import Notices
-from .orders import Orders
+from .orders import Orders, Sessionless
 from .presence import Presence
 from .publish import Publisher
 from .reactor import Reactor
@@ -139,7 +139,10 @@ class Worker:
         self._channels = Channels(settings.namespaces)
         self._polls = longpoll.Polls(settings.worker.polls)
         self._revocations = Revocations(self._store, settings.auth.revocations)
-        self._orders = Orders(self._users, self._channels, self._revocations, lambda: self._polls)
+        self._sessionless: set[Sessionless] = set()
+        self._orders = Orders(
+            self._users, self._channels, self._revocations, lambda: [*self._polls, *self._sessionless]
+        )
         self._revocations.on_read = self._orders.judge_all
         self._registry = Registry(
             self._store,
@@ -174,6 +177,7 @@ class Worker:
             remembered=Remembered(self._broker, self._store.keys),
             users=self._users,
             gate=self._gate,
+            sessionless=self._sessionless,
             check_access=self._revocations.check,
         )
         handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)

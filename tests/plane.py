@@ -193,7 +193,8 @@ async def plane(
     channels = Channels(NAMESPACES)
     users, polls = Users(), longpoll.Polls(most_polls)
     revocations = Revocations(store)
-    orders = Orders(users, channels, revocations, lambda: polls)
+    sessionless: set = set()
+    orders = Orders(users, channels, revocations, lambda: [*polls, *sessionless])
     revocations.on_read = orders.judge_all
     registry = Registry(store, 0, dict, dict, on_errand=on_errand, orders=orders.answers)
     ingest = Ingest(
@@ -234,6 +235,7 @@ async def plane(
         redelivery,
         Remembered(broker, store.keys),
         gate=gate,
+        sessionless=sessionless,
         check_access=revocations.check,
         **{"users": users, **services},
     )

@@ -16,6 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from hub import auth
+from hub.app import App
 from hub.revocation import USER, Entry
 from hub.store import Keys
 from tests import apis
@@ -25,7 +26,7 @@ from tests.eventsource import request, stream
 from tests.nodes import node, until
 from tests.plane import NAMESPACES, SECRET, Client, Plane, client, plane
 from tests.support import async_test
-from tests.transports.polls import member, receive
+from tests.transports.polls import member, receive, websocket
 
 SOON_S = 1.0
 """What is done holds for live connections within this time."""
@@ -276,6 +277,28 @@ async def test_a_blocked_user_goes_and_stays_out(valkey_url, prefix):
         await until(lambda: not len(one.revocations) + len(other.revocations))
         async with everywhere(one, other, text):
             pass
+
+
+@async_test
+async def test_a_blocked_user_is_kept_out_also_by_an_applications_word(valkey_url, prefix):
+    """Who it is may be the application's to say, and its answer may take a while."""
+    app = App()
+    app.on_connect()(lambda client, data: {"user": "ann"})
+    async with plane(valkey_url, prefix, app=app) as one:
+        one.revocations.learn(Entry(USER, "ann"))
+        assert await connecting(one, token("bob")) == 3507
+        async with websocket(one) as socket:
+            await receive(socket)
+            await socket.send("40")
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    await receive(socket)
+            assert closed.value.rcvd.code == 3507
+        for path in ("/sse?channel=chat:a", "/poll?channel=chat:a&wait=0"):
+            answer = await request(one.port, "GET", path)
+            assert (answer.status, answer.code) == (403, 103)
+        answer = await request(one.port, "POST", "/publish", b'{"channel":"open:a","data":1}')
+        assert (answer.status, answer.code) == (403, 103)
 
 
 @async_test

@@ -81,17 +81,17 @@ class Connection:
 
 class Poll:
     def __init__(self, user: str, channel: str) -> None:
-        self.caller = Claims(user, inf)
+        self.user, self.claims = user, Claims(user, inf)
         self.channel = channel
         self.answered: object = None
 
     def holds(self, channel: str) -> bool:
         return channel == self.channel
 
-    def end(self) -> None:
-        self.answered = "ended"
+    def send_back(self) -> None:
+        self.answered = "sent back"
 
-    def refuse(self, error: HubError) -> None:
+    def turn_away(self, error: HubError) -> None:
         self.answered = error
 
 
@@ -168,7 +168,7 @@ async def test_polls_end_with_what_they_are_told():
     assert await rig.order("unsubscribe", **ANN, channel="a:y") == {"met": 0}
     assert polls[0].answered is None
     assert await rig.order("unsubscribe", **ANN, channel="a:x") == {"met": 1}
-    assert polls[0].answered == "ended"
+    assert polls[0].answered == "sent back"
     assert await rig.order("disconnect", **ANN, **DISCONNECT) == {"met": 1}
     assert isinstance(polls[0].answered, CommandError)
     assert polls[1].answered is None

@@ -21,10 +21,10 @@ from .. import errors, frames
 from ..app import Call, Client
 from ..app_gate import Gate
 from ..app_runner import Rejected
-from ..auth import is_user
+from ..auth import ANONYMOUS, Claims, is_user
 from ..connection import OPEN
 from ..entrance import Visitor
-from ..errors import Close, CommandError
+from ..errors import Close, CommandError, HubError, ProtocolError
 from ..session import Services
 from ..tls import Descriptor
 from .engineio import Engine, EngineConnection, Make, encode_frame
@@ -74,11 +74,35 @@ class RawConnection(EngineConnection):
 
     def begin_polling(self) -> None:
         super().begin_polling()
+        self._raw.services.sessionless.add(self)
         self._work()
 
     def begin(self, head: bytes, early: bytes) -> None:
         super().begin(head, early)
+        self._raw.services.sessionless.add(self)
         self._work()
+
+    # What orders ask and do.
+
+    @property
+    def user(self) -> str:
+        return self._client.user
+
+    @property
+    def claims(self) -> Claims:
+        return self.visitor.claims or ANONYMOUS
+
+    def holds(self, channel: str) -> bool:
+        """These clients are in no channels."""
+        return False
+
+    def send_back(self) -> None:
+        """Have it come anew."""
+        self.close(errors.CLOSE_FORCE_RECONNECT)
+
+    def turn_away(self, error: HubError) -> None:
+        """End it, so that it stays away."""
+        self.refuse(error.close if isinstance(error, ProtocolError) else errors.CLOSE_FORCE_DISCONNECT)
 
     # What engineio calls.
 
@@ -107,6 +131,7 @@ class RawConnection(EngineConnection):
 
     def on_gone(self) -> None:
         super().on_gone()
+        self._raw.services.sessionless.discard(self)
         # Behind what it had sent before it went, which was taken and so is handled.
         self._calls.append((Call(apps.DISCONNECT, "", ()), 0))
         self._work()
@@ -155,6 +180,8 @@ class RawConnection(EngineConnection):
             result = await self._call(call)
             if call.kind == apps.CONNECT:
                 await self._let_in(result)
+        except ProtocolError as error:  # it became somebody else, or blocked, while the application was asked
+            self.refuse(error.close)
         except CommandError as error:
             # The runner has logged what was no Reject.
             refused = isinstance(error, Rejected)
@@ -183,6 +210,7 @@ class RawConnection(EngineConnection):
                 raise CommandError(errors.INTERNAL, "the application failed")
             self._client.claims = claims
             self._client.user = claims.get("user", self._client.user)
+        self._raw.services.check_access(self.user, self.claims)
         if self.state == OPEN:
             self._accepted = True
             await self._call(Call(apps.CONNECTED, "", (None,)))

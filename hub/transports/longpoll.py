@@ -182,14 +182,22 @@ class Poll:
     # What orders ask and do.
 
     @property
-    def caller(self) -> Claims:
+    def user(self) -> str:
+        return self._wish.caller.user
+
+    @property
+    def claims(self) -> Claims:
         return self._wish.caller
 
     def holds(self, channel: str) -> bool:
         """It waits for this channel, among others."""
         return channel in self._wish.channels
 
-    def refuse(self, error: HubError) -> None:
+    def send_back(self) -> None:
+        """Answer it with what has come."""
+        self.end()
+
+    def turn_away(self, error: HubError) -> None:
         """Answer it so, whatever has come."""
         self.error = error
         self.end()

@@ -257,8 +257,19 @@ class PlainHandler(httpd.Handler):
             except CommandError as error:
                 # Without the index where it may pass: clients give the one channel up that is not granted.
                 raise error if errors.is_temporary(error) else ChannelError(error, index) from None
-        self._door.services.check_access(wish.caller.user, wish.caller)  # it may have become somebody else, or blocked
+        self.check_access(wish.caller)
         return guest, wish
+
+    def check_access(self, caller: Claims) -> None:
+        """Once more, as it may have become somebody else, or blocked, while the application was asked.
+
+        Raises CommandError 101, 103.
+        """
+        try:
+            self._door.services.check_access(caller.user, caller)
+        except ProtocolError as error:
+            blocked = error.close is errors.CLOSE_PERMISSION_DENIED
+            raise CommandError(errors.PERMISSION_DENIED if blocked else errors.UNAUTHORIZED) from None
 
     # Answers.
 

@@ -79,7 +79,7 @@ class PublishHandler(PlainHandler):
         guest, caller = await self.welcome(gate, caller)
         channel, _ = self._resolve(caller, params)
         params["data"] = await guest.publish(channel, params["data"])
-        self._door.services.check_access(caller.user, caller)  # it may have become somebody else, or blocked
+        self.check_access(caller)
         return caller
 
     def _resolve(self, caller: Claims, params: dict[str, Any]) -> tuple[str, Namespace]:

@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed
 
 from hub import auth
 from hub.app import App, Reject
+from hub.revocation import USER, Entry
 from tests.nodes import until
 from tests.plane import SECRET, plane
 from tests.support import async_test
@@ -220,3 +221,33 @@ async def test_a_client_of_messages_has_no_events_and_no_rooms(valkey_url, prefi
             await until(lambda: raw.calls[-1][0] == "socketio")
             with pytest.raises(TypeError):
                 await raw.clients[-1].send("x")
+
+
+@async_test
+async def test_a_client_of_messages_is_sent_away_like_others(valkey_url, prefix):
+    """By disconnect, and when its user is blocked: who it is, is what the application says."""
+    app, here = App(), []
+    app.on_connect("/raw/")(lambda client, data: {"user": "ann"})
+    app.on_connected("/raw/")(lambda client, data: here.append(client.user))
+    app.on_message("/raw/")(lambda client, data: None)
+    async with plane(valkey_url, prefix, app=app) as hub:
+        async with raw_socket(hub) as socket:
+            await until(lambda: here == ["ann"])
+            asked = {"user": "ann", "code": 3503, "reason": "", "whitelist": []}
+            assert (await hub.registry.order("disconnect", asked)).answers[0]["met"] == 1
+            with pytest.raises(ConnectionClosed) as closed:
+                await receive(socket)
+            assert closed.value.rcvd.code == 3503
+        async with raw_socket(hub) as socket:
+            await until(lambda: here == ["ann", "ann"])
+            answers, _ = await hub.registry.order("revoke", Entry(USER, "ann").params())
+            assert answers[0]["met"] == 1
+            with pytest.raises(ConnectionClosed) as closed:
+                await receive(socket)
+            assert closed.value.rcvd.code == 3507
+        async with raw_socket(hub) as socket:
+            with pytest.raises(ConnectionClosed) as closed:
+                await receive(socket)
+            assert closed.value.rcvd.code == 3507
+        await until(lambda: not hub.services.sessionless)
+        assert here == ["ann", "ann"]
