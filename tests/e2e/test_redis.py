@@ -17,7 +17,10 @@ from typing import Any
 import cent
 import pytest
 from redis import Redis
+from websockets.exceptions import ConnectionClosed
 
+from hub.revocation import USER, Entry
+from hub.store import Keys
 from tests.hubs import HubFailed, HubProcess
 from tests.nodes import OwnValkey, own_valkey, until
 from tests.plane import Client, client
@@ -131,6 +134,26 @@ async def test_redis_may_go_and_come_back(hub, valkey):
         await other.subscribe("chat:b")
     assert hub.worker_pids() == workers
     assert hub.process.poll() is None
+
+
+@async_test
+async def test_who_was_blocked_while_the_workers_were_cut_off_goes(hub, valkey):
+    """They read what they have not heard as soon as their links are back, whichever worker a client is on."""
+    noted = Entry(USER, "ann")
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(client(hub.ws_url, hub.token("ann"))) for _ in range(6)]
+        with Redis.from_url(valkey.url) as redis:
+            key = Keys("hub").revocations[1]
+            redis.hset(key, noted.key, json.dumps(noted.params()))
+            try:
+                redis.client_kill_filter(_type="pubsub")
+                for one in clients:
+                    with pytest.raises(ConnectionClosed) as closed:
+                        while True:
+                            await asyncio.wait_for(one.socket.recv(), BACK_S)
+                    assert closed.value.rcvd.code == 3507
+            finally:
+                redis.delete(key)
 
 
 @async_test
