@@ -90,6 +90,23 @@ def matches(pattern: tuple[str, ...], channel: str) -> bool:
     return True
 
 
+def allows_all(capabilities: Capabilities, action: str, prefix: str) -> bool:
+    """Whether it is allowed in every channel that begins so, whichever there will be."""
+    for one in capabilities:
+        if any(rest == [""] and prefix.startswith(first) for first, *rest in one.patterns):
+            return action in one.allow
+        if action not in one.allow and _could_name(one, prefix):
+            return False
+    return False
+
+
+def _could_name(one: Capability, prefix: str) -> bool:
+    """Whether any channel that begins so is named by this entry; True also where that is not certain."""
+    return any(name.startswith(prefix) for name in one.names) or any(
+        first.startswith(prefix) or prefix.startswith(first) for first, *_ in one.patterns
+    )
+
+
 def allows(capabilities: Capabilities, action: str, channel: str) -> bool:
     """Whether the first entry that names the channel allows it."""
     for one in capabilities:

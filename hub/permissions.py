@@ -28,6 +28,8 @@ from .channels import Namespace, limited_to
 from .errors import CommandError
 from .grants import Grant
 
+ANYTHING = "*"
+
 
 class Identity(Protocol):
     """Who wants it. user: '' is nobody in particular."""
@@ -72,11 +74,18 @@ def decide(
 
 
 def decide_symbols(who: Identity, name: str, namespace: Namespace, symbols: Iterable[str]) -> None:
-    """The same of subscribing to each symbol of a watch list. name: of the namespace."""
+    """The same of subscribing to each symbol of a watch list, and to all that begin as its patterns do.
+
+    name: of the namespace. symbols: 'ACME', or 'AC*' for all that begin so.
+    """
     # No symbol is limited to users, as none has a '#'; so where the rule says yes it does so for all, in one look.
     if not _ruled(SUBSCRIBE, who, namespace, False):
         for symbol in symbols:
-            decide(SUBSCRIBE, who, f"{name}:{symbol}", namespace)
+            channel = f"{name}:{symbol}"
+            if not symbol.endswith(ANYTHING):
+                decide(SUBSCRIBE, who, channel, namespace)
+            elif not capabilities.allows_all(who.capabilities, SUBSCRIBE, channel.removesuffix(ANYTHING)):
+                raise CommandError(errors.PERMISSION_DENIED)
 
 
 def _ruled(action: str, who: Identity, namespace: Namespace, subscribed: bool) -> bool:

@@ -58,6 +58,28 @@ def test_the_first_entry_that_names_a_channel_counts():
     assert not capabilities.allows((), "sub", "game:1")
 
 
+@pytest.mark.parametrize(
+    ("entries", "verdict"),
+    [
+        ([(["t:AC*"], "wildcard", ["sub"])], True),
+        ([(["t:*"], "wildcard", ["sub"])], True),
+        ([(["t:ACME*"], "wildcard", ["sub"])], False),
+        ([(["t:AC*E"], "wildcard", ["sub"])], False),
+        ([(["t:AC*"], "exact", ["sub"])], False),
+        ([(["t:ACME"], "exact", ["sub"])], False),
+        ([(["t:*"], "wildcard", ["pub"]), (["t:*"], "wildcard", ["sub"])], False),
+        ([(["t:ACME"], "exact", ["pub"]), (["t:*"], "wildcard", ["sub"])], False),
+        ([(["t:*E"], "wildcard", []), (["t:*"], "wildcard", ["sub"])], False),
+        ([(["t:ACME"], "exact", ["sub"]), (["t:*"], "wildcard", ["sub"])], True),
+        ([(["t:B*", "x"], "wildcard", []), (["t:A*"], "wildcard", ["sub"])], True),
+        ([], False),
+    ],
+)
+def test_all_that_begin_so_are_allowed_only_where_each_of_them_is(entries, verdict):
+    """An exception among them, and one that may be among them, is one too many."""
+    assert capabilities.allows_all(caps(*entries), "sub", "t:AC") is verdict
+
+
 ENTRY = {"channels": ["a"], "allow": ["sub"]}
 
 

@@ -132,6 +132,15 @@ class Member:
         channel = command.params["channel"]
         return channel, NAMESPACES[channel.partition(":")[0]]
 
+    def may_subscribe(self, command, channel, namespace):
+        return None
+
+    def may_watch(self, channel, namespace, symbols) -> None:
+        pass
+
+    def ttl_s(self, channel):
+        return None
+
     def begin(self) -> None:
         self.pending += 1
 

@@ -115,6 +115,32 @@ def test_each_symbol_of_a_watch_list_is_asked_for():
             decide_symbols(identity, "t", CLOSED, symbols)
 
 
+def test_a_pattern_of_a_watch_list_needs_a_capability_for_all_that_begin_so():
+    """One whose text happens to be allowed as a name is not enough."""
+    decide_symbols(ANN, "t", Namespace(subscribe="user"), ["AC*"])
+    for entry, good in (
+        ({"channels": ["t:A*"], "match": "wildcard", "allow": ["sub"]}, True),
+        ({"channels": ["t:AC*"], "allow": ["sub"]}, False),
+        ({"channels": ["t:AC", "t:ACME"], "allow": ["sub"]}, False),
+    ):
+        who = ANN._replace(capabilities=capabilities.read([entry]))
+        with contextlib.nullcontext() if good else pytest.raises(CommandError):
+            decide_symbols(who, "t", CLOSED, ["AC*"])
+
+
+@pytest.mark.parametrize("path", ["/sse", "/poll"])
+@async_test
+async def test_each_symbol_of_a_plain_requests_list_is_asked_for(valkey_url, prefix, path):
+    """A capability for the list's own name alone lets nobody read a symbol."""
+    async with plane(valkey_url, prefix) as hub:
+        bearer = {"Authorization": f"Bearer {connection_token('ann with caps')}"}
+        for symbols, good in (("ACME", True), ("BETA", False), ("ACME,BETA", False)):
+            query = f"channel=desk:$watch&symbols={symbols}&wait=0"
+            method = "HEAD" if path == "/sse" else "GET"
+            answer = await request(hub.port, method, f"{path}?{query}", **bearer)
+            assert answer.status in ((200, 204) if good else (403,))
+
+
 # Every wire. What is asked, by whom, of which channel, and what becomes of it.
 
 CAPS = [
