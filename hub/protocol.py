@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from .bombs import too_many_values
 from .errors import CLOSE_BAD_REQUEST, ProtocolError, Reply
 
 METHODS = frozenset(
@@ -54,15 +53,13 @@ class Command(NamedTuple):
 PONG = Command(0, "", {})
 
 
-def decode(message: bytes, most: int, values: int) -> list[Command]:
-    """Take a message apart; at most `most` commands, of at most `values` JSON values as bombs counts them.
+def decode(message: bytes, most: int) -> list[Command]:
+    """Take a message apart; at most `most` commands.
 
-    Raises ProtocolError (3501): not JSON, not an object, no or several methods, a bad id, too many of either.
+    Raises ProtocolError (3501): not JSON, not an object, no or several methods, a bad id, too many commands.
     """
     if message == PING:
         return [PONG]
-    if too_many_values(message, values):
-        raise ProtocolError(CLOSE_BAD_REQUEST, f"found over {values} JSON values in one message; allowed: {values}")
     lines = message.split(b"\n")
     if len(lines) > most + 1:
         raise ProtocolError(CLOSE_BAD_REQUEST, f"found over {most} commands in one message; allowed: {most}")

@@ -158,8 +158,7 @@ class Session(AppSession):
     def handle(self, message: bytes) -> None:
         """One message from the client: a command or several."""
         try:
-            client = self._services.client
-            for command in protocol.decode(message, client.commands_per_message, client.json_values):
+            for command in protocol.decode(message, self._services.client.commands_per_message):
                 self.take(command)
         except ProtocolError as error:
             logger.debug("client %s: %s", self.client, error)

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from .bombs import too_many_values
 from .errors import CLOSE_PROTOCOL_ERROR, ProtocolError
 
 CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR, BINARY_EVENT, BINARY_ACK = range(7)
@@ -55,12 +54,11 @@ class Packet(NamedTuple):
 class Decoder:
     """One client's packets. Holds at most one unfinished packet: its attachments come right behind it."""
 
-    __slots__ = ("_attachments", "_max_bytes", "_message", "_size", "_values", "_wanted")
+    __slots__ = ("_attachments", "_max_bytes", "_message", "_size", "_wanted")
 
-    def __init__(self, max_bytes: int, values: int) -> None:
-        """max_bytes: of all attachments of one packet together. values: of one packet's JSON, as bombs counts them."""
+    def __init__(self, max_bytes: int) -> None:
+        """max_bytes: of all attachments of one packet together."""
         self._max_bytes = max_bytes
-        self._values = values
         self.forget()
 
     @property
@@ -82,8 +80,6 @@ class Decoder:
         """
         if self._message is not None:
             raise _bad("found text where an attachment is due")
-        if too_many_values(message, self._values):
-            raise _bad(f"found over {self._values} JSON values in one packet; allowed: {self._values}")
         head, count, packet = _parse(message)
         if head not in BINARY:
             if count is not None:

@@ -18,7 +18,6 @@ LADDER = (
     # Rung by rung, lowest first. A module imports from lower rungs only, never sideways or upward.
     (
         "__init__",
-        "bombs",
         "capabilities",
         "errors",
         "control",

@@ -25,7 +25,6 @@ from typing import Any
 
 from .. import cors, httpd, protocol
 from ..audience import WireForm
-from ..config import ClientSettings
 from ..connection import CLOSING, Connection
 from ..cors import CorsHandler
 from ..entrance import Visitor
@@ -223,7 +222,7 @@ class StreamHandler(CorsHandler):
         address = entrance.address_of(self.peer, self.request.headers)
         if len(message) > client.message_bytes:
             self.plain(413, f"the commands: allowed are {client.message_bytes} bytes")
-        elif not _connects(message, client):
+        elif not _connects(message, client.commands_per_message):
             self.plain(400, "allowed are commands of the native protocol, the first of them connect")
         elif (refusal := entrance.admit(address)) is not None:
             for name, value in refusal.headers.items():
@@ -249,12 +248,11 @@ class EventsHandler(StreamHandler):
         self.open_stream(self.get_query_argument(QUERY, "").encode())
 
 
-def _connects(message: bytes, client: ClientSettings) -> bool:
+def _connects(message: bytes, most: int) -> bool:
     try:
-        commands = protocol.decode(message, client.commands_per_message, client.json_values)
+        return protocol.decode(message, most)[0].method == "connect"
     except ProtocolError:
         return False
-    return commands[0].method == "connect"
 
 
 def routes(emulation: Emulation) -> httpd.Routes:

@@ -136,7 +136,7 @@ class SocketIOConnection(EngineConnection):
     def __init__(self, fd: Descriptor, engine: Engine, visitor: Visitor, door: Door) -> None:
         super().__init__(fd, engine, visitor)
         self._door = door
-        self._decoder = socketio.Decoder(engine.settings.max_payload_bytes, engine.client.json_values)
+        self._decoder = socketio.Decoder(engine.settings.max_payload_bytes)
         self._sessions: dict[str, SocketSession] = {}
         self._joining: dict[str, SocketSession] = {}
         """Those about which the application is being asked."""

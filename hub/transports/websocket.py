@@ -25,7 +25,6 @@ from ..connection import OPEN, Connection, take_over
 from ..deflate import Agreement
 from ..entrance import Entrance, Visitor
 from ..errors import Close
-from ..limits import TokenBucket
 from ..outbox import Limits, Verdict
 from ..reactor import Reactor
 from ..session import Services, Session
@@ -34,11 +33,10 @@ from ..tls import Descriptor, TlsSocket
 logger = logging.getLogger(__name__)
 
 PONGS = object()
+"""Stands for a connection's pongs where the outbox asks for a channel."""
 DEFLATED_READ_BYTES = 256
 """In one turn from a client that compresses: they may become a thousand times as many. Of messages that inflate to the
 limit of 64 KB these are three, which hold the loop for 1 ms; 4096 bytes were 46, and 15 times as long."""
-TOO_MANY_PINGS = Close(errors.CLOSE_POLICY.code, "too many pings")
-"""Stands for a connection's pongs where the outbox asks for a channel."""
 
 
 class NativeForm:
@@ -88,7 +86,7 @@ def deflated_forms(client: ClientSettings) -> Mapping[int, DeflatedForm]:
 class FramedConnection(Connection):
     """A client that speaks RFC 6455, whatever its messages say: pings, the close handshake, unfinished messages."""
 
-    __slots__ = ("_begun_at", "_limits", "_pings", "_reader", "wire")
+    __slots__ = ("_begun_at", "_limits", "_reader", "wire")
 
     wire: NativeForm
 
@@ -98,8 +96,6 @@ class FramedConnection(Connection):
         self._reader = frames.FrameReader(client.message_bytes, client.fragments)
         self._begun_at: float | None = None
         """When the message began that has not ended yet."""
-        self._pings: TokenBucket | None = None
-        """Its pings; most clients never send one."""
         self.wire = NATIVE
 
     def compress(self, agreement: Agreement, forms: Mapping[int, DeflatedForm]) -> None:
@@ -175,12 +171,6 @@ class FramedConnection(Connection):
 
     def _pong(self, payload: bytes) -> None:
         """Answer a ping, RFC 6455 §5.5.3: each one, but behind a backlog the newest may stand for those that wait."""
-        if self._pings is None:
-            self._pings = TokenBucket(self._limits.pings_per_s, self.reactor.clock)
-        if not self._pings.take():
-            self.close(TOO_MANY_PINGS)
-            self.stop_listening()
-            return
         frame = frames.encode_frame(frames.PONG, payload)
         if self._blocked:
             # By the rule for `latest`: from outbox_conflate_bytes on, in its place. So a flood of pings from a client

@@ -231,7 +231,7 @@ async def test_floods_of_frames_leave_everybody_else_served(valkey_url, prefix, 
         reads.append((connection.fd, len(data)))
         receive(connection, data)
 
-    async with plane(valkey_url, prefix, client={"pings_per_s": 0}) as hub:
+    async with plane(valkey_url, prefix) as hub:
         with contextlib.ExitStack() as stack:
             loop, flooders = asyncio.get_running_loop(), []
             for _ in range(21):

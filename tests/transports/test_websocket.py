@@ -364,7 +364,7 @@ async def test_a_client_that_lost_messages_is_told_how_many_once_it_has_caught_u
 @async_test
 async def test_every_ping_of_a_client_that_reads_has_its_pong(valkey_url, prefix):
     """Also of many in one write: while nothing is stuck none stands for another."""
-    async with plane(valkey_url, prefix, client={"pings_per_s": 0}) as hub:
+    async with plane(valkey_url, prefix) as hub:
         reader, writer, _ = await raw(hub.port, head())
         writer.write(b"".join(masked(frames.PING, b"%0100d" % number) for number in range(600)))
         pongs = b"".join(frames.encode_frame(frames.PONG, b"%0100d" % number) for number in range(600))
@@ -373,26 +373,9 @@ async def test_every_ping_of_a_client_that_reads_has_its_pong(valkey_url, prefix
 
 
 @async_test
-async def test_a_client_that_pings_too_often_is_closed(valkey_url, prefix):
-    """The pings of one second are answered, the next one is 1008; who is in time may go on."""
-    async with plane(valkey_url, prefix, client={"pings_per_s": 5}) as hub:
-        reader, writer, _ = await raw(hub.port, head())
-        writer.write(b"".join(masked(frames.PING, b"%d" % number) for number in range(9)))
-        answer = await asyncio.wait_for(reader.read(), 5)
-        pongs = b"".join(frames.encode_frame(frames.PONG, b"%d" % number) for number in range(5))
-        assert answer == pongs + frames.encode_close(1008, "too many pings")
-        writer.close()
-        async with client(hub.url) as other:
-            for number in range(12):
-                await asyncio.wait_for(await other.socket.ping(b"%d" % number), 5)
-                await asyncio.sleep(0.2)  # is the rate, and not a wait for luck: less would be too often
-
-
-@async_test
 async def test_pings_of_a_client_that_does_not_read_pile_up_no_pongs(valkey_url, prefix):
     """Behind a backlog the newest pong takes the place of the one that waits; publications around it stay whole."""
-    settings = {"outbox_conflate_bytes": 0, "outbox_drop_bytes": 1 << 24, "pings_per_s": 0}
-    async with plane(valkey_url, prefix, client=settings) as hub:
+    async with plane(valkey_url, prefix, client={"outbox_conflate_bytes": 0, "outbox_drop_bytes": 1 << 24}) as hub:
         reader, writer, _ = await raw(hub.port, head())
         writer.write(masked(frames.TEXT, b'{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"open:a"}}'))
         await asyncio.wait_for(reader.readuntil(b'"subscribe":{}}'), 5)
