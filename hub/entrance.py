@@ -9,11 +9,12 @@ Never break: nothing that a client can choose is trusted here unless it has been
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import NamedTuple
 
 from .auth import Authenticator, Claims
 from .handshake import Headers, Refusal
+from .origin import Origins
 
 BUSY = Refusal(503, "too many handshakes at a time, or shutting down", {"Retry-After": "1"})
 BEARER = "bearer"
@@ -45,7 +46,7 @@ class Entrance:
 
     def __init__(
         self,
-        origins: Collection[str],
+        origins: Origins,
         authenticator: Authenticator,
         admits: Callable[[], bool],
         draining: Callable[[], bool] = lambda: False,

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import AfterValidator
 
 from .app import MODULE
-from .origin import EVERYBODY
+from .origin import EVERYBODY, WILDCARD
 
 # sun_path holds 108 bytes with the closing NUL (unix(7)).
 MAX_UNIX_PATH_BYTES = 107
@@ -97,9 +97,11 @@ def _address(text: str) -> str:
 
 
 def _origin(text: str) -> str:
-    if text != EVERYBODY and not re.fullmatch(r"https?://[^/\s*]+", text):
-        raise ValueError('SCHEME://HOST[:PORT] with http or https, no path and no wildcard, or "*" for all origins')
-    return text.lower()
+    origin = text.lower()
+    if origin != EVERYBODY and not re.fullmatch(r"https?://[^/\s*]+", origin) and not WILDCARD.fullmatch(origin):
+        wanted = "SCHEME://HOST[:PORT] with http or https and no path, SCHEME://*.DOMAIN[:PORT] for its subdomains"
+        raise ValueError(f'{wanted}, or "*" for all origins')
+    return origin
 
 
 def _redis_url(text: str) -> str:

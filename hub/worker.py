@@ -51,6 +51,7 @@ from .manifest import Manifest
 from .neighbours import Neighbours
 from .notice import Notices
 from .orders import Orders, Sessionless
+from .origin import Origins
 from .presence import Presence
 from .publish import Publisher
 from .reactor import Reactor
@@ -182,7 +183,7 @@ class Worker:
         )
         handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)
         self._entrance = Entrance(
-            frozenset(settings.allowed_origins), self._authenticator, handshakes.take, self._stopping.is_set
+            Origins(settings.allowed_origins), self._authenticator, handshakes.take, self._stopping.is_set
         )
         self._ticker = Ticker(
             settings.ticker,

@@ -37,6 +37,7 @@ from hub.ingest import Ingest
 from hub.limits import TokenBucket
 from hub.mailbox import Mailboxes
 from hub.orders import Orders
+from hub.origin import Origins
 from hub.presence import Presence
 from hub.publish import Publisher
 from hub.reactor import Reactor
@@ -241,7 +242,7 @@ async def plane(
     )
     draining = asyncio.Event()
     handshakes = TokenBucket(handshakes_per_s, reactor.clock)
-    entrance = Entrance(frozenset(origins), authenticator, handshakes.take, draining.is_set)
+    entrance = Entrance(Origins(origins), authenticator, handshakes.take, draining.is_set)
     door = websocket.Door(reactor, shared, entrance, websocket.deflated_forms(settings))
     relay = Relay(Home("0123456789abcdef", ""), 0, 1, RelayLimits())
     handover = Handover(Home("0123456789abcdef", ""), relay.owner)

@@ -208,7 +208,10 @@ ADDRESS = (
     "HOST:PORT with an IP address, [IPv6]:PORT, unix:/PATH of at most 107 bytes or systemd:NAME; with TLS tls:HOST:PORT"
     " and so on"
 )
-ORIGIN = 'SCHEME://HOST[:PORT] with http or https, no path and no wildcard, or "*" for all origins'
+ORIGIN = (
+    "SCHEME://HOST[:PORT] with http or https and no path, SCHEME://*.DOMAIN[:PORT] for its subdomains"
+    ', or "*" for all origins'
+)
 REDIS_URL = "redis://…, rediss://… or unix:///…, with no options but db and ssl_ca_certs"
 HIDDEN = "a value that is not shown"
 REDIS = "url, url_file, sentinels, master, prefix, start_timeout_s, command_timeout_s, pending_publishes, pending_bytes"
@@ -238,6 +241,8 @@ BAD_VALUES = [
     ("state_dir = 1979-05-27", "state_dir: found datetime.date(1979, 5, 27); allowed: text"),
     ('allowed_origins = ["https://*.org"]', f"allowed_origins[0]: found 'https://*.org'; allowed: {ORIGIN}"),
     ('allowed_origins = ["https://a/b"]', f"allowed_origins[0]: found 'https://a/b'; allowed: {ORIGIN}"),
+    ('allowed_origins = ["https://a*.b.org"]', f"allowed_origins[0]: found 'https://a*.b.org'; allowed: {ORIGIN}"),
+    ('allowed_origins = ["null"]', f"allowed_origins[0]: found 'null'; allowed: {ORIGIN}"),
     ('allowed_origins = ["*.org"]', f"allowed_origins[0]: found '*.org'; allowed: {ORIGIN}"),
     ("drain_window_s = -1", "drain_window_s: found -1; allowed: a number from 0 to 3600"),
     ("drain_window_s = nan", "drain_window_s: found nan; allowed: a number from 0 to 3600"),

@@ -8,6 +8,7 @@ from hub import auth
 from hub.auth import Authenticator
 from hub.entrance import BUSY, NOBODY, Entrance, bearer
 from hub.errors import CommandError, ProtocolError
+from hub.origin import Origins
 
 SECRET = "a secret for tests, of more than 32 bytes"
 NOW = 1_764_000_000.0
@@ -15,7 +16,7 @@ TOKEN = auth.make("ann", SECRET, 60, NOW)
 
 
 def entrance(admits=lambda: True, draining=lambda: False, now=lambda: NOW) -> Entrance:
-    return Entrance(frozenset(), Authenticator(SECRET, now), admits, draining)
+    return Entrance(Origins(), Authenticator(SECRET, now), admits, draining)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from hub.origin import allowed
+from hub.origin import Origins, allowed
+from tests.emulated import http
+from tests.openings import GOOD, OPENINGS, status_of
+from tests.plane import plane
+from tests.support import async_test
 
 LIST = frozenset({"https://shop.example", "http://localhost:3000"})
 
@@ -38,6 +42,70 @@ def test_an_origin_is_judged_by_host_and_list(origin, host, verdict):
     assert allowed(origin, host, LIST) is verdict
 
 
+WILD = Origins({"https://*.shop.example", "http://*.shop.example:3000"})
+
+
+@pytest.mark.parametrize(
+    ("origin", "verdict"),
+    [
+        ("https://www.shop.example", True),
+        ("https://a.b-c.d_e.shop.example", True),
+        ("HTTPS://WWW.Shop.Example", True),
+        ("http://www.shop.example:3000", True),
+        ("https://shop.example", False),
+        ("http://www.shop.example", False),
+        ("https://www.shop.example:3000", False),
+        ("https://www.shop.example:443", False),
+        ("https://evil-shop.example", False),
+        ("https://shop.example.evil", False),
+        ("https://www.shop.example.evil", False),
+        ("https://evil.example/.shop.example", False),
+        ("https://evil.example#.shop.example", False),
+        ("https://evil.example?.shop.example", False),
+        ("https://user@www.shop.example", False),
+        ("https://.shop.example", False),
+        ("https://a..shop.example", False),
+        ("https://-.shop.example", False),
+        ("https://*.shop.example ", False),
+        ("https://www.shop.example\n", False),
+        ("https://" + "a." * 130 + "shop.example", False),
+        ("null", False),
+    ],
+)
+def test_a_wildcard_means_subdomains_and_nothing_else(origin, verdict):
+    """Of any depth, with its scheme and its port; whatever is no plain name is nobody's subdomain."""
+    assert allowed(origin, "hub.example", WILD) is verdict
+
+
+def test_a_list_says_whether_it_is_open_to_all():
+    assert Origins({"*"}).any and not WILD.any
+
+
 @pytest.mark.parametrize("origin", ["https://anybody.example", "null", "file://x", ""])
 def test_a_star_lets_all_origins_in(origin):
     assert allowed(origin, "hub.example", {"*"}) is True
+
+
+PAGES = [
+    (None, True),
+    ("http://127.0.0.1", True),
+    ("https://app.shop.example", True),
+    ("https://one.example", True),
+    ("https://evil-shop.example", False),
+    ("https://app.shop.example.evil", False),
+    ("https://shop.example", False),
+    ("null", False),
+]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@async_test
+async def test_all_wires_let_the_same_pages_in(valkey_url, prefix, fast):
+    """Cross-site hijacking: one list for WebSockets, streams, polls and plain requests; 403 to all other pages."""
+    async with plane(valkey_url, prefix, fast=fast, origins=("https://*.shop.example", "https://one.example")) as hub:
+        for wire, request in OPENINGS.items():
+            for origin, good in PAGES:
+                status = await status_of(hub.port, request(Origin=origin))
+                assert status in (GOOD if good else {403}), (wire, origin, status)
+        posted = http("POST", "/emulation", b"{}", Origin="https://evil.example")
+        assert await status_of(hub.port, posted) == 403

@@ -24,6 +24,7 @@ from hub.acceptor import Acceptor
 from hub.auth import Authenticator
 from hub.config import ClientSettings, HttpSettings
 from hub.entrance import Entrance, Visitor
+from hub.origin import Origins
 from hub.outbox import Limits
 from hub.reactor import Reactor
 from hub.transports.websocket import Door, FramedConnection, WebSocketHandler, deflated_forms
@@ -36,7 +37,7 @@ CLIENT = ClientSettings(message_bytes=16 << 20).model_copy(update={"fragments": 
 OUTBOX = Limits(NO_LIMIT, NO_LIMIT, NO_LIMIT, NO_LIMIT)
 
 
-class Anywhere(frozenset[str]):
+class Anywhere(Origins):
     """Every Origin is in it."""
 
     def __contains__(self, origin: object) -> bool:
