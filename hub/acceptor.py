@@ -1,12 +1,13 @@
 """Acceptor: new connections of the public listeners, and the fast way from there to the plane.
 
 Does: accept in bounded batches, keep a worker below its descriptor limit with an answer instead of a spin, wait for a
-newcomer's first bytes under the handshake deadline, and answer a plain WebSocket upgrade in place.
+newcomer's first bytes under the handshake deadline, take a proxy's word for whose connection it is, and answer a plain
+WebSocket upgrade in place.
 Does not: judge handshakes (handshake), speak TLS (tls_handshake) or parse any other HTTP: what is not a plain upgrade
 request goes to Tornado with nothing consumed.
 Called by: worker.
 Never break: bytes are only peeked at until it is certain who takes the connection; over TLS, where that can't be, they
-go to whoever takes it.
+go to whoever takes it. A PROXY line comes before anything else, and where one is due nothing is served without it.
 
 In a reconnect storm the handshake is what a worker does: through Tornado it costs about 140 µs, in place a fifth.
 """
@@ -19,9 +20,10 @@ import logging
 import os
 import resource
 import socket
+from collections.abc import Collection
 from http.client import responses
 
-from . import handshake
+from . import forwarded, handshake
 from .certificates import Certificates
 from .entrance import Visitor
 from .errors import Close
@@ -66,12 +68,13 @@ class Newcomer:
 
     __slots__ = ("_acceptor", "_address", "_since", "_sock", "due", "fd")
 
-    def __init__(self, acceptor: Acceptor, sock: socket.socket, address: object) -> None:
+    def __init__(self, acceptor: Acceptor, sock: socket.socket, address: object, since: float) -> None:
+        """since: when it was accepted."""
         self._acceptor = acceptor
         self._sock: socket.socket | None = sock
         """None once it has left the plane: somebody who goes through a list of connections may still hold it."""
         self._address = address
-        self._since = acceptor.reactor.clock()
+        self._since = since
         self.fd = sock.fileno()
         self.due = NEVER
 
@@ -99,6 +102,42 @@ class Newcomer:
         raise NotImplementedError  # nothing is ever written to it
 
     flush = on_writable
+
+
+class Proxied(Newcomer):
+    """The same by way of a proxy that says first whose connection it is (PROXY protocol v1)."""
+
+    __slots__ = ("_secure",)
+
+    def __init__(self, acceptor: Acceptor, sock: socket.socket, address: object, since: float, secure: bool) -> None:
+        """secure: what comes behind the line is TLS."""
+        super().__init__(acceptor, sock, address, since)
+        self._secure = secure
+
+    def on_readable(self) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            data = sock.recv(forwarded.MAX_PROXY_BYTES, socket.MSG_PEEK)
+            line = forwarded.read_proxy_line(data) if data else None
+            if line is None and data:
+                # Woken again by one more byte, and not by those that are there.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(data) + 1)
+                return
+            if line is not None:
+                sock.recv(line.size)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        except ValueError:
+            self._acceptor.no_proxy_line()
+            line = None
+        except OSError:
+            line = None  # reset by the peer
+        self._leave()
+        if line is None:
+            sock.close()
+        else:
+            self._acceptor.greet(sock, line.peer or self._address, self._since, self._secure)
 
 
 class Acceptor:
@@ -132,6 +171,8 @@ class Acceptor:
         self.greeter: Greeter | None = None
         if certificates is not None:
             self.greeter = Greeter(reactor, certificates, self._enter, _turn_away, deadline_s, tls_handshakes)
+        self._proxied: set[socket.socket] = set()
+        """Those whose connections begin with a PROXY line."""
         self._reserve = -1
         self._keep_reserve()
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -139,17 +180,21 @@ class Acceptor:
         self._full = Brake()
         self.turned_away = 0
         """Connections answered with 503 because the worker had no descriptor to spare, since the start."""
+        self.misled = 0
+        """Connections closed for want of a PROXY line, or of a proxy that is trusted with one."""
+        self._unnamed = Brake()
 
-    def listen(self, listeners: list[socket.socket]) -> None:
-        """Accept on these from now on."""
+    def listen(self, listeners: list[socket.socket], proxied: Collection[socket.socket] = ()) -> None:
+        """Accept on these from now on. proxied: those whose connections begin with a PROXY line."""
+        self._proxied.update(proxied)
         for listener in listeners:
             self._listeners.append(listener)
             self._loop.add_reader(listener.fileno(), self._accept, listener)
 
-    def listen_tls(self, listeners: list[socket.socket]) -> None:
-        """The same for TLS; only with certificates."""
+    def listen_tls(self, listeners: list[socket.socket], proxied: Collection[socket.socket] = ()) -> None:
+        """The same for TLS, which comes behind a PROXY line; only with certificates."""
         self._secure.update(listeners)
-        self.listen(listeners)
+        self.listen(listeners, proxied)
 
     def stop(self) -> None:
         """Accept no more, and close the listeners."""
@@ -158,6 +203,7 @@ class Acceptor:
             listener.close()
         self._listeners.clear()
         self._secure.clear()
+        self._proxied.clear()
         if self._reserve >= 0:
             os.close(self._reserve)
             self._reserve = -1
@@ -214,18 +260,38 @@ class Acceptor:
             sock.setblocking(False)
             if sock.fileno() >= self._most_fd:
                 self._refuse_full(sock)
-            elif self.greeter is not None and listener in self._secure:
-                self.greeter.greet(sock, address)
             else:
-                self._greet(sock, address)
+                self._meet(sock, address, listener)
 
-    def _greet(self, sock: socket.socket, address: object) -> None:
-        if not self._fast:
-            self._to_tornado(sock, address, self.reactor.clock())
-            return
-        newcomer = Newcomer(self, sock, address)
+    def _meet(self, sock: socket.socket, address: object, listener: socket.socket) -> None:
+        now, secure = self.reactor.clock(), listener in self._secure
+        if listener not in self._proxied:
+            self.greet(sock, address, now, secure)
+        elif self._door.entrance.proxies.trusts(forwarded.address_of(address)):
+            self._await(Proxied(self, sock, address, now, secure), now)
+        else:
+            self.no_proxy_line()
+            sock.close()
+
+    def no_proxy_line(self) -> None:
+        """A connection ends because nobody who is trusted has said whose it is."""
+        self.misled += 1
+        self._unnamed.warning(
+            logger, "no PROXY line of a trusted proxy where proxy_protocol wants one: closed; see trusted_proxies"
+        )
+
+    def greet(self, sock: socket.socket, address: object, since: float, secure: bool = False) -> None:
+        """A client's connection, of which nothing has been read. since: when it was accepted. secure: it speaks TLS."""
+        if self.greeter is not None and secure:
+            self.greeter.greet(sock, address, since)
+        elif self._fast:
+            self._await(Newcomer(self, sock, address, since), since)
+        else:
+            self._to_tornado(sock, address, since)
+
+    def _await(self, newcomer: Newcomer, since: float) -> None:
         self.reactor.adopt(newcomer)
-        self.reactor.schedule(newcomer, self.reactor.clock() + self._deadline_s)
+        self.reactor.schedule(newcomer, since + self._deadline_s)
 
     def _to_tornado(self, sock: socket.socket, address: object, since: float) -> None:
         server = self._server

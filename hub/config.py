@@ -44,6 +44,7 @@ from .values import (
     SentinelText,
     SocketIONamespace,
     SourceText,
+    TrustedText,
     parse_address,
 )
 
@@ -264,6 +265,10 @@ class Settings(BaseSettings):
     state_dir: str = Field("", description="empty: $STATE_DIRECTORY, else $XDG_STATE_HOME/hub")
     demo: bool = Field(False, description="the demo page at /, and no secret needed")
     allowed_origins: list[OriginText] = Field([], description="web origins besides the hub's own host")
+    trusted_proxies: list[TrustedText] = Field(
+        ["127.0.0.0/8", "::1/128", "unix:"], description="networks whose X-Forwarded-For is believed"
+    )
+    proxy_protocol: list[AddressText] = Field([], description="of listen: there a proxy sends PROXY v1 first")
     fast_upgrade: bool = Field(True, description="WebSocket handshakes without Tornado")
     drain_window_s: Number = Field(30.0, ge=0, le=3600, description="SIGTERM: clients are closed evenly over this time")
     heartbeat_timeout_s: Number = Field(10.0, ge=1, le=600, description="a worker silent for so long is replaced")
@@ -314,6 +319,7 @@ class Settings(BaseSettings):
         lines = [
             *self._bad_names(),
             *self._bad_tls(),
+            *self._bad_proxied(),
             *self._bad_mailbox(),
             *(self._bad_ticker() if self.ticker.source != "none" else ()),
         ]
@@ -332,6 +338,12 @@ class Settings(BaseSettings):
             yield "tls.certificates: found [] beside an address with tls:; allowed: one or more of {cert = …, key = …}"
         elif self.tls.certificates and not speak:
             yield 'tls.certificates: found beside no address with tls:; allowed: listen = ["tls:0.0.0.0:443"], say'
+
+    def _bad_proxied(self) -> Iterator[str]:
+        known = set(map(parse_address, self.listen))
+        for text in self.proxy_protocol:
+            if parse_address(text) not in known:
+                yield f"proxy_protocol: found {short(text)}; allowed: addresses of listen"
 
     def _bad_mailbox(self) -> Iterator[str]:
         name = self.mailbox.namespace

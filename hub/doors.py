@@ -132,8 +132,9 @@ class Doors:
             (public + internal, slot.combined, fast, DESCRIPTOR_MARGIN),
         ):
             acceptor = self._acceptor(routes, quick, margin)
-            acceptor.listen([sock for sock in listeners if sock not in slot.secure])
-            acceptor.listen_tls([sock for sock in listeners if sock in slot.secure])
+            proxied = [sock for sock in listeners if sock in slot.proxied]
+            acceptor.listen([sock for sock in listeners if sock not in slot.secure], proxied)
+            acceptor.listen_tls([sock for sock in listeners if sock in slot.secure], proxied)
 
     def _acceptor(self, routes: httpd.Routes, fast: bool, margin: int) -> Acceptor:
         http = self._settings.http

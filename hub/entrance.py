@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .auth import Authenticator, Claims
+from .forwarded import Proxies
 from .handshake import Headers, Refusal
 from .origin import Origins
 
@@ -42,7 +43,7 @@ NOBODY = Visitor()
 class Entrance:
     """Of one worker."""
 
-    __slots__ = ("_admits", "authenticator", "draining", "origins")
+    __slots__ = ("_admits", "authenticator", "draining", "origins", "proxies")
 
     def __init__(
         self,
@@ -50,20 +51,25 @@ class Entrance:
         authenticator: Authenticator,
         admits: Callable[[], bool],
         draining: Callable[[], bool] = lambda: False,
+        *,
+        proxies: Proxies | None = None,
     ) -> None:
         """admits: counts one more handshake; False: not now.
 
         draining: the worker is about to end: who was let in by an application just now comes too late.
+
+        proxies: those that are believed; None: none.
         """
         self.origins = origins
         """Web origins besides the hub's own host, as `origin.allowed` takes them."""
         self.authenticator = authenticator
         self.draining = draining
+        self.proxies = proxies or Proxies()
         self._admits = admits
 
     def address_of(self, peer: object, headers: Headers) -> str:
         """Where a request comes from: '203.0.113.7'. peer: as `socket.accept` has it; headers: of the request."""
-        return str(peer[0]) if isinstance(peer, tuple) else ""
+        return self.proxies.client(peer, headers.get("x-forwarded-for", ""))
 
     def visitor(self, peer: object, headers: Headers, query_token: str = "") -> Visitor:
         """Who asks; the header's token before the query's. Raises HubError for one that is not good, as auth has it."""

@@ -30,7 +30,7 @@ BODY = frozenset({"content-length", "transfer-encoding", "expect"})
 
 
 class Headers(Protocol):
-    """Header fields by name; ours are lower-case, Tornado's take any case."""
+    """Header fields by name; ours are lower-case, Tornado's take any case: ask in lower case."""
 
     def get(self, name: str, default: str, /) -> str: ...
 

@@ -14,7 +14,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class Slot:
 
     combined: those of `public` that serve the internal pages too, as their address stands in both settings.
     secure: those of all that speak TLS.
+    proxied: those of `public` whose connections begin with a PROXY line.
     """
 
     index: int
@@ -46,6 +47,7 @@ class Slot:
     internal: tuple[socket.socket, ...]
     combined: tuple[socket.socket, ...] = ()
     secure: frozenset[socket.socket] = frozenset()
+    proxied: tuple[socket.socket, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,18 @@ class Listeners:
     slots: one for each worker. warnings: a line for each wish that the kernel did not grant.
     """
 
-    def __init__(self, public: list[_Group], internal: list[_Group], combined: set[Address], workers: int) -> None:
+    def __init__(
+        self,
+        public: list[_Group],
+        internal: list[_Group],
+        combined: set[Address],
+        workers: int,
+        proxied: Collection[int] = (),
+    ) -> None:
+        """proxied: those of `public`, by their place, whose connections begin with a PROXY line."""
         self._public = public
         self._internal = internal
+        self._proxied = proxied
         self.public = tuple(group.address for group in public)
         self.internal = tuple(group.address for group in internal)
         self.combined = tuple(group.address for group in public if group.setting in combined)
@@ -102,7 +113,9 @@ class Listeners:
         finally:
             for sockets in handed.values():
                 _close_sockets(sockets)
-        listeners = cls(opened[: len(public)], opened[len(public) :], combined, workers)
+        named = set(map(parse_address, settings.proxy_protocol))
+        proxied = [place for place, address in enumerate(public) if address in named]
+        listeners = cls(opened[: len(public)], opened[len(public) :], combined, workers, proxied)
         listeners.warnings += _warnings(settings.tcp, opened, somaxconn)
         listeners.warnings += [f"systemd:{name}: a socket that no address asks for is closed" for name in handed]
         return listeners
@@ -124,7 +137,9 @@ class Listeners:
         public = tuple(group.sockets[index] for group in self._public)
         both = tuple(group.sockets[index] for group in self._public if group.address in self.combined)
         secure = frozenset(group.sockets[index] for group in self._groups() if group.address.tls)
-        return Slot(index, public, tuple(group.sockets[index] for group in self._internal), both, secure)
+        internal = tuple(group.sockets[index] for group in self._internal)
+        proxied = tuple(public[place] for place in self._proxied)
+        return Slot(index, public, internal, both, secure, proxied)
 
 
 def _addresses(texts: list[str]) -> list[Address]:

@@ -64,11 +64,11 @@ class Greeter:
         self.pushed_out = 0
         """Handshakes cut as there were too many."""
 
-    def greet(self, sock: socket.socket, address: object) -> None:
-        """A connection was accepted."""
-        newcomer = TlsNewcomer(self, sock, address)
+    def greet(self, sock: socket.socket, address: object, since: float) -> None:
+        """A connection, of which nothing has been read. since: when it was accepted."""
+        newcomer = TlsNewcomer(self, sock, address, since)
         self.reactor.adopt(newcomer)
-        self.reactor.schedule(newcomer, self.reactor.clock() + self.deadline_s)
+        self.reactor.schedule(newcomer, since + self.deadline_s)
 
     def begins(self, newcomer: TlsNewcomer) -> None:
         """A handshake begins."""
@@ -83,12 +83,12 @@ class TlsNewcomer:
 
     __slots__ = ("_address", "_greeter", "_shaken", "_since", "_sock", "_watching", "due", "fd")
 
-    def __init__(self, greeter: Greeter, sock: socket.socket, address: object) -> None:
+    def __init__(self, greeter: Greeter, sock: socket.socket, address: object, since: float) -> None:
         self._greeter = greeter
         self._sock: socket.socket | None = sock
         """None once it has left the plane; an SSLSocket once it has said something."""
         self._address = address
-        self._since = greeter.reactor.clock()
+        self._since = since
         self._shaken: TlsSocket | None = None
         """Once the handshake is done."""
         self._watching = False

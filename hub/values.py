@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import AfterValidator
 
 from .app import MODULE
+from .forwarded import check_trusted
 from .origin import EVERYBODY, WILDCARD
 
 # sun_path holds 108 bytes with the closing NUL (unix(7)).
@@ -189,6 +190,7 @@ def _module(text: str) -> str:
 
 AddressText = Annotated[str, AfterValidator(_address)]
 OriginText = Annotated[str, AfterValidator(_origin)]
+TrustedText = Annotated[str, AfterValidator(check_trusted)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 SentinelText = Annotated[str, AfterValidator(_sentinel)]
 PrefixText = Annotated[str, AfterValidator(_prefix)]

@@ -41,6 +41,7 @@ from .emission import EmittingFanout, everyone_rules
 from .entrance import Entrance
 from .errors import EXIT_OK, BootError, BrokerUnavailable
 from .fanout import Fanout
+from .forwarded import Proxies
 from .handover import Handover
 from .history import History
 from .ingest import Ingest
@@ -183,7 +184,11 @@ class Worker:
         )
         handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)
         self._entrance = Entrance(
-            Origins(settings.allowed_origins), self._authenticator, handshakes.take, self._stopping.is_set
+            Origins(settings.allowed_origins),
+            self._authenticator,
+            handshakes.take,
+            self._stopping.is_set,
+            proxies=Proxies(settings.trusted_proxies),
         )
         self._ticker = Ticker(
             settings.ticker,

@@ -31,6 +31,7 @@ from hub.doors import outbox_limits
 from hub.emission import EmittingFanout, everyone_rules
 from hub.entrance import Entrance
 from hub.fanout import Fanout
+from hub.forwarded import Proxies
 from hub.handover import Handover
 from hub.history import History
 from hub.ingest import Ingest
@@ -151,6 +152,8 @@ async def plane(
     grace_s: float = 0.0,
     mailbox: dict | None = None,
     most_polls: int = 100,
+    proxies: Proxies | None = None,
+    proxied: bool = False,
     socketio: dict | None = None,
     app: App | None = None,
     app_timeout_s: float = 5.0,
@@ -242,7 +245,7 @@ async def plane(
     )
     draining = asyncio.Event()
     handshakes = TokenBucket(handshakes_per_s, reactor.clock)
-    entrance = Entrance(Origins(origins), authenticator, handshakes.take, draining.is_set)
+    entrance = Entrance(Origins(origins), authenticator, handshakes.take, draining.is_set, proxies=proxies)
     door = websocket.Door(reactor, shared, entrance, websocket.deflated_forms(settings))
     relay = Relay(Home("0123456789abcdef", ""), 0, 1, RelayLimits())
     handover = Handover(Home("0123456789abcdef", ""), relay.owner)
@@ -287,7 +290,7 @@ async def plane(
     for listener in sockets:
         listener.setblocking(False)
     acceptor = Acceptor(reactor, server, door, 1.0, fast=fast, certificates=certificates, tls_handshakes=tls_handshakes)
-    (acceptor.listen_tls if certificates else acceptor.listen)(sockets)
+    (acceptor.listen_tls if certificates else acceptor.listen)(sockets, sockets if proxied else ())
     try:
         async with asyncio.timeout(5):
             while not ingest.connected:

@@ -12,6 +12,7 @@ import pytest
 
 from hub import acceptor as room
 from hub.errors import CLOSE_SHUTDOWN
+from hub.forwarded import Proxies
 from tests.plane import client, plane
 from tests.support import async_test
 from tests.transports.test_websocket import head, raw
@@ -142,3 +143,82 @@ async def test_without_any_descriptor_the_reserve_makes_room_for_an_answer(valke
         writer.close()
         await until(lambda: len(os.listdir("/proc/self/fd")) == before)
         assert acceptor.turned_away == 1
+
+
+# Behind a proxy that sends the PROXY protocol.
+
+LINE = b"PROXY TCP4 203.0.113.7 10.0.0.5 4711 443\r\n"
+TRUSTED = Proxies(["127.0.0.0/8"])
+
+
+def session_addresses(hub):
+    return [one._session.visitor.address for one in hub.reactor.connections.values()]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("pause", [False, True], ids=["whole", "byte by byte"])
+@async_test
+async def test_a_proxy_says_whose_connection_it_is(valkey_url, prefix, fast, pause):
+    """Before the first byte of HTTP, in one piece or in many; the request behind it is served as always."""
+    async with plane(valkey_url, prefix, fast=fast, proxies=TRUSTED, proxied=True) as hub:
+        reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+        pieces = [LINE[at : at + 1] for at in range(len(LINE))] if pause else [LINE]
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.001 if pause else 0)
+        writer.write(head())
+        assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).startswith(b"HTTP/1.1 101 ")
+        assert session_addresses(hub) == ["203.0.113.7"]
+        writer.close()
+
+
+@async_test
+async def test_a_line_in_pieces_does_not_keep_the_loop_awake(valkey_url, prefix):
+    """Bytes that are only peeked at stay readable: the next one wakes the worker, and not those that are there."""
+    async with plane(valkey_url, prefix, proxies=TRUSTED, proxied=True) as hub:
+        _, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+        await until(lambda: hub.reactor.connections)
+        [newcomer] = hub.reactor.connections.values()
+        writer.write(LINE[:9])
+        await until(lambda: newcomer._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 10)
+        assert hub.reactor._epoll.poll(0) == []
+        writer.close()
+        await until(lambda: not hub.reactor.connections)
+
+
+@async_test
+async def test_a_health_check_names_nobody(valkey_url, prefix):
+    """PROXY UNKNOWN: the proxy speaks for itself."""
+    async with plane(valkey_url, prefix, proxies=TRUSTED, proxied=True) as hub:
+        _, writer, answer = await raw(hub.port, b"PROXY UNKNOWN\r\n" + head())
+        assert answer.startswith(b"HTTP/1.1 101 ") and session_addresses(hub) == ["127.0.0.1"]
+        writer.close()
+
+
+@pytest.mark.expects_log
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("trusted", [True, False])
+@async_test
+async def test_nothing_is_served_without_a_line_of_a_trusted_proxy(valkey_url, prefix, caplog, fast, trusted):
+    """Neither a client that comes past the proxy, nor one that makes up a line."""
+    proxies = TRUSTED if trusted else Proxies(["10.0.0.0/8"])
+    async with plane(valkey_url, prefix, fast=fast, proxies=proxies, proxied=True) as hub:
+        reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+        writer.write(head() if trusted else LINE + head())
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert hub.acceptor.misled == 1 and not hub.reactor.connections
+        writer.close()
+    assert "no PROXY line of a trusted proxy" in caplog.text
+
+
+@async_test
+async def test_a_line_that_never_ends_is_cut_at_the_deadline(valkey_url, prefix):
+    """The time of the handshake begins with the connection, and the line is part of it."""
+    async with plane(valkey_url, prefix, proxies=TRUSTED, proxied=True) as hub:
+        reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+        writer.write(LINE[:-1])
+        with contextlib.suppress(ConnectionResetError):  # as what it wrote was never read
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert not hub.reactor.connections
+        writer.close()

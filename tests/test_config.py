@@ -226,6 +226,7 @@ LATEST = '[namespaces.t]\nmode = "latest"\n[ticker]\nnamespace = "t"\n'
 BARS = LATEST + 'source = "simulate"\nbars = ["1m"]\n'
 UNREAD = "found 'bars', whose history is for \"nobody\""
 STREAM = 'allowed: a namespace with mode = "stream"'
+TRUSTED = 'a network such as "10.0.0.0/8" without host bits, an IP address, or "unix:" for those of Unix listeners'
 SOURCES = '"none", "simulate", "replay", "stream", or "FILE:NAME" of your own, as in Python, without .py'
 MAILBOX = "a namespace with mailbox = true"
 BAD_VALUES = [
@@ -244,6 +245,8 @@ BAD_VALUES = [
     ('allowed_origins = ["https://a*.b.org"]', f"allowed_origins[0]: found 'https://a*.b.org'; allowed: {ORIGIN}"),
     ('allowed_origins = ["null"]', f"allowed_origins[0]: found 'null'; allowed: {ORIGIN}"),
     ('allowed_origins = ["*.org"]', f"allowed_origins[0]: found '*.org'; allowed: {ORIGIN}"),
+    ('trusted_proxies = ["10.0.0.1/8"]', f"trusted_proxies[0]: found '10.0.0.1/8'; allowed: {TRUSTED}"),
+    ('proxy_protocol = ["127.0.0.1:1"]', "proxy_protocol: found '127.0.0.1:1'; allowed: addresses of listen"),
     ("drain_window_s = -1", "drain_window_s: found -1; allowed: a number from 0 to 3600"),
     ("drain_window_s = nan", "drain_window_s: found nan; allowed: a number from 0 to 3600"),
     ("drain_window_s = inf", "drain_window_s: found inf; allowed: a number from 0 to 3600"),

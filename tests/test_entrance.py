@@ -8,7 +8,11 @@ from hub import auth
 from hub.auth import Authenticator
 from hub.entrance import BUSY, NOBODY, Entrance, bearer
 from hub.errors import CommandError, ProtocolError
+from hub.forwarded import Proxies
 from hub.origin import Origins
+from tests.openings import GOOD, OPENINGS, status_of
+from tests.plane import plane
+from tests.support import async_test
 
 SECRET = "a secret for tests, of more than 32 bytes"
 NOW = 1_764_000_000.0
@@ -50,3 +54,20 @@ def test_too_many_and_too_late_are_told():
     assert entrance().admit("") is None
     assert entrance(admits=lambda: False).admit("") == BUSY
     assert entrance(draining=lambda: True).admit("") == BUSY
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@async_test
+async def test_all_wires_see_the_address_behind_the_proxy(valkey_url, prefix, monkeypatch, fast):
+    """The one that the proxy added, and not what the client wrote in front of it."""
+    seen = []
+
+    def admit(self, address):
+        seen.append(address)
+
+    monkeypatch.setattr(Entrance, "admit", admit)
+    async with plane(valkey_url, prefix, fast=fast, proxies=Proxies(["127.0.0.0/8"])) as hub:
+        for wire, request in OPENINGS.items():
+            seen.clear()
+            assert await status_of(hub.port, request(X_Forwarded_For="192.0.2.1, 203.0.113.7, 127.0.0.9")) in GOOD
+            assert seen == ["203.0.113.7"], wire

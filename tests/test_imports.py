@@ -21,6 +21,7 @@ LADDER = (
         "capabilities",
         "errors",
         "control",
+        "forwarded",
         "heads",
         "limits",
         "heartbeat",

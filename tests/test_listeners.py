@@ -54,6 +54,17 @@ def test_every_slot_listens_on_the_port_that_the_first_was_given(two: Listeners)
     assert two.public[0] != two.internal[0] and two.combined == ()
 
 
+def test_a_slot_knows_where_a_proxy_line_is_due() -> None:
+    """Of several addresses the named one, in each slot."""
+    with socket.create_server(("127.0.0.1", 0)) as finder:
+        free = f"127.0.0.1:{finder.getsockname()[1]}"
+    listeners = Listeners.open(Settings(listen=["127.0.0.1:0", free], internal=[], proxy_protocol=[free]), 2)
+    try:
+        assert [slot.proxied for slot in listeners.slots] == [(slot.public[1],) for slot in listeners.slots]
+    finally:
+        listeners.close()
+
+
 def test_connections_are_spread_over_the_slots(two: Listeners) -> None:
     """Of 64 connections each slot gets some (all in one: 2 in 2^64)."""
     clients = [connect(two.public[0]) for _ in range(64)]

@@ -113,7 +113,7 @@ def watch(hub: Plane, monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
         monkeypatch.setattr(owner, name, watched)
 
-    wrap(Acceptor, "_greet")
+    wrap(Acceptor, "greet")
     wrap(WebSocketConnection, "on_message")
     wrap(WebSocketConnection, "on_due")
     wrap(hub.ingest, "_on_publications")
@@ -154,7 +154,7 @@ async def test_in_the_middle_of_a_sweep_everybody_else_is_served(
             while "on_due" not in middle:
                 await one.ping()
                 await one.socket.send("{}")
-            assert middle == {"_greet", "on_message", "on_due", "_on_publications"}
+            assert middle == {"greet", "on_message", "on_due", "_on_publications"}
             sweeping.stop()
             await until(lambda: not hub.fanout.busy)
 
