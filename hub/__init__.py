@@ -7,7 +7,7 @@ The rooms, and what each is for; the head of each says more:
     frames deflate protocol handshake eventstream      words on the wire: bytes ⇄ objects, no I/O
     engineio_protocol socketio_protocol                the same for Socket.IO clients: packets, payloads, attachments
     auth origin limits entrance                        gates: who is it, from which page, how often; all of them
-    forwarded                                          from which address, behind proxies
+    forwarded quotas refusals nesting                  from which address; how much one may have; what was refused; JSON
     permissions capabilities grants expiry             who may do what; what tokens add to the rules, and until when
     session membership publish asking                  one client; its channels; the one door in; questions
     subscribe wishes wants watch                       the way into a channel; what may be asked for; lists of channels

@@ -276,6 +276,7 @@ class Acceptor:
     def no_proxy_line(self) -> None:
         """A connection ends because nobody who is trusted has said whose it is."""
         self.misled += 1
+        self._door.entrance.quotas.refusals.count("proxy_lines")
         self._unnamed.warning(
             logger, "no PROXY line of a trusted proxy where proxy_protocol wants one: closed; see trusted_proxies"
         )
@@ -339,6 +340,7 @@ class Acceptor:
 
     def _refuse_full(self, sock: socket.socket) -> None:
         self.turned_away += 1
+        self._door.entrance.quotas.refusals.count("descriptors")
         self._full.warning(
             logger, "no descriptor left for clients: answering 503; raise the limit (hub tune) or add workers"
         )

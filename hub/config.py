@@ -146,6 +146,23 @@ class WorkerSettings(Section):
     backlog_bytes: Whole = Field(268_435_456, ge=1024, le=1_099_511_627_776, description="unsent, all of a worker")
 
 
+class LimitSettings(Section):
+    commands_per_s: Whole = Field(1000, ge=0, le=1_000_000, description="of one connection; more: 111. 0 = no limit")
+    bytes_per_s: Whole = Field(1_048_576, ge=0, le=1_073_741_824, description="of its messages; more: 111. 0 = none")
+    user_commands_per_s: Whole = Field(0, ge=0, le=10_000_000, description="of one user, in one worker. 0 = no limit")
+    user_bytes_per_s: Whole = Field(0, ge=0, le=1_099_511_627_776, description="of their messages. 0 = no limit")
+    ip_commands_per_s: Whole = Field(0, ge=0, le=10_000_000, description="of one address, in one worker. 0 = no limit")
+    ip_bytes_per_s: Whole = Field(0, ge=0, le=1_099_511_627_776, description="of their messages. 0 = no limit")
+    tolerated_s: Number = Field(5.0, ge=0, le=3600, description="over a rate for longer: 3013; over channels: 3505")
+    ip_handshakes_per_s: Whole = Field(100, ge=0, le=1_000_000, description="in one worker; more: 429. 0 = no limit")
+    ip_connections: Whole = Field(1000, ge=0, le=10_000_000, description="of one address; more: 429. 0 = no limit")
+    user_connections: Whole = Field(0, ge=0, le=1_000_000, description="of one user; more: 3504. 0 = no limit")
+    connections: Whole = Field(0, ge=0, le=10_000_000, description="of one worker; more: 503. 0 = by descriptors")
+    channels: Whole = Field(1_000_000, ge=0, le=100_000_000, description="with subscribers in one worker; more: 111")
+    ip_network_bits: Whole = Field(64, ge=16, le=128, description="bits by which IPv6 addresses are told apart")
+    remembered: Whole = Field(65_536, ge=1, le=10_000_000, description="addresses, and users, of which nobody is here")
+
+
 class RelaySettings(Section):
     timeout_s: Number = Field(5.0, gt=0, le=60, description="for the answer of the worker where a session lives")
     pending: Whole = Field(10_000, ge=1, le=1_000_000, description="asked at a time, by one worker of another")
@@ -174,6 +191,8 @@ class ClientSettings(Section):
     deflate_min_bytes: Whole = Field(1024, ge=0, le=16_777_216, description="shorter messages go uncompressed")
     deflate_level: Whole = Field(1, ge=1, le=9, description="zlib's: 1 is the fastest, 9 the smallest")
     json_depth: Whole = Field(32, ge=2, le=128, description="nesting of published data; deeper: 107")
+    json_values: Whole = Field(10_000, ge=100, le=1_000_000, description="values in one command; more: 3501")
+    pings_per_s: Whole = Field(10, ge=0, le=1_000_000, description="pings and pongs of its own; more: 1008. 0 = none")
     commands_per_message: Whole = Field(256, ge=1, le=10_000, description="commands joined in one message; more: 3501")
     pending_commands: Whole = Field(256, ge=1, le=10_000, description="a client's, waiting for Redis; more: 111")
     recovery_publications: Whole = Field(300, ge=1, le=10_000, description="missed ones in one reply; more: lost")
@@ -271,6 +290,7 @@ class Settings(BaseSettings):
     proxy_protocol: list[AddressText] = Field([], description="of listen: there a proxy sends PROXY v1 first")
     fast_upgrade: bool = Field(True, description="WebSocket handshakes without Tornado")
     drain_window_s: Number = Field(30.0, ge=0, le=3600, description="SIGTERM: clients are closed evenly over this time")
+    log_addresses: bool = Field(False, description="clients' IP addresses in the log: personal data")
     heartbeat_timeout_s: Number = Field(10.0, ge=1, le=600, description="a worker silent for so long is replaced")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
     redis: RedisSettings = RedisSettings.model_validate({})
@@ -281,6 +301,7 @@ class Settings(BaseSettings):
     tcp: TcpSettings = TcpSettings.model_validate({})
     http: HttpSettings = HttpSettings.model_validate({})
     worker: WorkerSettings = WorkerSettings.model_validate({})
+    limits: LimitSettings = LimitSettings.model_validate({})
     relay: RelaySettings = RelaySettings.model_validate({})
     client: ClientSettings = ClientSettings.model_validate({})
     socketio: SocketIOSettings = SocketIOSettings.model_validate({})

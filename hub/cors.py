@@ -13,6 +13,7 @@ from collections.abc import Collection
 from typing import Any
 
 from . import httpd, origin
+from .refusals import Refusals
 
 MAX_AGE_S = 7200
 """How long a browser need not ask again; Chromium takes no more."""
@@ -51,11 +52,13 @@ def says_json(content_type: str) -> bool:
 
 
 class CorsHandler(httpd.Handler):
-    """A door that pages of allowed origins may use. Called with `allowed_origins` set by `initialize`."""
+    """A door that pages of allowed origins may use. Called with `allowed_origins`, `refusals` set by `initialize`."""
 
     METHODS: tuple[str, ...] = ("POST",)
     """What the door takes, besides OPTIONS."""
     allowed_origins: Collection[str]
+    refusals: Refusals
+    """Counts the pages that may not; set with it."""
     allowed: str | None = ""
     """The origin of the page, '' without one, None if it is refused."""
 
@@ -64,6 +67,7 @@ class CorsHandler(httpd.Handler):
         self.allowed = allowed_origin(request.get("Origin"), request.get("Host", ""), self.allowed_origins)
         self._set_cors()
         if self.allowed is None:
+            self.refusals.count("origins")
             self.plain(403, "this Origin is not allowed; see allowed_origins in the settings")
         elif self.request.method == "OPTIONS":
             self._answer_preflight()

@@ -116,6 +116,7 @@ class Doors:
             outbox=outbox_limits(client),
             settings=settings,
             owner=remote.relay.owner,
+            quotas=self._services.quotas,
         )
         address = polling.Address(engine, door, remote.relay, remote.handover, remote.tunnels)
         remote.handover.start(address.take)

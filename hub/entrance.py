@@ -16,8 +16,14 @@ from .auth import Authenticator, Claims
 from .forwarded import Proxies
 from .handshake import Headers, Refusal
 from .origin import Origins
+from .quotas import Quotas
 
 BUSY = Refusal(503, "too many handshakes at a time, or shutting down", {"Retry-After": "1"})
+TOO_OFTEN = Refusal(429, "too many handshakes from this address", {"Retry-After": "1"})
+TOO_MANY = Refusal(429, "too many connections from this address", {"Retry-After": "10"})
+FULL = Refusal(503, "this process has all the clients that it may have", {"Retry-After": "5"})
+REFUSALS = {"ip_handshakes": TOO_OFTEN, "ip_connections": TOO_MANY, "connections": FULL}
+"""By the reason that quotas give."""
 BEARER = "bearer"
 
 
@@ -43,7 +49,7 @@ NOBODY = Visitor()
 class Entrance:
     """Of one worker."""
 
-    __slots__ = ("_admits", "authenticator", "draining", "origins", "proxies")
+    __slots__ = ("_admits", "authenticator", "draining", "origins", "proxies", "quotas")
 
     def __init__(
         self,
@@ -53,18 +59,20 @@ class Entrance:
         draining: Callable[[], bool] = lambda: False,
         *,
         proxies: Proxies | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         """admits: counts one more handshake; False: not now.
 
         draining: the worker is about to end: who was let in by an application just now comes too late.
 
-        proxies: those that are believed; None: none.
+        proxies: those that are believed; None: none. quotas: None: no limits.
         """
         self.origins = origins
         """Web origins besides the hub's own host, as `origin.allowed` takes them."""
         self.authenticator = authenticator
         self.draining = draining
         self.proxies = proxies or Proxies()
+        self.quotas = quotas or Quotas()
         self._admits = admits
 
     def address_of(self, peer: object, headers: Headers) -> str:
@@ -79,7 +87,14 @@ class Entrance:
 
     def admit(self, address: str) -> Refusal | None:
         """Count one more client of this address; why it can't come in now, None if it may."""
-        return None if self._admits() and not self.draining() else BUSY
+        # Its own limits first: what an address is refused must not count against all others.
+        reason = self.quotas.admit(address)
+        if reason:
+            return REFUSALS[reason]
+        if self._admits() and not self.draining():
+            return None
+        self.quotas.refusals.count("draining" if self.draining() else "handshakes")
+        return BUSY
 
 
 def bearer(headers: Headers) -> str:

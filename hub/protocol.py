@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from .errors import CLOSE_BAD_REQUEST, ProtocolError, Reply
+from .errors import CLOSE_BAD_REQUEST, Close, ProtocolError, Reply
+from .nesting import TooManyValues, openers, parse, too_deep
 
 METHODS = frozenset(
     {
@@ -43,7 +44,7 @@ MAX_ID = 2**32 - 1
 
 
 class Command(NamedTuple):
-    """One command. id 0: the client expects no reply. method '': a pong; 'unknown': none of METHODS."""
+    """One command. id 0: the client expects no reply. method '': a pong; 'unknown': none of METHODS; 'too_deep'."""
 
     id: int
     method: str
@@ -51,27 +52,32 @@ class Command(NamedTuple):
 
 
 PONG = Command(0, "", {})
+ENVELOPE = 2
+"""Levels of nesting around the data of a command: {"publish":{"data":…}}."""
+CLOSE_TOO_MANY_VALUES = Close(CLOSE_BAD_REQUEST.code, "too many values in one command")
 
 
-def decode(message: bytes, most: int) -> list[Command]:
-    """Take a message apart; at most `most` commands.
+def decode(message: bytes, most: int, depth: int = 32, values: int = 10_000) -> list[Command]:
+    """Take a message apart; at most `most` commands, each of at most so many values, and `depth` levels of data.
 
-    Raises ProtocolError (3501): not JSON, not an object, no or several methods, a bad id, too many commands.
+    Raises ProtocolError (3501): not JSON, not an object, no or several methods, a bad id, too many commands or values.
     """
     if message == PING:
         return [PONG]
     lines = message.split(b"\n")
     if len(lines) > most + 1:
         raise ProtocolError(CLOSE_BAD_REQUEST, f"found over {most} commands in one message; allowed: {most}")
-    commands = [_command(line) for line in lines if line]
+    commands = [_command(line, depth + ENVELOPE, values) for line in lines if line]
     if not commands:
         raise ProtocolError(CLOSE_BAD_REQUEST, "found an empty message")
     return commands
 
 
-def _command(line: bytes) -> Command:
+def _command(line: bytes, depth: int, values: int) -> Command:
     try:
-        found = orjson.loads(line)
+        found = parse(line, values) if len(line) > values else orjson.loads(line)
+    except TooManyValues as error:
+        raise ProtocolError(CLOSE_TOO_MANY_VALUES, str(error)) from None
     except orjson.JSONDecodeError as error:
         raise ProtocolError(CLOSE_BAD_REQUEST, f"not JSON: {error}") from None
     if not isinstance(found, dict):
@@ -81,6 +87,8 @@ def _command(line: bytes) -> Command:
     command_id = found.pop("id", 0)
     if type(command_id) is not int or not 0 <= command_id <= MAX_ID:
         raise ProtocolError(CLOSE_BAD_REQUEST, f"id must be a whole number from 0 to {MAX_ID}")
+    if len(line) > 2 * depth and openers(line) > depth and too_deep(found, depth):
+        return Command(command_id, "too_deep", {})
     methods = [name for name in found if name in METHODS]
     if len(methods) > 1:
         raise ProtocolError(CLOSE_BAD_REQUEST, f"one command has several methods: {', '.join(methods)}")

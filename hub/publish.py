@@ -17,6 +17,7 @@ from .channels import Namespace, namespace_of
 from .errors import CommandError
 from .mailbox import Mailboxes, kept
 from .message import PLAIN, ClientInfo, Publication, PublishOptions, encode_body
+from .nesting import too_deep
 
 MAX_TAGS = 32
 MAX_TAG_LENGTH = 255
@@ -71,25 +72,6 @@ class Publisher:
         """Raises CommandError 107 for data that is nested too deep."""
         if too_deep(data, self._json_depth):
             raise CommandError(errors.BAD_REQUEST, f"data: nested too deep; allowed: {self._json_depth} levels")
-
-
-def too_deep(data: Any, most: int) -> bool:
-    """Whether arrays and objects in `data` stand in each other more than `most` levels deep."""
-    level: list[Any] = [data]
-    for _ in range(most + 1):
-        inner: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                inner += value.values()
-            elif isinstance(value, list):
-                inner += value
-            else:
-                continue
-            inner.append(None)  # keeps the level in being for an empty array or object
-        if not inner:
-            return False
-        level = inner
-    return True
 
 
 def check_options(namespace: Namespace, options: PublishOptions) -> None:

@@ -30,6 +30,7 @@ from .config import ClientSettings
 from .entrance import NOBODY, Visitor
 from .errors import Close, CommandError, HubError, ProtocolError
 from .grants import Grant
+from .limits import Account
 from .membership import Entry, Held
 from .message import ClientInfo
 from .orders import Sessionless
@@ -37,6 +38,7 @@ from .outbox import Limits
 from .presence import Presence
 from .protocol import Command
 from .publish import Publisher
+from .quotas import Meter, Quotas
 from .recovery import Joined
 from .redelivery import Redelivery
 from .remembered import Remembered
@@ -44,6 +46,8 @@ from .subscribe import Subscriptions
 from .users import Users
 
 logger = logging.getLogger(__name__)
+
+TOO_OFTEN = CommandError(errors.TOO_MANY_REQUESTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +75,19 @@ class Services:
     """Clients of an application's bare messages, for orders."""
     check_access: Callable[[str, auth.Claims], None] = lambda user, claims: None
     """Whether this user may be here, with the token that it has shown; raises ProtocolError."""
+    quotas: Quotas = field(default_factory=Quotas)
+    log_addresses: bool = False
+
+    def shown(self, address: str) -> str:
+        """An address as the log may have it."""
+        return (address or "unix") if self.log_addresses else "-"
 
 
 class Session(AppSession):
     """A client: plain data, so that it could be handed to another process."""
 
     __slots__ = (
+        "_account",
         "_entered_at",
         "_expires_at",
         "_pending",
@@ -91,14 +102,21 @@ class Session(AppSession):
         "entries",
         "grants",
         "max_hz",
+        "meter",
         "user",
         "visitor",
     )
 
-    def __init__(self, services: Services, transport: Transport, visitor: Visitor = NOBODY) -> None:
+    def __init__(
+        self, services: Services, transport: Transport, visitor: Visitor = NOBODY, meter: Meter | None = None
+    ) -> None:
+        """meter: of its connection, which closes it; None: of a session by itself."""
         self._services = services
         self._transport = transport
         self.visitor = visitor
+        self.meter = meter or services.quotas.open(visitor.address)
+        self._account: Account | None = None
+        """Of its user, where users have rates."""
         self.client = services.new_id()
         self.user = ""
         self.claims = auth.ANONYMOUS
@@ -157,12 +175,27 @@ class Session(AppSession):
 
     def handle(self, message: bytes) -> None:
         """One message from the client: a command or several."""
+        limits = self._services.client
         try:
-            for command in protocol.decode(message, self._services.client.commands_per_message):
-                self.take(command)
+            commands = protocol.decode(message, limits.commands_per_message, limits.json_depth, limits.json_values)
+            if self.meter.spend(self._transport.heard_at, len(commands), len(message), self._account):
+                for command in commands:
+                    self.take(command)
+            else:
+                self._refuse(commands)
         except ProtocolError as error:
             logger.debug("client %s: %s", self.client, error)
+            if error.close is protocol.CLOSE_TOO_MANY_VALUES:
+                self._services.quotas.refusals.count("json")
             self._transport.close(error.close)
+
+    def _refuse(self, commands: list[Command]) -> None:
+        """They come too often: none is carried out. Raises ProtocolError where that has gone on for too long."""
+        if self.meter.sustained(self._transport.heard_at, len(commands)):
+            raise ProtocolError(errors.CLOSE_TOO_MANY_REQUESTS)
+        for command in commands:
+            if command.id:
+                self.fail(command.id, TOO_OFTEN)
 
     def first_deadline(self, now: float) -> float:
         """When `on_deadline` is to be called first."""
@@ -214,6 +247,8 @@ class Session(AppSession):
             self._services.users.leave(self)
         self.connected = False
         membership.leave_all(self)
+        account, self._account = self._account, None
+        self._services.quotas.let_go(account)
         if self._services.gate is not None:
             self._services.gate.gone(self)
 
@@ -278,9 +313,11 @@ class Session(AppSession):
         return gate is not None and gate.connecting(self)
 
     def greet(self, command_id: int) -> None:
-        """The client is in, and is told so."""
-        self.enter()
-        self._transport.reply(protocol.encode_reply(command_id, "connect", self.greeting()))
+        """The client is in, and is told so; unless its user has too many connections."""
+        if self.enter():
+            self._transport.reply(protocol.encode_reply(command_id, "connect", self.greeting()))
+        else:
+            self._transport.close(errors.CLOSE_CONNECTION_LIMIT)
 
     def greeting(self) -> dict[str, Any]:
         """What the reply to connect says; a wire may have more to say."""
@@ -300,16 +337,24 @@ class Session(AppSession):
             self.claims = self._services.authenticator.verify(token)
             self.user, self._expires_at, self.max_hz = self.claims[:3]
 
-    def enter(self) -> None:
-        """The client is in; unless meanwhile its user was blocked, or is another one by an application's word."""
+    def enter(self) -> bool:
+        """The client is in; False: its user has too many connections.
+
+        It is ended at once if meanwhile its user was blocked, or is another one by an application's word.
+        """
+        users, quotas = self._services.users, self._services.quotas
+        if quotas.full(users.count(self.user)):
+            return False
         self.connected = True
         self._entered_at = self._services.clock()
-        self._services.users.enter(self)
+        self._account = quotas.account_of(self.user)
+        users.enter(self, self._transport)
         logger.debug("client %s: connected as user %r", self.client, self.user)
         try:
             self._services.check_access(self.user, self.claims)
         except ProtocolError as error:
             self.end_by(error.close)
+        return True
 
     # What orders ask and do.
 
@@ -384,6 +429,16 @@ class Session(AppSession):
         """Whole seconds until its channel token ends; None where it does not, or there is none."""
         return expiry.ttl_s(self, channel)
 
+    @property
+    def account(self) -> Account | None:
+        """Of its user, where users have rates."""
+        return self._account
+
+    def too_many_channels(self) -> None:
+        """It asks for more channels than it may have; whoever goes on with that is ended."""
+        if self.meter.strike(self._transport.heard_at):
+            self._transport.close(errors.CLOSE_CHANNEL_LIMIT)
+
     def on_subscribed(self, command_id: int, channel: str, watch: bool, joined: Joined) -> None:
         """A subscribe command has been answered: it is in. A wire may have more to do. watch: it is told who comes."""
 
@@ -417,6 +472,11 @@ class Session(AppSession):
 
     def _not_available(self, command: Command) -> None:
         raise CommandError(errors.NOT_AVAILABLE, f"{command.method} is not available")
+
+    def _too_deep(self, command: Command) -> None:
+        self._services.quotas.refusals.count("json")
+        depth = self._services.client.json_depth
+        raise CommandError(errors.BAD_REQUEST, f"nested too deep; allowed for data: {depth} levels")
 
     def _unknown(self, command: Command) -> None:
         raise CommandError(errors.METHOD_NOT_FOUND)
@@ -474,5 +534,6 @@ COMMANDS: dict[str, Callable[[Session, Command], None]] = {
     "refresh": Session._not_available,
     "sub_refresh": expiry.refresh,
     "ping": Session._unknown,
+    "too_deep": Session._too_deep,
     "unknown": Session._unknown,
 }

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from .errors import CLOSE_PROTOCOL_ERROR, ProtocolError
+from .nesting import TooManyValues, openers, parse, too_deep
 
 CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR, BINARY_EVENT, BINARY_ACK = range(7)
 MAX_ATTACHMENTS = 10
@@ -37,28 +38,39 @@ HEAD = re.compile(rb"([0-6])(?:(\d{1,4})-)?(?:(/[^,\x00-\x20]*),)?(\d{1,15})?", 
 """An ack's id of 15 digits is exact in JavaScript."""
 BARE = re.compile(rb"([01])(/[^,\x00-\x20]*)")
 """A namespace with nothing behind it may leave its comma out: `0/admin`."""
+ENVELOPE = 2
+"""Levels of nesting around what the data of an event says: ["publish",{"data":…}]."""
 BINARY = frozenset({BINARY_EVENT, BINARY_ACK})
 RESERVED = frozenset({"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"})
 """Event names that nobody may send."""
 
 
 class Packet(NamedTuple):
-    """One packet, whole. id: of its ack, None where none is asked for; data: JSON, with bytes where attachments are."""
+    """One packet, whole. id: of its ack, None where none is asked for; data: JSON, with bytes where attachments are.
+
+    too_deep: its data is nested deeper than allowed.
+    """
 
     kind: int
     namespace: str
     id: int | None
     data: Any
+    too_deep: bool = False
 
 
 class Decoder:
     """One client's packets. Holds at most one unfinished packet: its attachments come right behind it."""
 
-    __slots__ = ("_attachments", "_max_bytes", "_message", "_size", "_wanted")
+    __slots__ = ("_attachments", "_depth", "_max_bytes", "_message", "_size", "_values", "_wanted")
 
-    def __init__(self, max_bytes: int) -> None:
-        """max_bytes: of all attachments of one packet together."""
+    def __init__(self, max_bytes: int, depth: int = 32, values: int = 10_000) -> None:
+        """max_bytes: of all attachments of one packet together. depth: levels of what an event is given.
+
+        values: in one packet's JSON.
+        """
         self._max_bytes = max_bytes
+        self._depth = depth + ENVELOPE
+        self._values = values
         self.forget()
 
     @property
@@ -80,7 +92,7 @@ class Decoder:
         """
         if self._message is not None:
             raise _bad("found text where an attachment is due")
-        head, count, packet = _parse(message)
+        head, count, packet = _parse(message, self._depth, self._values)
         if head not in BINARY:
             if count is not None:
                 raise _bad("attachments of a packet that has none")
@@ -101,13 +113,13 @@ class Decoder:
         self._attachments.append(data)
         if len(self._attachments) < self._wanted:
             return None
-        _, _, packet = _parse(message)
+        _, _, packet = _parse(message, self._depth, self._values)
         whole = packet._replace(data=_filled(packet.data, self._attachments))
         self.forget()
         return whole
 
 
-def _parse(message: bytes) -> tuple[int, int | None, Packet]:
+def _parse(message: bytes, depth: int, values: int) -> tuple[int, int | None, Packet]:
     """The packet, with its kind and number of attachments as they were written."""
     bare = BARE.fullmatch(message)
     if bare is not None:
@@ -120,11 +132,16 @@ def _parse(message: bytes) -> tuple[int, int | None, Packet]:
     data = None
     if rest:
         try:
-            data = orjson.loads(rest)
+            data = parse(rest, values)
+        except TooManyValues as error:
+            raise _bad(str(error)) from None
         except orjson.JSONDecodeError:
             raise _bad("the data of a packet is not JSON") from None
     count = None if head[2] is None else int(head[2])
-    return kind, count, _checked(kind, head[3] or b"/", head[4], data if rest else None)
+    packet = _checked(kind, head[3] or b"/", head[4], data if rest else None)
+    if openers(rest) > depth and too_deep(data, depth):
+        packet = packet._replace(too_deep=True)
+    return kind, count, packet
 
 
 def _checked(kind: int, namespace: bytes, ack: bytes | None, data: Any) -> Packet:

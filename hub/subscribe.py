@@ -15,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+from . import errors
 from .audience import Audience, Rate, Terms, WireForm
 from .channels import Namespace
-from .errors import BrokerUnavailable, HubError
+from .errors import BrokerUnavailable, CommandError, HubError
 from .fanout import Fanout
 from .ingest import Ingest
 from .message import Publication
 from .position import Position
+from .quotas import Quotas
 from .recovery import Joined
 from .snapshots import Snapshots
 from .store import Keys
@@ -52,8 +54,19 @@ class Subscriptions:
     """The subscriptions of one worker."""
 
     def __init__(
-        self, fanout: Fanout, ingest: Ingest, keys: Keys, streams: Streams, snapshots: Snapshots, symbols: Symbols
+        self,
+        fanout: Fanout,
+        ingest: Ingest,
+        keys: Keys,
+        streams: Streams,
+        snapshots: Snapshots,
+        symbols: Symbols,
+        quotas: Quotas | None = None,
     ) -> None:
+        """quotas: how many channels this worker may have; None: any number."""
+        quotas = quotas or Quotas()
+        self._most = quotas.settings.channels
+        self._refusals = quotas.refusals
         self._fanout = fanout
         self._ingest = ingest
         self._keys = keys
@@ -78,8 +91,14 @@ class Subscriptions:
         """Let `subscriber` into the channel. `done(Joined)` once it is in, perhaps at once.
 
         since: where it was, of a subscriber that comes back; `none` channels know no positions and pass it over.
-        terms: of a `latest` channel, None for the usual ones. `done(BrokerUnavailable)` if it can't be let in.
+        terms: of a `latest` channel, None for the usual ones. `done(BrokerUnavailable)` if it can't be let in, and
+        `done(CommandError)` 111 where the worker has as many channels as it may.
         """
+        lines = self._fanout.lines
+        if self._most and len(lines) >= self._most and channel not in lines.by_channel:
+            self._refusals.count("worker_channels")
+            done(CommandError(errors.TOO_MANY_REQUESTS, "this process has all the channels that it may have"))
+            return
         if namespace.mode == "stream":
             self._streams.subscribe(channel, namespace, subscriber, since, done)
             return

@@ -10,10 +10,11 @@ The anonymous user '' is nobody in particular, so it counts as sessions and not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from .notice import Listener
+from .quotas import Closable
 
 
 class Member(Listener, Protocol):
@@ -30,12 +31,21 @@ class Member(Listener, Protocol):
         """The client is subscribed to it."""
 
 
+OnChange = Callable[[str, int, Closable | None], None]
+
+
+def ignore(user: str, count: int, connection: Closable | None) -> None:
+    """Nobody wants to know."""
+
+
 class Users:
     """The sessions of one worker by their user."""
 
-    __slots__ = ("_anonymous", "_by_name", "_by_user", "sessions")
+    __slots__ = ("_anonymous", "_by_name", "_by_user", "_on_change", "sessions")
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: OnChange = ignore) -> None:
+        """on_change: hears how many sessions a user has now, and of whom has come; None where one has gone."""
+        self._on_change = on_change
         self._by_user: dict[str, Member | set[Member]] = {}
         """Most have one session, which needs no set."""
         self._anonymous: set[Member] = set()
@@ -46,8 +56,17 @@ class Users:
     def __len__(self) -> int:
         return len(self._by_user)
 
-    def enter(self, session: Member) -> None:
-        """It has connected."""
+    def count(self, user: str) -> int:
+        """Sessions of a user; of nobody in particular 0."""
+        known = self._by_user.get(user)
+        return len(known) if isinstance(known, set) else int(known is not None)
+
+    def counts(self) -> dict[str, int]:
+        """Sessions by user, nobody in particular left out."""
+        return {user: self.count(user) for user in self._by_user}
+
+    def enter(self, session: Member, connection: Closable | None = None) -> None:
+        """It has connected. connection: what can be closed, where its user turns out to have too many."""
         self.sessions += 1
         self._by_name[session.client] = session
         if session.session_name:
@@ -62,6 +81,7 @@ class Users:
             known.add(session)
         else:
             self._by_user[session.user] = {known, session}
+        self._on_change(session.user, self.count(session.user), connection)
 
     def leave(self, session: Member) -> None:
         """The opposite of an `enter` before."""
@@ -73,12 +93,11 @@ class Users:
             self._anonymous.remove(session)
             return
         known = self._by_user[session.user]
-        if not isinstance(known, set):
+        if isinstance(known, set):
+            known.remove(session)
+        if known is session or not known:
             del self._by_user[session.user]
-            return
-        known.remove(session)
-        if not known:
-            del self._by_user[session.user]
+        self._on_change(session.user, self.count(session.user), None)
 
     def of(self, user: str, without: str = "") -> Iterator[Member]:
         """The sessions of one user that do not hold the channel `without`."""

@@ -55,6 +55,7 @@ from .orders import Orders, Sessionless
 from .origin import Origins
 from .presence import Presence
 from .publish import Publisher
+from .quotas import Quotas
 from .reactor import Reactor
 from .recall import Recall
 from .redelivery import Redelivery
@@ -136,10 +137,12 @@ class Worker:
         self._fanout.lines.numbering = numbering
         self._reactor.batches = self._fanout
         self._broker = Broker(self._store, settings.redis.pending_publishes, settings.redis.pending_bytes)
-        self._users = Users()
+        self._proxies = Proxies(settings.trusted_proxies)
+        self._quotas = Quotas(settings.limits, self._reactor.clock, proxies=self._proxies)
+        self._users = Users(self._quotas.entered)
         self._notices = Notices(self._users.everybody, self._users.of)
         self._channels = Channels(settings.namespaces)
-        self._polls = longpoll.Polls(settings.worker.polls)
+        self._polls = longpoll.Polls(settings.worker.polls, self._quotas.refusals)
         self._revocations = Revocations(self._store, settings.auth.revocations)
         self._sessionless: set[Sessionless] = set()
         self._orders = Orders(
@@ -181,6 +184,8 @@ class Worker:
             gate=self._gate,
             sessionless=self._sessionless,
             check_access=self._revocations.check,
+            quotas=self._quotas,
+            log_addresses=settings.log_addresses,
         )
         handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)
         self._entrance = Entrance(
@@ -188,7 +193,8 @@ class Worker:
             self._authenticator,
             handshakes.take,
             self._stopping.is_set,
-            proxies=Proxies(settings.trusted_proxies),
+            proxies=self._proxies,
+            quotas=self._quotas,
         )
         self._ticker = Ticker(
             settings.ticker,
@@ -267,7 +273,7 @@ class Worker:
         )
         self._symbols = Symbols(self._broker, keys, loop.call_later)
         self._subscriptions = Subscriptions(
-            self._fanout, self._ingest, keys, self._streams, self._snapshots, self._symbols
+            self._fanout, self._ingest, keys, self._streams, self._snapshots, self._symbols, self._quotas
         )
         self._redelivery = Redelivery(
             self._mailboxes, self._channels, self._subscriptions.deliver, self._fanout.lines.audience_size
@@ -412,7 +418,8 @@ class Worker:
         now = (backlog.conflated, backlog.dropped, backlog.slow, fanout.conflated, fanout.dropped)
         if any(now) and now != told:
             logger.info("slow readers: %d conflated, %d dropped, %d closed; all behind: %d conflated, %d dropped", *now)
-        for line in (self._ticker.report(), self._gate.runner.report() if self._gate is not None else ""):
+        application = self._gate.runner.report() if self._gate is not None else ""
+        for line in (self._ticker.report(), application, self._quotas.refusals.report()):
             if line:
                 logger.info("%s", line)
         asyncio.get_running_loop().call_later(REPORT_S, self._report, now)

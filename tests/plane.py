@@ -41,6 +41,7 @@ from hub.orders import Orders
 from hub.origin import Origins
 from hub.presence import Presence
 from hub.publish import Publisher
+from hub.quotas import UNLIMITED, Quotas
 from hub.reactor import Reactor
 from hub.recall import Recall
 from hub.redelivery import Redelivery
@@ -154,6 +155,8 @@ async def plane(
     most_polls: int = 100,
     proxies: Proxies | None = None,
     proxied: bool = False,
+    limits: dict | None = None,
+    census: object = None,
     socketio: dict | None = None,
     app: App | None = None,
     app_timeout_s: float = 5.0,
@@ -176,6 +179,9 @@ async def plane(
     newest_channel = store.keys.newest(str(uuid.uuid4()))
     catchup, snapshots = Catchup(history), Snapshots(broker, store.keys, newest_channel)
 
+    # Without those that are on by default: what holds for all wires alike is told by a test that asks for it.
+    quotas = Quotas(UNLIMITED.model_copy(update=limits or {}), reactor.clock, proxies=proxies, census=census)
+
     def connected() -> None:
         revocations.reread()
         snapshots.lost()
@@ -195,7 +201,7 @@ async def plane(
             gate.errands.on_errand(errand)
 
     channels = Channels(NAMESPACES)
-    users, polls = Users(), longpoll.Polls(most_polls)
+    users, polls = Users(quotas.entered), longpoll.Polls(most_polls, quotas.refusals)
     revocations = Revocations(store)
     sessionless: set = set()
     orders = Orders(users, channels, revocations, lambda: [*polls, *sessionless])
@@ -215,7 +221,7 @@ async def plane(
     loop = asyncio.get_running_loop()
     streams = Streams(fanout, ingest, catchup, store.keys, reactor.clock, loop.call_soon, **(stream_options or {}))
     symbols = Symbols(broker, store.keys, loop.call_later)
-    subscriptions = Subscriptions(fanout, ingest, store.keys, streams, snapshots, symbols)
+    subscriptions = Subscriptions(fanout, ingest, store.keys, streams, snapshots, symbols, quotas)
     presence = Presence(store, fanout, channels, grace_s, settings.presence_clients)
     redelivery = Redelivery(mailboxes, channels, subscriptions.deliver, fanout.lines.audience_size)
     fanout.on_full = on_full
@@ -238,14 +244,18 @@ async def plane(
         Histories(catchup.read, settings.history_publications, settings.outbox_bytes // ANSWER_SHARE),
         redelivery,
         Remembered(broker, store.keys),
+        users=users,
         gate=gate,
         sessionless=sessionless,
         check_access=revocations.check,
-        **{"users": users, **services},
+        quotas=quotas,
+        **services,
     )
     draining = asyncio.Event()
     handshakes = TokenBucket(handshakes_per_s, reactor.clock)
-    entrance = Entrance(Origins(origins), authenticator, handshakes.take, draining.is_set, proxies=proxies)
+    entrance = Entrance(
+        Origins(origins), authenticator, handshakes.take, draining.is_set, proxies=proxies, quotas=quotas
+    )
     door = websocket.Door(reactor, shared, entrance, websocket.deflated_forms(settings))
     relay = Relay(Home("0123456789abcdef", ""), 0, 1, RelayLimits())
     handover = Handover(Home("0123456789abcdef", ""), relay.owner)
@@ -273,6 +283,7 @@ async def plane(
         outbox_limits(settings),
         settings_of_engine,
         relay.owner,
+        quotas=quotas,
     )
     routes += polling.routes(polling.Address(engine, socketio_door, relay, handover), engineio_raw.makers(shared))
     server = httpd.Server(httpd.application(routes), HttpSettings(**(http or {})))

@@ -36,6 +36,20 @@ def test_users_are_counted_by_name_and_the_anonymous_are_not():
     assert (len(users), users.sessions) == (1, 1)
 
 
+def test_each_change_of_a_user_is_told():
+    """How many there are now, and of whom has come: what can be closed; the anonymous are as many as like."""
+    told = []
+    users, first, second = Users(lambda *change: told.append(change)), Session("a"), Session("a")
+    users.enter(Session(""), 0)
+    users.enter(first, 1)
+    users.enter(second, 2)
+    assert users.counts() == {"a": 2} and users.count("") == users.count("b") == 0
+    users.leave(first)
+    users.leave(second)
+    assert told == [("a", 1, 1), ("a", 2, 2), ("a", 1, None), ("a", 0, None)]
+    assert users.counts() == {}
+
+
 def test_a_users_sessions_are_found():
     """All of them, however many, and none of another user or of those who have left."""
     sessions = [Session("a") for _ in range(3)]

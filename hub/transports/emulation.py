@@ -15,6 +15,7 @@ of another hub are the same 404.
     403  a token of somebody else than the session's user
     404  there is no such session, or the worker that had it has ended; its stream has ended too
     413  more commands than client.message_bytes       415  not application/json
+    429  too many requests of one address, as limits.ip_commands_per_s has it
     500, 504  the session's worker failed, or did not answer in time; the commands may have been handled
 Source: https://centrifugal.dev/docs/transports/http_stream
 """
@@ -28,6 +29,7 @@ from typing import NamedTuple, Protocol
 
 import orjson
 
+from .. import nesting
 from ..cors import CorsHandler
 from ..entrance import Entrance
 from ..errors import HubError, OwnerGone, OwnerSlow, RelayError
@@ -40,6 +42,9 @@ logger = logging.getLogger(__name__)
 KIND = "emulation"
 """Of the relay's requests."""
 PATH = "/emulation"
+RETRY_AFTER_S = 1
+MAX_VALUES = 100
+"""Of a request, which has three; its commands are in a text."""
 TEXTS = {
     400: "the commands were not understood; the session has ended",
     403: "the token is not that of the session's user",
@@ -118,9 +123,9 @@ class _Refused(Exception):
 def parse(body: bytes, most_bytes: int) -> Request:
     """Take a request's body apart. Raises _Refused."""
     try:
-        found = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise _Refused(400, "body: not JSON") from None
+        found = nesting.parse(body, MAX_VALUES)
+    except ValueError:
+        raise _Refused(400, "body: not JSON, or of too many values") from None
     if not isinstance(found, dict) or not isinstance(found.get("data"), str) or not found["data"]:
         raise _Refused(400, "body: allowed is an object of node, session and data, each a text")
     if len(found["data"].encode()) > most_bytes:
@@ -151,11 +156,17 @@ class EmulationHandler(CorsHandler):
     def initialize(self, emulation: Emulation) -> None:
         self._emulation = emulation
         self.allowed_origins = emulation.entrance.origins
+        self.refusals = emulation.entrance.quotas.refusals
 
     async def post(self) -> None:
         if not self.is_json():
             return
-        services = self._emulation.services
+        services, entrance = self._emulation.services, self._emulation.entrance
+        # One command of its address, besides those in it, which count where the session lives.
+        if not entrance.quotas.request(entrance.address_of(self.peer, self.request.headers), "", 0):
+            self.set_header("Retry-After", str(RETRY_AFTER_S))
+            self.plain(429, "too many requests from this address")
+            return
         try:
             request = parse(self.request.body, services.client.message_bytes)
             status = await self._ask(request, self._user())

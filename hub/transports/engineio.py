@@ -29,6 +29,7 @@ from ..entrance import Visitor
 from ..errors import Close, ProtocolError
 from ..frames import Event
 from ..outbox import Limits
+from ..quotas import Quotas
 from ..reactor import Reactor
 from ..relay import Owner, new_session_id
 from ..tls import Descriptor
@@ -70,6 +71,7 @@ class Engine:
     owner: Owner
     """This worker."""
     new_id: Callable[[Owner], str] = new_session_id
+    quotas: Quotas = field(default_factory=Quotas)
     sessions: dict[str, EngineConnection] = field(default_factory=dict)
     last_polls: dict[str, str] = field(default_factory=dict)
     """Sessions that their clients ended while no poll waited, with their tokens."""
@@ -142,7 +144,18 @@ def unframe(data: bytes) -> Iterator[bytes]:
 class EngineConnection(FramedConnection):
     """One session."""
 
-    __slots__ = ("_ping_due", "_poll", "_pong_due", "_posting", "engine", "probed", "probing", "sid", "visitor")
+    __slots__ = (
+        "_ping_due",
+        "_poll",
+        "_pong_due",
+        "_posting",
+        "engine",
+        "meter",
+        "probed",
+        "probing",
+        "sid",
+        "visitor",
+    )
 
     def __init__(self, fd: Descriptor, engine: Engine, visitor: Visitor) -> None:
         """fd: negative for a session that polls. visitor: of the handshake."""
@@ -150,6 +163,7 @@ class EngineConnection(FramedConnection):
         self.engine = engine
         self.sid = engine.new_id(engine.owner)
         self.visitor = visitor
+        self.meter = engine.quotas.open(visitor.address, self)
         self.probing = False
         """A WebSocket is trying to take over."""
         self.probed = False
@@ -368,7 +382,11 @@ class EngineConnection(FramedConnection):
         if self.polls and self.state == OPEN:
             self._arm()
 
+    def on_flood(self) -> None:
+        self.engine.quotas.refusals.count("pings")
+
     def on_gone(self) -> None:
+        self.meter.close()
         self.engine.sessions.pop(self.sid, None)
         self.engine.polling -= self.polls
         self._answer_poll(engineio.ENCODED_CLOSE)
@@ -412,8 +430,8 @@ class EngineConnection(FramedConnection):
             if self.state == OPEN:
                 if opcode < frames.CLOSE:
                     self.on_message(opcode, payload)
-                elif opcode == frames.PING:
-                    self._pong(payload)
+                else:
+                    self._heartbeat(opcode, payload)
         if self.state == OPEN:
             self.on_bytes(b"")  # for what is unfinished, or was found broken, behind those
 

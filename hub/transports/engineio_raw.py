@@ -111,6 +111,11 @@ class RawConnection(EngineConnection):
         return self.engine.settings.max_packets
 
     def on_packet(self, data: bytes, binary: bool) -> None:
+        if not self.meter.spend(self.heard_at, 1, len(data)):
+            # There is no answer that could say so, and what is sent here is not lost without a word.
+            self.engine.quotas.refusals.count("floods")
+            self.refuse(errors.CLOSE_TOO_MANY_REQUESTS)
+            return
         most = PAYLOADS_AHEAD * self.engine.settings.max_payload_bytes
         if len(self._calls) >= self._raw.gate.pending or self._bytes + len(data) > most:
             self.refuse(errors.CLOSE_TOO_MANY_REQUESTS)
@@ -136,12 +141,13 @@ class RawConnection(EngineConnection):
         self._calls.append((Call(apps.DISCONNECT, "", ()), 0))
         self._work()
         logger.info(
-            "closed session=%s path=%s code=%d reason=%r seconds=%.1f",
+            "closed session=%s path=%s code=%d reason=%r seconds=%.1f address=%s",
             self.name,
             self._raw.path,
             self.closed_with.code,
             self.closed_with.reason,
             self.reactor.clock() - self._opened_at,
+            self._raw.services.shown(self.visitor.address),
         )
 
     # The application's turn.

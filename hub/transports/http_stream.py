@@ -14,7 +14,8 @@ them. The last message says why the stream ends: {"push":{"disconnect":{"code":3
 The answer has no length and no chunks, its end is the connection's: so a frame is the same bytes for all, also through
 proxies that speak HTTP/1.0 to us (nginx, unless it is told otherwise).
 Before the stream begins: 400 no commands that can be read, or none to connect; 403 a foreign page; 405; 413; 415;
-503 with Retry-After, too many at a time. A bad token is told in the stream, as 3500, upon which SDKs give up.
+429 and 503 with Retry-After, too many of one address, or of all. A bad token is told in the stream, as 3500, upon which
+SDKs give up; so is a user's connection too many, as 3504.
 Source: https://centrifugal.dev/docs/transports/sse and /http_stream
 """
 
@@ -123,7 +124,8 @@ class StreamConnection(Connection):
         super().__init__(fd, emulation.reactor, emulation.services.outbox)
         self.wire = wire
         self._sessions = emulation.sessions
-        self._session = EmulatedSession(emulation.services, self, visitor)
+        meter = emulation.services.quotas.open(visitor.address, self)
+        self._session = EmulatedSession(emulation.services, self, visitor, meter)
         self._session.node = str(self._sessions.owner)
         self._session.id = self._sessions.enter(self)
         self._opened_at = self.heard_at
@@ -189,15 +191,18 @@ class StreamConnection(Connection):
         return self.wire.encode_message(protocol.encode_disconnect(close.code, close.reason))
 
     def on_gone(self) -> None:
-        self._sessions.leave(self._session.id)
-        self._session.on_gone()
+        session = self._session
+        session.meter.close()
+        self._sessions.leave(session.id)
+        session.on_gone()
         logger.info(
-            "closed client=%s user=%r code=%d reason=%r seconds=%.1f",
-            self._session.client,
-            self._session.user,
+            "closed client=%s user=%r code=%d reason=%r seconds=%.1f address=%s",
+            session.client,
+            session.user,
             self.closed_with.code,
             self.closed_with.reason,
             self.reactor.clock() - self._opened_at,
+            session.services.shown(session.visitor.address),
         )
 
 
@@ -208,6 +213,7 @@ class StreamHandler(CorsHandler):
         self._emulation = emulation
         self._wire = wire
         self.allowed_origins = emulation.entrance.origins
+        self.refusals = emulation.entrance.quotas.refusals
 
     def post(self) -> None:
         if self.is_json():

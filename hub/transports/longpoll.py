@@ -40,6 +40,7 @@ from ..errors import BrokerUnavailable, CommandError, HubError
 from ..history import Asked, Page
 from ..position import Position, survives
 from ..recovery import Joined
+from ..refusals import Refusals
 from ..session import Services
 from ..wants import EVERY
 from ..wants import PLAIN as WANTS_NOTHING
@@ -374,8 +375,9 @@ def most_symbols(wish: Wish) -> int:
 class Polls:
     """The requests of one worker that wait, within their bound."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, refusals: Refusals | None = None) -> None:
         self._most = most
+        self._refusals = refusals or Refusals()
         self._waiting: set[Poll] = set()
 
     def __len__(self) -> int:
@@ -387,6 +389,7 @@ class Polls:
     def enter(self, poll: Poll) -> None:
         """One more. Raises CommandError 111 where there are too many."""
         if len(self._waiting) >= self._most:
+            self._refusals.count("polls")
             raise CommandError(errors.TOO_MANY_REQUESTS, "too many polls wait in this process")
         self._waiting.add(poll)
 
@@ -441,11 +444,13 @@ class PollHandler(PlainHandler):
         except HubError as error:
             self.fail(error)
             return
+        meter = self._door.services.quotas.open(self.visitor.address)  # a connection, while it waits
         try:
             await self._wait(poll, wait_s)
         except HubError as error:
             poll.error = error
         finally:
+            meter.close()
             poll.end()
             self._polls.leave(poll)
         if not self._gone:

@@ -12,8 +12,8 @@ there is one, has been asked; no answer, header or log line repeats a token or w
          the application does not: with the code and the words of its Reject
     404  an unknown namespace (102)                   405, 406, 413  method, Accept, size of the body
          with "index":2 in the error where it is the third of the channels (each counted once) that is not granted
-    429  too much waits (111)                         503  too many requests at a time, draining, Redis is away, or the
-         application has failed or taken too long (100)
+    429  too much waits, or comes from one address or user (111)
+    503  too many requests at a time, draining, Redis is away, or the application has failed or taken too long (100)
 
 A channel token comes as `?channel_token=`, once for each channel that needs one. What it gives can't be renewed in a
 request: a stream ends with the first of them (3006), and so does the wait of a poll.
@@ -123,6 +123,7 @@ class PlainHandler(httpd.Handler):
         page = cors.allowed_origin(request.get("Origin"), request.get("Host", ""), self._door.entrance.origins)
         self.set_header("Vary", "Origin")
         if page is None:
+            self._door.entrance.quotas.refusals.count("origins")
             self.refuse(
                 403, errors.PERMISSION_DENIED, "this Origin is not allowed; see allowed_origins in the settings"
             )
@@ -275,10 +276,20 @@ class PlainHandler(httpd.Handler):
 
     def admit(self) -> bool:
         """One more request; False: not now, and it has been answered."""
-        if self._door.entrance.admit(self.visitor.address) is None:
-            return True
-        self.fail(CommandError(BUSY))
-        return False
+        refused = self.refused()
+        if refused is not None:
+            self.fail(refused)
+        return refused is None
+
+    def refused(self) -> CommandError | None:
+        """Count one more request; why it can't be."""
+        entrance, visitor = self._door.entrance, self.visitor
+        refusal = entrance.admit(visitor.address)
+        if refusal is not None:
+            return CommandError(errors.TOO_MANY_REQUESTS, refusal.text) if refusal.status == 429 else CommandError(BUSY)
+        if not entrance.quotas.request(visitor.address, visitor.user, len(self.request.body)):
+            return CommandError(errors.TOO_MANY_REQUESTS)
+        return None
 
     def fail(self, error: HubError) -> None:
         """Answer an error, by the table at the top, if somebody is still there."""

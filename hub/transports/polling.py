@@ -285,6 +285,7 @@ class EngineIOHandler(httpd.Handler):
         for name, value in cors.headers(allowed or "").items():
             self.set_header(name, value)
         if allowed is None:
+            self._address.door.entrance.quotas.refusals.count("origins")
             self._answer(refusal(engineio.FORBIDDEN))
             return
         self._query = self._read_query()
@@ -337,6 +338,11 @@ class EngineIOHandler(httpd.Handler):
     # Parts.
 
     async def _carry(self, body: bytes) -> None:
+        entrance = self._address.door.entrance
+        # One command of its address, besides those in it, which count where the session lives.
+        if not entrance.quotas.request(entrance.address_of(self.peer, self.request.headers), "", 0):
+            self._answer(refusal(engineio.TOO_MANY))
+            return
         request = Request(str(self.request.method), self._query.sid, self._query.token, body)
         self._waiting = asyncio.ensure_future(self._address.handle(request))
         try:
@@ -359,7 +365,10 @@ class EngineIOHandler(httpd.Handler):
             visitor = entrance.visitor(self.peer, self.request.headers, self._query.token)
         except HubError:
             return engineio.FORBIDDEN
-        return visitor if entrance.admit(visitor.address) is None else engineio.BUSY
+        refused = entrance.admit(visitor.address)
+        if refused is None:
+            return visitor
+        return engineio.TOO_MANY if refused.status == engineio.TOO_MANY.status else engineio.BUSY
 
     async def _open_websocket(self) -> None:
         headers, query = self.request.headers, self._query
@@ -402,7 +411,7 @@ class EngineIOHandler(httpd.Handler):
         self.set_status(answer.status)
         kind = "text/plain; charset=UTF-8" if answer.status == 200 else "application/json"
         self.set_header("Content-Type", kind)
-        if answer.status == engineio.BUSY.status:
+        if answer.status in (engineio.BUSY.status, engineio.TOO_MANY.status):
             self.set_header("Retry-After", "1")
         self.finish(answer.body)
 

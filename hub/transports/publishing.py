@@ -31,6 +31,7 @@ from ..capabilities import PUBLISH
 from ..channels import Namespace
 from ..errors import CommandError, HubError
 from ..message import ClientInfo, PublishOptions
+from ..nesting import TooManyValues, parse
 from ..permissions import decide
 from .plain import PlainHandler
 
@@ -67,11 +68,15 @@ class PublishHandler(PlainHandler):
 
     def _params(self) -> dict[str, Any]:
         try:
-            params = orjson.loads(self.request.body)
+            params = parse(self.request.body, self._door.services.client.json_values)
         except orjson.JSONDecodeError as error:
             raise CommandError(errors.BAD_REQUEST, f"body: not JSON: {error.msg}") from None
+        except TooManyValues as error:
+            self._door.entrance.quotas.refusals.count("json")
+            raise CommandError(errors.BAD_REQUEST, f"body: {error}") from None
         if not isinstance(params, dict) or "data" not in params:
             raise CommandError(errors.BAD_REQUEST, "body: allowed is a JSON object with channel and data")
+        self._door.services.publisher.check_depth(params["data"])
         return params
 
     async def _allowed(self, gate: Gate, caller: Claims, params: dict[str, Any]) -> Claims:

@@ -27,7 +27,7 @@ from ..audience import ELSEWHERE, Audience, Group, new_number
 from ..entrance import Entrance, Visitor
 from ..errors import Close, CommandError, HubError, ProtocolError
 from ..history import Asked, Page
-from ..limits import TokenBucket
+from ..limits import Account, TokenBucket
 from ..position import Position, survives
 from ..protocol import encode_message
 from ..recall import Recall
@@ -41,6 +41,8 @@ from .socketio_session import SocketIOForm, SocketSession, encode_packet
 logger = logging.getLogger(__name__)
 
 PID = re.compile(r"[A-Za-z0-9_-]{22}")
+TOO_OFTEN = CommandError(errors.TOO_MANY_REQUESTS)
+DEEP = CommandError(errors.BAD_REQUEST, "nested too deep")
 LEAVES_PER_S = 10
 """Of one connection, and as many more as there are namespaces: each has the application called twice, and what a client
 has left before its answer is still being worked at, so that one client could have all calls there are to be had."""
@@ -136,7 +138,8 @@ class SocketIOConnection(EngineConnection):
     def __init__(self, fd: Descriptor, engine: Engine, visitor: Visitor, door: Door) -> None:
         super().__init__(fd, engine, visitor)
         self._door = door
-        self._decoder = socketio.Decoder(engine.settings.max_payload_bytes)
+        limits = engine.client
+        self._decoder = socketio.Decoder(engine.settings.max_payload_bytes, limits.json_depth, limits.json_values)
         self._sessions: dict[str, SocketSession] = {}
         self._joining: dict[str, SocketSession] = {}
         """Those about which the application is being asked."""
@@ -161,6 +164,11 @@ class SocketIOConnection(EngineConnection):
         return self.engine.settings.max_packets if self._sessions else super().max_packets
 
     def on_packet(self, data: bytes, binary: bool) -> None:
+        # Attachments are part of a command, which its text has counted.
+        within = self.meter.spend(self.heard_at, 0 if binary else 1, len(data), self._payer)
+        if not within and self.meter.sustained(self.heard_at, 1):
+            self.close(errors.CLOSE_TOO_MANY_REQUESTS)
+            return
         if binary:
             packet = self._decoder.feed_bytes(data)
         else:
@@ -170,6 +178,27 @@ class SocketIOConnection(EngineConnection):
         if packet is not None:
             if self._unfinished_since != inf:
                 self._unfinished_since = inf
+            if within and not packet.too_deep:
+                self._handle_packet(packet)
+            else:
+                self._refuse_packet(packet, DEEP if within else TOO_OFTEN)
+
+    @property
+    def _payer(self) -> Account | None:
+        """Of the user of the namespace that it is in for longest."""
+        session = next(iter(self._sessions.values()), None)
+        return session.account if session is not None else None
+
+    def _refuse_packet(self, packet: socketio.Packet, error: CommandError) -> None:
+        """One of too many, or one that is nested too deep: an event fails; what takes nothing from anybody passes."""
+        session = self._sessions.get(packet.namespace)
+        if packet.too_deep:
+            self.engine.quotas.refusals.count("json")
+        if packet.kind == EVENT and session is not None:
+            session.fail_event(packet.data[0], packet.id, error)
+        elif packet.kind == CONNECT:
+            self.close(errors.CLOSE_TOO_MANY_REQUESTS if error is TOO_OFTEN else errors.CLOSE_BAD_REQUEST)
+        elif not packet.too_deep:
             self._handle_packet(packet)
 
     def _await_attachments(self) -> None:
@@ -215,11 +244,12 @@ class SocketIOConnection(EngineConnection):
                 self._door.recall.save(session.pid, record.pack())
             session.on_gone()
         logger.info(
-            "closed session=%s code=%d reason=%r seconds=%.1f",
+            "closed session=%s code=%d reason=%r seconds=%.1f address=%s",
             self.name,
             self.closed_with.code,
             self.closed_with.reason,
             self.reactor.clock() - self._opened_at,
+            self._door.services.shown(self.visitor.address),
         )
 
     def on_caught_up(self, dropped: int) -> None:
@@ -356,7 +386,10 @@ class SocketIOConnection(EngineConnection):
 
     def _enter(self, session: SocketSession) -> None:
         form, returning = session.form, session.returning
-        session.enter()
+        if not session.enter():
+            session.on_gone()
+            self._reject(session, ProtocolError(errors.CLOSE_CONNECTION_LIMIT))
+            return
         self._joining.pop(form.namespace, None)
         self._sessions[form.namespace] = session
         self._connect_by = inf
@@ -387,10 +420,10 @@ class SocketIOConnection(EngineConnection):
     def _new_session(self, form: SocketIOForm) -> SocketSession:
         if self._main is None and self.group is None:
             self.wire = form
-            self._main = SocketSession(self._door.services, self, form, self, self.visitor)
+            self._main = SocketSession(self._door.services, self, form, self, self.visitor, self.meter)
             return self._main
         branch = Branch(self, form)
-        branch.session = SocketSession(self._door.services, branch, form, self, self.visitor)
+        branch.session = SocketSession(self._door.services, branch, form, self, self.visitor, self.meter)
         return branch.session
 
     def _refuse(self, namespace: str, reason: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ from ..entrance import Visitor
 from ..errors import Close, CommandError, HubError
 from ..position import Position
 from ..protocol import Command
+from ..quotas import Meter
 from ..recovery import Joined
 from ..resume import KEPT, NAMES, STEP, Deliveries, Mark, Record, Returning, Stay
 from ..session import Services, Session
@@ -182,9 +183,10 @@ class SocketSession(Session):
         form: SocketIOForm,
         connection: Namespaces,
         visitor: Visitor,
+        meter: Meter,
     ) -> None:
-        """connection: the one that has the namespace, and `transport` as its own or a branch."""
-        super().__init__(services, transport, visitor)
+        """connection: the one that has the namespace and the meter, and `transport` as its own or a branch."""
+        super().__init__(services, transport, visitor, meter)
         self.form = form
         self._catch_up = transport.catch_up
         self._put = transport.put

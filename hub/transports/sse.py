@@ -108,11 +108,13 @@ class EventStreamConnection(Connection):
     """A client that listens to an event stream."""
 
     __slots__ = (
+        "_address",
         "_channels",
         "_ended",
         "_expires_at",
         "_guest",
         "_holdings",
+        "_meter",
         "_opened_at",
         "_positions",
         "_services",
@@ -148,6 +150,8 @@ class EventStreamConnection(Connection):
         """
         super().__init__(fd, reactor, services.outbox)
         self._services = services
+        self._address = address
+        self._meter = services.quotas.open(address, self)
         self._watch = watch
         self._expires_at = caller.expires_at
         self._ended = errors.CLOSE_EXPIRED
@@ -189,7 +193,7 @@ class EventStreamConnection(Connection):
         if wish.ends_at < self._expires_at:
             self._expires_at, self._ended = wish.ends_at, errors.CLOSE_SUBSCRIPTION_EXPIRED
         self.reactor.adopt(self)
-        self._services.users.enter(self)
+        self._services.users.enter(self, self)
         # The first heartbeat at another time for each, so that clients that came together don't stay in step.
         self._schedule(self._services.jitter() * self._services.client.ping_interval_s)
         opening = eventstream.encode_open(self.client, self._services.client.ping_interval_s)
@@ -365,18 +369,20 @@ class EventStreamConnection(Connection):
 
     def on_gone(self) -> None:
         self.connected = False
+        self._meter.close()
         self._services.users.leave(self)
         channels, self._channels = self._channels, {}
         for channel, namespace in channels.items():
             self._leave(channel, namespace)
             self._services.presence.exit(channel, self.client, hold=True)
         logger.info(
-            "closed client=%s user=%r code=%d reason=%r seconds=%.1f",
+            "closed client=%s user=%r code=%d reason=%r seconds=%.1f address=%s",
             self.client,
             self.user,
             self.closed_with.code,
             self.closed_with.reason,
             self.reactor.clock() - self._opened_at,
+            self._services.shown(self._address),
         )
         if self._guest is not None:
             self._guest.on_gone()
@@ -461,8 +467,10 @@ class EventStreamHandler(PlainHandler):
         except HubError as error:
             self.fail(error)
             return None
-        if self._door.entrance.admit(self.visitor.address) is not None:
-            self._turn_away(CommandError(BUSY), errors.CLOSE_SHUTDOWN)
+        refused = self.refused() or self._too_many(caller.user)
+        if refused is not None:
+            many = refused.reply is errors.TOO_MANY_REQUESTS
+            self._turn_away(refused, errors.CLOSE_TOO_MANY_REQUESTS if many else errors.CLOSE_SHUTDOWN)
         elif gate is not None:
             return self._get_as_guest(gate, caller)
         elif wish is not None:
@@ -470,6 +478,13 @@ class EventStreamHandler(PlainHandler):
         return None
 
     head = get
+
+    def _too_many(self, user: str) -> CommandError | None:
+        """The user has too many connections."""
+        services = self._door.services
+        if services.quotas.full(services.users.count(user)):
+            return CommandError(errors.TOO_MANY_REQUESTS, "too many connections of this user")
+        return None
 
     async def _get_as_guest(self, gate: Gate, caller: Claims) -> None:
         try:
@@ -482,6 +497,8 @@ class EventStreamHandler(PlainHandler):
 
     async def _answer_guest(self, gate: Gate, caller: Claims) -> None:
         guest, wish = await self.granted(gate, caller)
+        if (refused := self._too_many(wish.caller.user)) is not None:
+            raise refused
 
         def begin() -> EventStreamConnection | None:
             return self._begin(wish, guest) if self._is_there() and not self._door.entrance.draining() else None

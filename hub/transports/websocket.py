@@ -25,6 +25,7 @@ from ..connection import OPEN, Connection, take_over
 from ..deflate import Agreement
 from ..entrance import Entrance, Visitor
 from ..errors import Close
+from ..limits import fits
 from ..outbox import Limits, Verdict
 from ..reactor import Reactor
 from ..session import Services, Session
@@ -32,6 +33,8 @@ from ..tls import Descriptor, TlsSocket
 
 logger = logging.getLogger(__name__)
 
+FORBIDDEN = 403
+CLOSE_PINGS = Close(errors.CLOSE_POLICY.code, "too many pings")
 PONGS = object()
 """Stands for a connection's pongs where the outbox asks for a channel."""
 DEFLATED_READ_BYTES = 256
@@ -86,7 +89,7 @@ def deflated_forms(client: ClientSettings) -> Mapping[int, DeflatedForm]:
 class FramedConnection(Connection):
     """A client that speaks RFC 6455, whatever its messages say: pings, the close handshake, unfinished messages."""
 
-    __slots__ = ("_begun_at", "_limits", "_reader", "wire")
+    __slots__ = ("_begun_at", "_limits", "_pinged_until", "_reader", "wire")
 
     wire: NativeForm
 
@@ -96,6 +99,8 @@ class FramedConnection(Connection):
         self._reader = frames.FrameReader(client.message_bytes, client.fragments)
         self._begun_at: float | None = None
         """When the message began that has not ended yet."""
+        self._pinged_until = 0.0
+        """Until then its pings and pongs are earned; as limits have it."""
         self.wire = NATIVE
 
     def compress(self, agreement: Agreement, forms: Mapping[int, DeflatedForm]) -> None:
@@ -133,6 +138,9 @@ class FramedConnection(Connection):
         """When `on_due` is to be called, in seconds of the plane's clock."""
         raise NotImplementedError
 
+    def on_flood(self) -> None:
+        """It is closed for its pings."""
+
     # What the plane calls.
 
     def on_bytes(self, data: bytes) -> None:
@@ -144,8 +152,8 @@ class FramedConnection(Connection):
             if self.state == OPEN:
                 if opcode < frames.CLOSE:
                     self.on_message(opcode, payload)
-                elif opcode == frames.PING:
-                    self._pong(payload)
+                else:
+                    self._heartbeat(opcode, payload)
         if self._reader.failed is not None:
             logger.debug("client %s: %s", self.name, self._reader.failed)
             self.close(self._reader.failed.close)
@@ -168,6 +176,19 @@ class FramedConnection(Connection):
 
     def last_words(self, close: Close) -> bytes:
         return frames.encode_close(close.code, close.reason)
+
+    def _heartbeat(self, opcode: int, payload: bytes) -> None:
+        """A ping or a pong. Nobody needs more than a few in a second, and each is work of ours."""
+        now, per_s = self.heard_at, self._limits.pings_per_s
+        if per_s:
+            if not fits(self._pinged_until, now, 1 / per_s):
+                self.on_flood()
+                self.close(CLOSE_PINGS)
+                self.stop_listening()
+                return
+            self._pinged_until = max(self._pinged_until, now) + 1 / per_s
+        if opcode == frames.PING:
+            self._pong(payload)
 
     def _pong(self, payload: bytes) -> None:
         """Answer a ping, RFC 6455 §5.5.3: each one, but behind a backlog the newest may stand for those that wait."""
@@ -211,7 +232,7 @@ class WebSocketConnection(FramedConnection):
         self, fd: Descriptor, reactor: Reactor, services: Services, visitor: Visitor = entrance.NOBODY
     ) -> None:
         super().__init__(fd, reactor, services.client, services.outbox)
-        self._session = Session(services, self, visitor)
+        self._session = Session(services, self, visitor, services.quotas.open(visitor.address, self))
         self._replies: list[bytes] | None = None
         """Of the read at hand; None outside of one."""
         self._opened_at = self.heard_at
@@ -267,15 +288,21 @@ class WebSocketConnection(FramedConnection):
             # Out of the audience and not told, it would miss everything silently; and others wait to be told.
             self._fail()
 
+    def on_flood(self) -> None:
+        self._session.services.quotas.refusals.count("pings")
+
     def on_gone(self) -> None:
-        self._session.on_gone()
+        session = self._session
+        session.meter.close()
+        session.on_gone()
         logger.info(
-            "closed client=%s user=%r code=%d reason=%r seconds=%.1f",
-            self._session.client,
-            self._session.user,
+            "closed client=%s user=%r code=%d reason=%r seconds=%.1f address=%s",
+            session.client,
+            session.user,
             self.closed_with.code,
             self.closed_with.reason,
             self.reactor.clock() - self._opened_at,
+            session.services.shown(session.visitor.address),
         )
 
     def on_caught_up(self, dropped: int) -> None:
@@ -317,6 +344,8 @@ class WebSocketHandler(httpd.Handler):
         refusal = handshake.refuse(self.request.version, headers, door.entrance.origins)
         if refusal is None:
             refusal = door.entrance.admit(address)
+        elif refusal.status == FORBIDDEN:
+            door.entrance.quotas.refusals.count("origins")
         if refusal is not None:
             for name, value in refusal.headers.items():
                 self.set_header(name, value)

@@ -33,7 +33,9 @@ NO_LIMIT = 1 << 62
 NO_DEADLINE = 1e9
 """Thirty years after the machine was started."""
 # Past the settings' own bounds, which are for a hub that serves strangers.
-CLIENT = ClientSettings(message_bytes=16 << 20).model_copy(update={"fragments": NO_LIMIT, "message_timeout_s": 3600.0})
+CLIENT = ClientSettings(message_bytes=16 << 20, pings_per_s=0).model_copy(
+    update={"fragments": NO_LIMIT, "message_timeout_s": 3600.0}
+)
 OUTBOX = Limits(NO_LIMIT, NO_LIMIT, NO_LIMIT, NO_LIMIT)
 
 

@@ -358,3 +358,65 @@ async def test_a_websocket_for_a_session_of_nowhere_is_refused(valkey_url: str, 
             await connect(url, proxy=None)
         assert refused.value.response.status_code == 400
         assert json.loads(refused.value.response.body)["code"] == 1
+
+
+# Who is behind it.
+
+
+async def comes_in(front: Front, source: str) -> int:
+    """Status of a WebSocket from an address of this machine, which claims another one and stays until the end."""
+    context = ssl.create_default_context(cafile=str(front.certificate))
+    claims = {"X-Forwarded-For": "192.0.2.1", "Forwarded": "for=192.0.2.1", "X-Real-IP": "192.0.2.1"}
+    options = {"proxy": None, "ssl": context, "additional_headers": claims, "local_addr": (source, 0)}
+    try:
+        async with connect(f"wss://127.0.0.1:{front.port}/connection/websocket", **options) as socket:
+            await socket.send('{"id":1,"connect":{}}')
+            await asyncio.wait_for(socket.recv(), 10)
+            assert await comes_in_again(front, source) == 429
+            return 101
+    except InvalidStatus as refused:
+        return refused.response.status_code
+
+
+async def comes_in_again(front: Front, source: str) -> int:
+    """The same while the first is there."""
+    context = ssl.create_default_context(cafile=str(front.certificate))
+    try:
+        url = f"wss://127.0.0.1:{front.port}/connection/websocket"
+        async with connect(url, proxy=None, ssl=context, local_addr=(source, 0)):
+            return 101
+    except InvalidStatus as refused:
+        return refused.response.status_code
+
+
+def addresses(hub: HubProcess) -> set[str]:
+    return set(re.findall(r"closed client=.* address=(\S+)", hub.stderr))
+
+
+BEHIND = {"trusted_proxies": ["127.0.0.1"], "log_addresses": True, "limits": {"ip_connections": 1}, "workers": 1}
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@async_test
+async def test_the_hub_sees_who_is_behind_the_proxy(kind: Kind, fast: bool) -> None:
+    """By what the proxy has added, and by nothing that the client wrote: each address has its own limit."""
+    with HubProcess({**BEHIND, "fast_upgrade": fast}) as hub, Front(kind, address(hub)) as front:
+        assert [await comes_in(front, source) for source in ("127.0.0.2", "127.0.0.3")] == [101, 101]
+        await until(lambda: addresses(hub) == {"127.0.0.2", "127.0.0.3"})
+
+
+@pytest.mark.needs(HAPROXY.binary, "apt-get install haproxy")
+@pytest.mark.parametrize("fast", [True, False])
+@async_test
+async def test_haproxy_says_who_is_behind_it_by_the_proxy_protocol(fast: bool) -> None:
+    """`send-proxy`, as the comment in the file has it; without X-Forwarded-For."""
+    listen = {"listen": ["127.0.0.1:0"], "proxy_protocol": ["127.0.0.1:0"]}
+    with HubProcess({**BEHIND, **listen, "fast_upgrade": fast}) as hub:
+        front = Front(HAPROXY, address(hub))
+        text = front.adapted.replace("    http-request set-header X-Forwarded-For %[src]\n", "")
+        text = re.sub(r"^( +server \w+ \S+)$", r"\1 send-proxy", text, flags=re.MULTILINE)
+        assert text.count(" send-proxy\n") == 2 and "X-Forwarded-For %" not in text
+        front._config.write_text(text)
+        with front:
+            assert [await comes_in(front, source) for source in ("127.0.0.2", "127.0.0.3")] == [101, 101]
+        await until(lambda: addresses(hub) == {"127.0.0.2", "127.0.0.3"})

@@ -364,7 +364,7 @@ async def test_a_client_that_lost_messages_is_told_how_many_once_it_has_caught_u
 @async_test
 async def test_every_ping_of_a_client_that_reads_has_its_pong(valkey_url, prefix):
     """Also of many in one write: while nothing is stuck none stands for another."""
-    async with plane(valkey_url, prefix) as hub:
+    async with plane(valkey_url, prefix, client={"pings_per_s": 0}) as hub:
         reader, writer, _ = await raw(hub.port, head())
         writer.write(b"".join(masked(frames.PING, b"%0100d" % number) for number in range(600)))
         pongs = b"".join(frames.encode_frame(frames.PONG, b"%0100d" % number) for number in range(600))
@@ -375,7 +375,8 @@ async def test_every_ping_of_a_client_that_reads_has_its_pong(valkey_url, prefix
 @async_test
 async def test_pings_of_a_client_that_does_not_read_pile_up_no_pongs(valkey_url, prefix):
     """Behind a backlog the newest pong takes the place of the one that waits; publications around it stay whole."""
-    async with plane(valkey_url, prefix, client={"outbox_conflate_bytes": 0, "outbox_drop_bytes": 1 << 24}) as hub:
+    settings = {"outbox_conflate_bytes": 0, "outbox_drop_bytes": 1 << 24, "pings_per_s": 0}
+    async with plane(valkey_url, prefix, client=settings) as hub:
         reader, writer, _ = await raw(hub.port, head())
         writer.write(masked(frames.TEXT, b'{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"open:a"}}'))
         await asyncio.wait_for(reader.readuntil(b'"subscribe":{}}'), 5)
