@@ -8,6 +8,7 @@ The rooms, and what each is for; the head of each says more:
     engineio_protocol socketio_protocol                the same for Socket.IO clients: packets, payloads, attachments
     auth origin limits entrance                        gates: who is it, from which page, how often; all of them
     forwarded quotas refusals nesting                  from which address; how much one may have; what was refused; JSON
+    census                                             how much one has on all workers together
     permissions capabilities grants expiry             who may do what; what tokens add to the rules, and until when
     session membership publish asking                  one client; its channels; the one door in; questions
     subscribe wishes wants watch                       the way into a channel; what may be asked for; lists of channels

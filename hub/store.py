@@ -61,6 +61,10 @@ class Keys:
         """Leases of the workers on their clients' presence."""
         self.manifests = f"{prefix}:manifests:{{nodes}}"
         """Leases of the workers on their manifests."""
+        self.census = f"{prefix}:census:{{nodes}}"
+        """Connections by address and by user, on all workers."""
+        self.census_leases = f"{prefix}:census_leases:{{nodes}}"
+        """Leases of the workers on what they have told of those."""
         self.mail_totals = f"{prefix}:mailboxes"
         """How much all mailboxes hold: a hash, one for the whole store."""
         self.dead_letters = f"{prefix}:dead"
@@ -128,6 +132,10 @@ class Keys:
     def manifest(self, uid: str) -> str:
         """Clients of one worker of whose end the application wants to hear: a hash by client id."""
         return f"{self.prefix}:manifest:{{nodes}}:{uid}"
+
+    def census_of(self, uid: str) -> str:
+        """Connections by address and by user of one worker: a hash; '' for what all of these begin with."""
+        return f"{self.prefix}:census:{{nodes}}:{uid}"
 
     def mailbox(self, channel: str) -> list[str]:
         """What one mailbox is made of: box, mail, wait, flight; lua/mailbox.lua has what they are."""

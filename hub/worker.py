@@ -32,6 +32,7 @@ from .audience import Subscriber
 from .auth import Authenticator
 from .broker import Broker
 from .catchup import Catchup
+from .census import Census
 from .channels import Channels
 from .config import Settings
 from .control import Errand
@@ -55,7 +56,7 @@ from .orders import Orders, Sessionless
 from .origin import Origins
 from .presence import Presence
 from .publish import Publisher
-from .quotas import Quotas
+from .quotas import IP, USER, Quotas
 from .reactor import Reactor
 from .recall import Recall
 from .redelivery import Redelivery
@@ -158,6 +159,14 @@ class Worker:
             on_errand=self._on_errand,
             orders=self._orders.answers,
         )
+        self._census = Census(
+            self._store,
+            self._registry.uid,
+            {IP: settings.limits.ip_connections, USER: settings.limits.user_connections},
+            self._counted,
+            self._quotas.refusals,
+        )
+        self._quotas.census = self._census
         self._history = History(self._store)
         # Not the streams' own: large pages must not keep who comes back from what it missed.
         self._askings = Catchup(self._history)
@@ -337,6 +346,8 @@ class Worker:
         await self._wait_for_subscriber()
         await self._revocations.ready(SUBSCRIBER_WAIT_S)
         self._registry.start()
+        if self._census.needed:
+            self._census.start()
         self._loopback.start()
         self._tick()
         if any(namespace.presence != "off" for namespace in self._settings.namespaces.values()):
@@ -404,6 +415,11 @@ class Worker:
         self._streams.tick()
         self._fanout.check_silence()
 
+    def _counted(self) -> list[tuple[str, str, int]]:
+        """What the census tells of this worker."""
+        ips = [(IP, key, count) for key, count in self._quotas.by_ip().items()]
+        return ips + [(USER, user, count) for user, count in self._users.counts().items()]
+
     def _stats(self) -> dict[str, int]:
         return {
             "num_clients": self._users.sessions,
@@ -454,6 +470,7 @@ class Worker:
         self._handover.close()
         await self._recall.close()
         await self._loopback.close()
+        await self._census.close()
         await self._registry.close()
         await self._orders.close()
         await self._revocations.close()

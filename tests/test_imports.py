@@ -75,6 +75,7 @@ LADDER = (
     (
         "broker",
         "catchup",
+        "census",
         "client",
         "connection",
         "drain",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import time
 
 import orjson
@@ -18,6 +21,7 @@ from hub.limits import Accounts
 from hub.quotas import MOST_REFUSED, MOST_STRIKES, UNLIMITED, Quotas
 from hub.refusals import Refusals
 from tests.emulated import http, request, stream_client
+from tests.hubs import HubProcess
 from tests.openings import GOOD, HELD, OPENINGS, begin, status_of
 from tests.plane import SECRET, client, plane
 from tests.support import FakeClock, async_test
@@ -453,3 +457,63 @@ async def test_a_socketio_user_has_so_many_namespaces(valkey_url, prefix):
                 await asyncio.sleep(0.01)
         async with member(hub, auth={"token": token()}):
             pass
+
+
+# Real workers.
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@async_test
+async def test_a_user_is_counted_on_all_workers(fast):
+    """Of ten devices on two workers three stay; the others are told so and don't come back."""
+    with HubProcess({"limits": {"user_connections": 3}, "fast_upgrade": fast}) as hub:
+
+        async def device() -> int:
+            async with connect(hub.ws_url, proxy=None) as socket:
+                await socket.send(orjson.dumps({"id": 1, "connect": {"token": hub.token("ann")}}).decode())
+                await socket.wait_closed()
+                return socket.close_code or 0
+
+        devices = [asyncio.ensure_future(device()) for _ in range(10)]
+        closed = []
+        for one in asyncio.as_completed(devices):
+            closed.append(await one)
+            if len(closed) == 7:
+                break
+        assert closed == [3504] * 7
+        assert sum(not one.done() for one in devices) == 3
+        for one in devices:
+            one.cancel()
+        await asyncio.gather(*devices, return_exceptions=True)
+
+
+@async_test
+async def test_a_killed_worker_gives_its_users_connections_back():
+    """With its lease, a few seconds later."""
+    with HubProcess({"limits": {"user_connections": 1}}) as hub:
+
+        async def comes_in() -> bool:
+            async with connect(hub.ws_url, proxy=None) as socket:
+                await socket.send(orjson.dumps({"id": 1, "connect": {"token": hub.token("ann")}}).decode())
+                try:
+                    async with asyncio.timeout(0.3):
+                        while True:
+                            await socket.recv()
+                except TimeoutError:
+                    return True
+                except ConnectionClosed:
+                    return False
+
+        async with connect(hub.ws_url, proxy=None) as socket:
+            await socket.send(orjson.dumps({"id": 1, "connect": {"token": hub.token("ann")}}).decode())
+            assert b"connect" in (await socket.recv()).encode()
+            assert not await comes_in()
+            for pid in hub.worker_pids():
+                os.kill(pid, signal.SIGKILL)
+            with pytest.raises(ConnectionClosed):
+                await socket.recv()
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(OSError, ConnectionClosed):
+                    if await comes_in():
+                        break
