@@ -193,7 +193,8 @@ async def test_every_wire_asks_what_is_published(valkey_url, prefix, wire, caplo
             else:
                 assert of_reply(await one.command(publish={"channel": channel, "data": 1}))[1:] == expected[1:]
         assert published == ["open:change", "open:a"]
-        assert [(await listener.push())["pub"]["data"] for _ in range(2)] == [{"changed": 1}, 1]
+        told = [(await listener.push())["pub"]["data"] for _ in range(2)]
+        assert {"changed": 1} in told and 1 in told  # of two channels, whose order is not promised
     caplog.clear()
 
 
