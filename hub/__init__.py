@@ -7,6 +7,7 @@ The rooms, and what each is for; the head of each says more:
     frames deflate protocol handshake eventstream      words on the wire: bytes ⇄ objects, no I/O
     engineio_protocol socketio_protocol                the same for Socket.IO clients: packets, payloads, attachments
     auth origin limits entrance                        gates: who is it, from which page, how often; all of them
+    keys keyfiles jwks tickets                         what tokens are signed with; who is let in once without one
     forwarded quotas refusals nesting                  from which address; how much one may have; what was refused; JSON
     census                                             how much one has on all workers together
     permissions capabilities grants expiry             who may do what; what tokens add to the rules, and until when

@@ -25,8 +25,8 @@ from http.client import responses
 
 from . import forwarded, handshake
 from .certificates import Certificates
-from .entrance import Visitor
-from .errors import Close
+from .entrance import Visitor, query_token, refusal
+from .errors import Close, HubError
 from .httpd import Server, Stream, TlsStream
 from .log import Brake
 from .reactor import Reactor
@@ -218,32 +218,50 @@ class Acceptor:
             sock.close()
             return
         head = handshake.read_head(data) if self._fast else None
-        if head is None or handshake.refuse("HTTP/1.1", head.headers, self._door.entrance.origins) is not None:
+        token = self._token(head) if head is not None else None
+        if head is None or token is None:
             self._to_tornado(sock, address, since)
             return
         sock.recv(len(data))  # the very bytes that were peeked at
-        entrance = self._door.entrance
-        at = entrance.address_of(address, head.headers)
-        refusal = entrance.admit(at)
-        if refusal is None:
-            open_connection(self._door, sock.detach(), head.headers, data[head.size :], Visitor(at))
+        visitor = self._judge(address, head, token)
+        if isinstance(visitor, Visitor):
+            open_connection(self._door, sock.detach(), head.headers, data[head.size :], visitor)
         else:
-            _turn_away(sock, _encode(refusal))
+            _turn_away(sock, _encode(visitor))
+
+    def _token(self, head: handshake.Head) -> str | None:
+        """Of its query, '' for none; None where Tornado has to answer: an upgrade that is refused, or with a ticket,
+        which is asked for at Redis, and nobody waits for that here.
+        """
+        if handshake.refuse("HTTP/1.1", head.headers, self._door.entrance.origins) is not None:
+            return None
+        return query_token(head.query) if head.query else ""
+
+    def _judge(self, peer: object, head: handshake.Head, token: str) -> Visitor | handshake.Refusal:
+        """Who asks, or why it may not come in. Counted before its token costs anything."""
+        entrance = self._door.entrance
+        address = entrance.address_of(peer, head.headers)
+        refused = entrance.admit(address)
+        if refused is not None:
+            return refused
+        try:
+            return Visitor(address, claims=entrance.visitor(address, head.headers, token).claims)
+        except HubError as error:
+            return refusal(error)
 
     def _enter(self, tls: TlsSocket, data: bytes, address: object, since: float) -> None:
         """The same for one whose TLS handshake is done. data: what came first."""
         head = handshake.read_head(data) if self._fast else None
-        entrance = self._door.entrance
-        if head is None or handshake.refuse("HTTP/1.1", head.headers, entrance.origins) is not None:
+        token = self._token(head) if head is not None else None
+        if head is None or token is None:
             self._tls_to_tornado(tls, data, address, since)
             return
-        at = entrance.address_of(address, head.headers)
-        refusal = entrance.admit(at)
-        if refusal is None:
-            open_connection(self._door, tls, head.headers, data[head.size :], Visitor(at))
+        visitor = self._judge(address, head, token)
+        if isinstance(visitor, Visitor):
+            open_connection(self._door, tls, head.headers, data[head.size :], visitor)
             return
         try:
-            tls.write(_encode(refusal))  # into an empty buffer
+            tls.write(_encode(visitor))  # into an empty buffer
         except OSError:
             logger.debug("a client went before it was turned away")
         tls.abandon()

@@ -46,6 +46,7 @@ from .publish import Publisher
 from .registry import Registry
 from .revocation import Revocations
 from .roll import Roll
+from .tickets import DEFAULT_TTL_S, Tickets
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class Api:
     mailboxes: Mailboxes
     inbox: str
     revocations: Revocations
+    tickets: Tickets | None = None
 
 
 def routes(api: Api) -> httpd.Routes:
@@ -156,6 +158,24 @@ class ApiHandler(httpd.Handler):
         self.set_status(status)
         self.set_header("Content-Type", "application/json")
         self.finish(orjson.dumps(body))
+
+
+# Letting in.
+
+
+async def _ticket(api: Api, params: Params) -> Result:
+    """{"user","ttl"?,"exp"?,"caps"?,…} -> {"ticket":"…","ttl":30}: whom one request within `ttl` seconds speaks for.
+
+    ttl: seconds to 60, 30 by default. All other parameters are the client's claims, named as in a token; without `exp`
+    its connection has no end of its own.
+    """
+    if api.tickets is None:
+        raise CommandError(errors.NOT_AVAILABLE, "tickets are not available")
+    claims = {name: value for name, value in params.items() if name not in ("user", "ttl", "sub")}
+    ttl_s = params.get("ttl", DEFAULT_TTL_S)
+    if isinstance(ttl_s, bool) or not isinstance(ttl_s, int | float):
+        raise CommandError(errors.BAD_REQUEST, "ttl: allowed are seconds")
+    return {"ticket": await api.tickets.issue({"sub": params.get("user"), **claims}, ttl_s), "ttl": ttl_s}
 
 
 # Publishing.
@@ -362,6 +382,7 @@ METHODS: dict[str, Callable[[Api, Params], Awaitable[Result]]] = {
     "info": _info,
     "channels": _channels,
     "connections": _connections,
+    "ticket": _ticket,
     "presence": partial(_presence, full=True),
     "presence_stats": partial(_presence, full=False),
     "history": _history,

@@ -17,6 +17,7 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import orjson
@@ -27,6 +28,7 @@ from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, BootError, Comm
 from .options import config_option, json_option, load_own
 from .remote import EXIT_INTERRUPTED, make_token, publish, tail
 from .saving import backup, restore
+from .values import ALGORITHMS
 
 MAX_TTL_S = 10 * 366 * 86_400
 """Ten years; a token that lives longer than its secret ought to is a mistake."""
@@ -152,14 +154,32 @@ def check(path: Path | None, as_json: bool) -> None:
 @click.option(
     "--ttl", "ttl_s", type=click.IntRange(1, MAX_TTL_S), default=3600, show_default=True, help="Seconds until it ends."
 )
+@click.option("--algorithm", type=click.Choice(ALGORITHMS), help="Default: HS256, or what suits the key file.")
+@click.option(
+    "--key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A private key in PEM, instead of auth.hmac_secret.",
+)
+@click.option("--kid", default="", help="The key's name, for the token's header.")
+@click.option("--aud", help="Whom it is for; default: auth.audience.")
+@click.option("--iss", help="Who makes it; default: auth.issuer.")
+@click.option("--jti", default="", help="Its own name, by which it can be revoked.")
+@click.option("--channel", default="", help="Make a subscription token for this channel.")
 @config_option
-def token(user: str, ttl_s: int, path: Path | None) -> None:
-    """Print a connection token: a JSON Web Token (HS256) made with auth.hmac_secret of the settings.
+def token(user: str, ttl_s: int, path: Path | None, **options: Any) -> None:
+    """Print a connection token: a JSON Web Token made with auth.hmac_secret of the settings, or with a private key.
 
     \b
-    Example:  hub token --user ann --ttl 600
+    Examples:  hub token --user ann --ttl 600
+               hub token --user ann --aud hub --jti 7f3a
+               hub token --user ann --channel chat:lobby
+    \b
+    With a key pair, of which the hub has the public half (auth.keys = ["a=/etc/hub/a.pem"]):
+               openssl genpkey -algorithm ed25519 -out private.pem
+               openssl pkey -in private.pem -pubout -out a.pem
+               hub token --user ann --key-file private.pem --kid a
     """
-    click.echo(make_token(load_own(path), user, ttl_s))
+    click.echo(make_token(load_own(path), user, ttl_s, **options))
 
 
 @hub.command(short_help="Print kernel settings and limits for very many connections.")

@@ -30,12 +30,17 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from .channels import NAMESPACE_NAME, Namespace
 from .errors import ConfigError
 from .mistakes import Number, Whole, as_table, bare, meant, sentences, short
+from .origin import EVERYBODY
 from .secret_files import CREDENTIALS_ENV, read_secret
 from .values import (
     TICKER_SOURCES,
     AddressText,
+    AlgorithmText,
+    CookieText,
     HttpUrl,
     IntervalText,
+    JwksUrl,
+    KeyFileText,
     ModuleText,
     OriginText,
     PrefixText,
@@ -88,11 +93,38 @@ class EmbeddedSettings(Section):
 
 
 class AuthSettings(Section):
-    hmac_secret: SecretText = Field("", description="key of HS256 tokens", repr=False)
+    hmac_secret: SecretText = Field("", description="key of HS256, HS384 and HS512 tokens", repr=False)
     hmac_secret_file: str = Field("", description=SECRET_FILE)
+    hmac_secret_old: SecretText = Field("", description="the one before, still good", repr=False)
+    hmac_secret_old_file: str = Field("", description=SECRET_FILE)
+    keys: list[KeyFileText] = Field([], max_length=16, description="PEM files of public keys: PATH or KID=PATH")
+    jwks_url: JwksUrl = Field("", description="an identity provider's key set")
+    jwks_refresh_s: Number = Field(300.0, ge=60, le=86_400, description="between two fetches of the key set")
+    jwks_ca_file: str = Field("", description="who signs that server's certificate; relative to the settings file")
+    algorithms: list[AlgorithmText] = Field([], description="allowed ones; empty: all that the keys can do")
+    audience: str = Field("", description="must be among a token's aud; empty: a token must have none")
+    issuer: str = Field("", description="must be a token's iss; empty: any")
+    leeway_s: Number = Field(0.0, ge=0, le=30, description="for clocks that differ")
+    expire_grace_s: Number = Field(25.0, ge=0, le=3600, description="token ended and not refreshed; then 3005")
+    cookie: CookieText = Field("", description="name of a cookie that may hold the token; needs allowed_origins")
+    cache: Whole = Field(10_000, ge=0, le=10_000_000, description="good tokens remembered by one worker; 0 = none")
+    subscription_secret: SecretText = Field("", description="of channel tokens; empty: same keys", repr=False)
+    subscription_secret_file: str = Field("", description=SECRET_FILE)
+    subscription_audience: str = Field("", description="aud of channel tokens; empty: auth.audience")
     revocations: Whole = Field(
         100_000, ge=1, le=10_000_000, description="tokens and users that are kept out; more: 106"
     )
+
+    @property
+    def has_keys(self) -> bool:
+        """Some token could be good."""
+        return bool(self.hmac_secret or self.keys or self.jwks_url)
+
+    @model_validator(mode="after")
+    def _newer_first(self) -> AuthSettings:
+        if self.hmac_secret_old and not self.hmac_secret:
+            raise ValueError("auth.hmac_secret_old: found without auth.hmac_secret; allowed: beside the newer one")
+        return self
 
 
 class ApiSettings(Section):
@@ -341,6 +373,7 @@ class Settings(BaseSettings):
             *self._bad_names(),
             *self._bad_tls(),
             *self._bad_proxied(),
+            *self._bad_cookie(),
             *self._bad_mailbox(),
             *(self._bad_ticker() if self.ticker.source != "none" else ()),
         ]
@@ -365,6 +398,11 @@ class Settings(BaseSettings):
         for text in self.proxy_protocol:
             if parse_address(text) not in known:
                 yield f"proxy_protocol: found {short(text)}; allowed: addresses of listen"
+
+    def _bad_cookie(self) -> Iterator[str]:
+        # A browser sends a cookie whoever's page asks: without a list each page would have its visitors' rights.
+        if self.auth.cookie and (not self.allowed_origins or EVERYBODY in self.allowed_origins):
+            yield f"auth.cookie: found {short(self.auth.cookie)}; allowed: with a list of allowed_origins, without *"
 
     def _bad_mailbox(self) -> Iterator[str]:
         name = self.mailbox.namespace
@@ -506,10 +544,14 @@ def _resolved(settings: Settings, base: Path) -> Settings:
         app = app.model_copy(update={"pages": found(app.pages)})
     if socketio.client_dir:
         socketio = socketio.model_copy(update={"client_dir": found(socketio.client_dir)})
+    auth = settings.auth
+    # With the sign in any case: then what is behind the first one is the path, whatever directory that is in.
+    files = [f"{kid}={found(path)}" for kid, _, path in (text.rpartition("=") for text in auth.keys)]
+    auth = auth.model_copy(update={"keys": files, "jwks_ca_file": auth.jwks_ca_file and found(auth.jwks_ca_file)})
     ticker = settings.ticker
     if ticker.source not in TICKER_SOURCES:
         ticker = ticker.model_copy(update={"directory": found(ticker.directory)})
-    return settings.model_copy(update={"app": app, "socketio": socketio, "ticker": ticker, "tls": tls})
+    return settings.model_copy(update={"app": app, "auth": auth, "socketio": socketio, "ticker": ticker, "tls": tls})
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """CORS: requests of web pages to doors that are plain HTTP, and what their browsers have to be told.
 
 Does: refuse pages of foreign origins, answer preflights, put the headers of the Fetch standard on every answer.
-Does not: decide which origins are allowed (origin), or authenticate: no cookie counts here, so none may be sent along.
+Does not: decide which origins are allowed (origin), or authenticate (entrance): unless a cookie may hold a token, none
+may be sent along.
 Called by: transports that answer plain HTTP derive their handlers from `CorsHandler`.
 Source: https://fetch.spec.whatwg.org/#http-cors-protocol
 """
@@ -38,12 +39,17 @@ def allowed_origin(text: str | None, host: str, allowed_origins: Collection[str]
     return text
 
 
-def headers(allowed: str) -> dict[str, str]:
-    """Of every answer. allowed: as `allowed_origin` has it."""
+def headers(allowed: str, cookies: bool = False) -> dict[str, str]:
+    """Of every answer. allowed: as `allowed_origin` has it. cookies: pages may send theirs along (auth.cookie)."""
     if allowed == origin.EVERYBODY:
         return {"Access-Control-Allow-Origin": allowed}  # the same for all, so caches need not tell them apart
     # Vary also without an Origin: a cache must not give that answer to a page.
-    return {"Vary": "Origin", "Access-Control-Allow-Origin": allowed} if allowed else {"Vary": "Origin"}
+    fields = {"Vary": "Origin"}
+    if allowed:
+        fields["Access-Control-Allow-Origin"] = allowed
+        if cookies:
+            fields["Access-Control-Allow-Credentials"] = "true"
+    return fields
 
 
 def says_json(content_type: str) -> bool:
@@ -59,6 +65,8 @@ class CorsHandler(httpd.Handler):
     allowed_origins: Collection[str]
     refusals: Refusals
     """Counts the pages that may not; set with it."""
+    takes_cookies = False
+    """Pages may send theirs along."""
     allowed: str | None = ""
     """The origin of the page, '' without one, None if it is refused."""
 
@@ -81,7 +89,7 @@ class CorsHandler(httpd.Handler):
 
     def _set_cors(self) -> None:
         # An error clears what was set before it; a page may read its status only with these.
-        for name, value in headers(self.allowed or "").items():
+        for name, value in headers(self.allowed or "", self.takes_cookies).items():
             self.set_header(name, value)
 
     def _answer_preflight(self) -> None:

@@ -1,18 +1,34 @@
 """Entrance: what is known of a client before anything is built for it, and whether it may come in.
 
-Does: say where a request comes from and whose token it shows; count it; refuse it.
-Does not: answer (each wire says no in its own words), read HTTP, or judge what a client may do once it is in
-(channels).
+Does: say where a request comes from and whose token it shows, wherever that stands; count it; refuse it.
+Does not: answer (each wire says no in its own words), read HTTP, check tokens (auth) or keep tickets (tickets), or
+judge what a client may do once it is in (channels).
 Called by: every wire's handler and the acceptor, before a session is made.
-Never break: nothing that a client can choose is trusted here unless it has been checked.
+Never break: nothing that a client can choose is trusted here unless it has been checked; what is shown must be good:
+nobody is let in as nobody with a bad token.
+
+A request shows one of these, and the first that is there counts:
+
+    Authorization: Bearer TOKEN
+    ?token=TOKEN            for who can send no header; it stands in the logs of proxies, so it should be short-lived
+    ?ticket=TICKET          of the server API, good for one request within a minute
+    Cookie: NAME=TOKEN      where auth.cookie names it, and for pages of the hub's own host and of allowed_origins only
+
+A browser sends a cookie along for every page that asks, of whatever site; so without an Origin header that has been
+found good it is as if there were none (cross-site WebSocket hijacking). Same-origin requests that browsers send no
+Origin with say so in Sec-Fetch-Site, which pages can't set.
+
+Where an application is configured and the hub has no keys, tokens are the application's, and are not judged here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from . import errors, origin
 from .auth import Authenticator, Claims
+from .errors import CommandError, HubError, ProtocolError
 from .forwarded import Proxies
 from .handshake import Headers, Refusal
 from .origin import Origins
@@ -25,6 +41,17 @@ FULL = Refusal(503, "this process has all the clients that it may have", {"Retry
 REFUSALS = {"ip_handshakes": TOO_OFTEN, "ip_connections": TOO_MANY, "connections": FULL}
 """By the reason that quotas give."""
 BEARER = "bearer"
+TOKEN, TICKET = "token", "ticket"
+"""Parameters of the query."""
+ODD = frozenset("%+;")
+"""In a query: whether there is a token in it is then for a whole parser to say."""
+
+
+class Redeemer(Protocol):
+    """Keeps tickets."""
+
+    async def redeem(self, ticket: str) -> Claims:
+        """Whom a ticket speaks for. Raises HubError."""
 
 
 class Visitor(NamedTuple):
@@ -49,7 +76,7 @@ NOBODY = Visitor()
 class Entrance:
     """Of one worker."""
 
-    __slots__ = ("_admits", "authenticator", "draining", "origins", "proxies", "quotas")
+    __slots__ = ("_admits", "_tickets", "authenticator", "cookie", "draining", "judges", "origins", "proxies", "quotas")
 
     def __init__(
         self,
@@ -58,12 +85,16 @@ class Entrance:
         admits: Callable[[], bool],
         draining: Callable[[], bool] = lambda: False,
         *,
+        cookie: str = "",
+        tickets: Redeemer | None = None,
+        judges: bool = True,
         proxies: Proxies | None = None,
         quotas: Quotas | None = None,
     ) -> None:
         """admits: counts one more handshake; False: not now.
 
-        draining: the worker is about to end: who was let in by an application just now comes too late.
+        draining: the worker is about to end: who was let in by an application just now comes too late. cookie: its
+        name, '' for none. tickets: None where there are none. judges: tokens are the hub's, and not the application's.
 
         proxies: those that are believed; None: none. quotas: None: no limits.
         """
@@ -71,19 +102,47 @@ class Entrance:
         """Web origins besides the hub's own host, as `origin.allowed` takes them."""
         self.authenticator = authenticator
         self.draining = draining
+        self.cookie = cookie
+        self.judges = judges
         self.proxies = proxies or Proxies()
         self.quotas = quotas or Quotas()
         self._admits = admits
+        self._tickets = tickets
 
     def address_of(self, peer: object, headers: Headers) -> str:
         """Where a request comes from: '203.0.113.7'. peer: as `socket.accept` has it; headers: of the request."""
         return self.proxies.client(peer, headers.get("x-forwarded-for", ""))
 
-    def visitor(self, peer: object, headers: Headers, query_token: str = "") -> Visitor:
-        """Who asks; the header's token before the query's. Raises HubError for one that is not good, as auth has it."""
-        token = bearer(headers) or query_token
-        claims = self.authenticator.verify(token) if token else None
-        return Visitor(self.address_of(peer, headers), token, claims)
+    def shown(self, headers: Headers, token: str = "", ticket: str = "") -> str:
+        """What a request shows, '' for nothing. token, ticket: of its query."""
+        return (bearer(headers) or token or ticket or self._of_cookie(headers)) if self.judges else ""
+
+    def visitor(self, address: str, headers: Headers, token: str = "") -> Visitor:
+        """Who asks, by a request without a ticket. address: as `address_of` has it.
+
+        Raises HubError for a token that is not good, as auth has it.
+        """
+        found = self.shown(headers, token)
+        return Visitor(address, found, self.authenticator.verify(found) if found else None)
+
+    async def visit(self, peer: object, headers: Headers, token: str = "", ticket: str = "") -> Visitor:
+        """Who asks; only where it shows a ticket, which is used then, this waits. Raises as `visitor` does."""
+        address = self.address_of(peer, headers)
+        if not ticket or not self.judges or bearer(headers) or token:
+            return self.visitor(address, headers, token)
+        if self._tickets is None:
+            raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "there are no tickets here")
+        return Visitor(address, ticket, await self._tickets.redeem(ticket))
+
+    def _of_cookie(self, headers: Headers) -> str:
+        if not self.cookie or not (text := headers.get("cookie", "")):
+            return ""
+        page = headers.get("origin", "")
+        if page:
+            trusted = origin.allowed(page, headers.get("host", ""), self.origins)
+        else:
+            trusted = headers.get("sec-fetch-site", "") == "same-origin"
+        return _cookie(text, self.cookie) if trusted else ""
 
     def admit(self, address: str) -> Refusal | None:
         """Count one more client of this address; why it can't come in now, None if it may."""
@@ -97,7 +156,43 @@ class Entrance:
         return BUSY
 
 
+def refusal(error: HubError) -> Refusal:
+    """The answer to a request whose token or ticket is not good, or can't be judged now."""
+    if isinstance(error, ProtocolError) and error.close is errors.CLOSE_PERMISSION_DENIED:  # a blocked user
+        return Refusal(403, error.close.reason, {})
+    if isinstance(error, ProtocolError):
+        return Refusal(401, error.close.reason, {"WWW-Authenticate": 'Bearer error="invalid_token"'})
+    if errors.is_temporary(error):
+        return Refusal(503, "who this is can't be told now; try again", {"Retry-After": "1"})
+    text = error.reply.text if isinstance(error, CommandError) else errors.UNAUTHORIZED.text
+    return Refusal(401, text, {"WWW-Authenticate": 'Bearer error="invalid_token"'})
+
+
 def bearer(headers: Headers) -> str:
     """The token of `Authorization: Bearer`; '' where there is none (RFC 6750 §2.1)."""
-    scheme, _, token = headers.get("Authorization", "").partition(" ")
+    text = headers.get("authorization", "")
+    if not text:
+        return ""
+    scheme, _, token = text.partition(" ")
     return token.strip() if scheme.lower() == BEARER else ""
+
+
+def query_token(query: str) -> str | None:
+    """The token of a plain query, '' for none; None for one that shows a ticket, or that only Tornado understands.
+
+    'a=1&token=eyJ…' -> 'eyJ…'
+    """
+    if not ODD.isdisjoint(query):
+        return None
+    parts = [part.partition("=") for part in query.split("&")]
+    tokens = [value for name, _, value in parts if name == TOKEN]
+    return None if len(tokens) > 1 or any(name == TICKET for name, _, _ in parts) else tokens[0] if tokens else ""
+
+
+def _cookie(text: str, name: str) -> str:
+    """('a=1; t=2', 't') -> '2'. Of several the first: browsers send the most specific path first (RFC 6265 §5.4)."""
+    for part in text.split(";"):
+        key, _, value = part.strip().partition("=")
+        if key == name:
+            return value.strip('"')
+    return ""

@@ -33,7 +33,7 @@ class Grant(NamedTuple):
     channel: str
     expires_at: float = inf
     allow: frozenset[str] = frozenset()
-    token_id: str = ""
+    jti: str = ""
     issued_at: float = 0.0
 
 
@@ -44,22 +44,22 @@ def read(claims: Mapping[str, Any], user: str) -> Grant:
         raise ValueError("it is for another user, or for no channel")
     if claims.get("override"):
         raise ValueError("override is not available")
-    token_id, issued_at = read_identity(claims)
+    jti, issued_at = read_identity(claims)
     expire_at = claims.get("expire_at", claims["exp"])
     if not is_time(expire_at) or expire_at < 0:
         raise ValueError("expire_at: allowed are seconds since 1970, or 0")
     allow = capabilities.read_actions(claims["allow"]) if "allow" in claims else frozenset()
-    return Grant(channel, float(expire_at) or inf, allow, token_id, issued_at)
+    return Grant(channel, float(expire_at) or inf, allow, jti, issued_at)
 
 
 def read_identity(claims: Mapping[str, Any]) -> tuple[str, float]:
     """`jti` and `iat` of any token: '' and 0 where it has none. Raises ValueError."""
-    token_id, issued_at = claims.get("jti", ""), claims.get("iat", 0)
-    if not isinstance(token_id, str) or len(token_id) > MAX_ID_LENGTH:
+    jti, issued_at = claims.get("jti", ""), claims.get("iat", 0)
+    if not isinstance(jti, str) or len(jti) > MAX_ID_LENGTH:
         raise ValueError(f"jti: allowed is a text of at most {MAX_ID_LENGTH} characters")
     if not is_time(issued_at):
         raise ValueError("iat: allowed are seconds since 1970")
-    return token_id, float(issued_at)
+    return jti, float(issued_at)
 
 
 def is_time(value: object) -> bool:

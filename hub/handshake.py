@@ -22,7 +22,7 @@ SUBPROTOCOL = "centrifuge-json"
 UPGRADE = {"Upgrade": "websocket", "Connection": "Upgrade"}
 
 START = b"GET " + PATH.encode()
-TARGET = re.compile(rb"GET " + re.escape(PATH.encode()) + rb"(?:\?[\x21-\x7e]*)? HTTP/1\.1")
+TARGET = re.compile(rb"GET " + re.escape(PATH.encode()) + rb"(?:\?([\x21-\x7e]*))? HTTP/1\.1")
 FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)[ \t]*")
 """RFC 9110 §5.5 without obs-text and without empty values, which are rare enough for Tornado."""
 HOST = re.compile(r"(?:[A-Za-z0-9._\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
@@ -36,10 +36,11 @@ class Headers(Protocol):
 
 
 class Head(NamedTuple):
-    """An upgrade request's head. size: its bytes, with the empty line."""
+    """An upgrade request's head. size: its bytes, with the empty line. query: what stands behind '?', as it is."""
 
     headers: dict[str, str]
     size: int
+    query: str = ""
 
 
 class Refusal(NamedTuple):
@@ -56,7 +57,8 @@ def read_head(data: bytes) -> Head | None:
     if end < 0 or not data.startswith(START):
         return None
     first, *lines = data[:end].split(b"\r\n")
-    if not TARGET.fullmatch(first):
+    target = TARGET.fullmatch(first)
+    if target is None:
         return None
     headers: dict[str, str] = {}
     for line in lines:
@@ -67,7 +69,8 @@ def read_head(data: bytes) -> Head | None:
         if name in headers or name in BODY:
             return None
         headers[name] = field[2].decode()
-    return Head(headers, end + 4) if HOST.fullmatch(headers.get("host", "")) else None
+    query = target[1].decode() if target[1] else ""
+    return Head(headers, end + 4, query) if HOST.fullmatch(headers.get("host", "")) else None
 
 
 def refuse(version: str, headers: Headers, allowed_origins: Collection[str]) -> Refusal | None:

@@ -37,6 +37,7 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from . import heads
 from .config import HttpSettings
+from .handshake import Refusal
 from .tls import TlsSocket, shut_down
 
 logger = logging.getLogger(__name__)
@@ -302,6 +303,12 @@ class Handler(web.RequestHandler):
     def peer(self) -> object:
         """Who is at the other end of the connection, as `socket.accept` has it; perhaps a proxy."""
         return getattr(getattr(self.request.connection, "context", None), "address", None)
+
+    def turn_away(self, refusal: Refusal) -> None:
+        """Finish with why the request is refused."""
+        for name, value in refusal.headers.items():
+            self.set_header(name, value)
+        self.plain(refusal.status, refusal.text)
 
     def plain(self, status: int, text: str) -> None:
         """Finish with one line of text."""

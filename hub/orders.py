@@ -294,7 +294,7 @@ class Orders:
 
     def _is_revoked(self, one: Connection, grant: Grant) -> bool:
         try:
-            self._revocations.check_token(one.user, grant.token_id, grant.issued_at)
+            self._revocations.check_token(one.user, grant.jti, grant.issued_at)
         except ProtocolError:
             return True
         return False

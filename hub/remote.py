@@ -26,6 +26,7 @@ from .options import channel_names, choose_endpoint, config_option, json_option,
 
 if TYPE_CHECKING:
     from .client import Tail
+    from .keys import Key
 
 EXIT_INTERRUPTED = 130
 """128 and the number of SIGINT, as shells have it."""
@@ -126,17 +127,60 @@ def _tokens(settings: Callable[[], Settings], token: str | None, user: str | Non
     return make
 
 
-def make_token(settings: Settings, user: str, ttl_s: float) -> str:
-    """A token for `user`, good for `ttl_s` seconds from now. Raises ConfigError without a secret."""
+def make_token(
+    settings: Settings,
+    user: str,
+    ttl_s: float,
+    algorithm: str | None = None,
+    key_file: Path | None = None,
+    kid: str = "",
+    aud: str | None = None,
+    iss: str | None = None,
+    jti: str = "",
+    channel: str = "",
+) -> str:
+    """A token for `user`, good for `ttl_s` seconds from now; aud, iss: None for those of the settings.
+
+    Raises ConfigError without a secret, and for a key that can't sign so.
+    """
     from . import auth
 
-    if not settings.auth.hmac_secret:
-        raise ConfigError("auth.hmac_secret: found ''; allowed: at least 32 bytes, with which tokens are made")
+    own = settings.auth
     if len(user) > auth.MAX_USER_LENGTH:
         raise click.BadParameter(f"found {len(user)} characters; allowed: {auth.MAX_USER_LENGTH}", param_hint="--user")
     if not auth.is_user(user):
         raise click.BadParameter("found bytes that are no UTF-8", param_hint="--user")
-    return auth.make(user, settings.auth.hmac_secret, ttl_s, time.time())
+    named = (own.subscription_audience or own.audience) if channel else own.audience
+    claims = {"aud": named if aud is None else aud, "iss": own.issuer if iss is None else iss}
+    given = {name: value for name, value in {**claims, "jti": jti, "channel": channel}.items() if value}
+    secret = (own.subscription_secret or own.hmac_secret) if channel else own.hmac_secret
+    key, name = _signing_key(secret, key_file, algorithm)
+    return auth.make(user, key, ttl_s, time.time(), name, kid, **given)
+
+
+def _signing_key(secret: str, key_file: Path | None, algorithm: str | None) -> tuple[Any, str]:
+    """What signs a token, and how. Raises ConfigError."""
+    from . import auth, keys
+
+    if key_file is None:
+        name = algorithm or auth.ALGORITHM
+        if not secret:
+            raise ConfigError("auth.hmac_secret: found ''; allowed: at least 32 bytes, with which tokens are made")
+        if name not in keys.of_secret(secret).uses:
+            raise ConfigError(f"--algorithm: found {name}; allowed with this secret: {_names(keys.of_secret(secret))}")
+        return secret, name
+    try:
+        key, public = keys.private(key_file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--key-file: found {key_file}; allowed: {error}") from None
+    name = algorithm or next(iter(public.uses))
+    if name not in public.uses:
+        raise ConfigError(f"--algorithm: found {name}; allowed with this key: {_names(public)}")
+    return key, name
+
+
+def _names(key: Key) -> str:
+    return ", ".join(key.uses)
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:

@@ -3,7 +3,7 @@
 Does: judge a token or user, keep the list in Redis for all, take up what other workers noted, read all of it at the
 start and whenever the link to Redis is back.
 Does not: end connections (orders does, of whom this says so), hear control messages (registry) or speak HTTP.
-Called by: auth through the worker (check_token), sessions (check), api_control (store), orders (learn, check).
+Called by: auth through the worker (judge), sessions (check), api_control (store), orders (learn, check).
 Never break: `check` never waits and costs nothing where nothing is revoked. What Redis has is the truth: an entry that
 is not there any more is forgotten with the next reading. Without Redis the list that was read last goes on to hold; a
 worker that has never read it lets everybody in, and judges them again as soon as it has.
@@ -134,15 +134,19 @@ class Revocations:
         """
         if self._entries:
             self._check_user(user)
-            self.check_token(claims.user, claims.token_id, claims.issued_at)
+            self.check_token(claims.user, claims.jti, claims.issued_at)
 
-    def check_token(self, user: str, token_id: str, issued_at: float) -> None:
-        """The same of a token alone, whose claims these are."""
+    def judge(self, claims: Claims) -> None:
+        """The same of a token alone."""
+        self.check_token(claims.user, claims.jti, claims.issued_at)
+
+    def check_token(self, user: str, jti: str, issued_at: float) -> None:
+        """The same by its claims, which are this."""
         if not self._entries:
             return
         self._check_user(user)
         entry = self._find(ISSUED, user)
-        if self._find(TOKEN, token_id) is not None or (entry is not None and issued_at < entry.before):
+        if self._find(TOKEN, jti) is not None or (entry is not None and issued_at < entry.before):
             raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "the token is revoked")
 
     def _check_user(self, user: str) -> None:

@@ -21,6 +21,7 @@ from .certificates import Certificates, Pair
 from .config import Settings
 from .embedded import Embedded
 from .errors import BootError, ConfigError
+from .keyfiles import key_ring
 from .listeners import Listeners
 from .seat import WorkerMain
 from .sources import check_source, own_source
@@ -39,12 +40,16 @@ def check(settings: Settings) -> None:
     Raises ConfigError with a line for each mistake.
     """
     lines = []
-    if not (settings.demo or settings.auth.hmac_secret or settings.api.key):
+    if not (settings.demo or settings.auth.has_keys or settings.api.key):
         lines.append(
             "auth.hmac_secret, api.key: found neither; allowed: at least one of them, or demo = true "
             "(`openssl rand -hex 32` makes one)"
         )
     lines += _unguarded(settings, [parse_address(text) for text in settings.internal])
+    try:
+        key_ring(settings.auth)
+    except ConfigError as error:
+        lines.append(str(error))
     if settings.app.pages and not Path(settings.app.pages, "index.html").is_file():
         lines.append(f"app.pages: found {settings.app.pages}; allowed: a directory with an index.html")
     try:

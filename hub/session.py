@@ -88,8 +88,8 @@ class Session(AppSession):
 
     __slots__ = (
         "_account",
+        "_ends_at",
         "_entered_at",
-        "_expires_at",
         "_pending",
         "_ping_due",
         "_pinged_at",
@@ -124,7 +124,8 @@ class Session(AppSession):
         self.connected = False
         """The connect command has succeeded."""
         self._entered_at = 0.0
-        self._expires_at: float | None = None
+        self._ends_at = inf
+        """When it ends unless it refreshes, in seconds since 1970: its token and a grace, or what an order says."""
         self.max_hz = wants.EVERY
         """What its token allows of each channel, a second."""
         self.entries: dict[str, Entry] = {}
@@ -222,8 +223,8 @@ class Session(AppSession):
 
     @property
     def left_s(self) -> float:
-        """Seconds until its token ends."""
-        return inf if self._expires_at is None else self._expires_at - self._services.wall_clock()
+        """Seconds until it ends, unless it refreshes."""
+        return inf if self._ends_at == inf else self._ends_at - self._services.wall_clock()
 
     def _ping(self, now: float) -> float:
         """One step of pinging: spread the first one, ping, look for life since. Returns when the next step is due."""
@@ -326,16 +327,52 @@ class Session(AppSession):
             "version": __version__,
             "ping": _whole(self._services.client.ping_interval_s),
             "pong": True,
+            **self._term(),
         }
 
-    def identify(self, token: object) -> None:
-        """The client is the user that its token names, nobody in particular without one.
+    def _term(self) -> dict[str, Any]:
+        """When its token ends: SDKs get another one by themselves by then, and refresh with it."""
+        if self.claims.expires_at == inf:
+            return {}
+        return {"expires": True, "ttl": max(1, int(self.claims.expires_at - self._services.wall_clock()))}
 
-        Raises ProtocolError 3500 and CommandError 109, as auth has them.
+    def identify(self, token: object) -> None:
+        """The client is the user that its token names, or else that of its request; without both nobody in particular.
+
+        Where both have one it must be the same user: otherwise a page could be somebody else than its cookie says. Of
+        the two it is the token here that counts, as it is the newer one. Raises as Authenticator.verify does.
         """
+        shown = self.visitor.claims
         if token not in ("", None):
-            self.claims = self._services.authenticator.verify(token)
-            self.user, self._expires_at, self.max_hz = self.claims[:3]
+            claims = self._services.authenticator.verify(token)
+            if shown is not None and shown.user != claims.user:
+                raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "another user than the request's own token names")
+            self._take(claims)
+        elif shown is not None:
+            self._services.authenticator.check(shown)
+            self._take(shown)
+        self.user = self.claims.user
+
+    def _take(self, claims: auth.Claims) -> None:
+        self.claims, self.max_hz = claims, claims.max_hz
+        self._ends_at = claims.expires_at + self._services.authenticator.grace_s
+
+    def _refresh(self, command: Command) -> None:
+        """{"token"}: another one of the same user, whom the application may have given another name meanwhile.
+
+        Answered with client, version and the new end. Raises ProtocolError 3500, also for another user's token, and
+        3507; CommandError 109, and then the old one still counts.
+        """
+        token = command.params.get("token", "")
+        if token in ("", None):
+            raise CommandError(errors.BAD_REQUEST, "token is missing")
+        claims = self._services.authenticator.verify(token)
+        if claims.user != self.claims.user:
+            raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "another user's token")
+        self._take(claims)
+        # It may end earlier than the one before.
+        self._transport.wake(self._services.clock() + self.left_s)
+        self.reply(command.id, "refresh", {"client": self.client, "version": __version__, **self._term()})
 
     def enter(self) -> bool:
         """The client is in; False: its user has too many connections.
@@ -387,8 +424,8 @@ class Session(AppSession):
         self._transport.close(close)
 
     def expire(self, at: float) -> None:
-        """Its token is to end then, in seconds since 1970."""
-        self._expires_at = at
+        """It is to end then, in seconds since 1970, unless its client refreshes; an order knows no grace."""
+        self._ends_at = at
         self._transport.wake(self._services.clock() + self.left_s)
 
     def lapse(self, channel: str) -> None:
@@ -531,7 +568,7 @@ COMMANDS: dict[str, Callable[[Session, Command], None]] = {
     "presence": asking.presence,
     "presence_stats": asking.presence_stats,
     "history": asking.history,
-    "refresh": Session._not_available,
+    "refresh": Session._refresh,
     "sub_refresh": expiry.refresh,
     "ping": Session._unknown,
     "too_deep": Session._too_deep,

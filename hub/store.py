@@ -165,6 +165,10 @@ class Keys:
         """The ticker's bars that are closed and not known to be published: a list, the oldest first."""
         return f"{self.prefix}:bars:{{{namespace}}}"
 
+    def ticket(self, digest: str) -> str:
+        """Whom one ticket speaks for; expires, and is gone when it is used."""
+        return f"{self.prefix}:ticket:{digest}"
+
     def socket(self, pid: str) -> str:
         """What is kept of a Socket.IO client that has gone; expires."""
         return f"{self.prefix}:socket:{{{pid}}}"

@@ -26,6 +26,22 @@ TICKER_SOURCES = ("none", "simulate", "replay", "stream")
 TLS = "tls:"
 DESCRIPTOR_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,200}")
 """What systemd calls a socket: the name of its unit, or FileDescriptorName= (at most 255 characters, no colon)."""
+ALGORITHMS = (
+    "HS256",
+    "HS384",
+    "HS512",
+    "RS256",
+    "RS384",
+    "RS512",
+    "PS256",
+    "PS384",
+    "PS512",
+    "ES256",
+    "ES384",
+    "ES512",
+    "EdDSA",
+)
+"""Of tokens; as in keys, which is more than the command line wants to load before it completes a word."""
 BAR_INTERVALS = ("1s", "5s", "1m", "5m", "1h", "1d")
 """Their lengths are in bars."""
 
@@ -156,6 +172,39 @@ def _http_url(text: str) -> str:
     return text
 
 
+def _jwks_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        good = not text or (re.fullmatch(r"https?://[^/\s?#@]+(?:[/?][^\s#]*)?", text) is not None and parts.port != 0)
+        # Who can change an answer on its way is whoever he likes to be; on loopback nobody stands between.
+        if good and parts.scheme == "http":
+            good = re.fullmatch(r"localhost|::1|127(\.\d+){3}", parts.hostname or "") is not None
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError("https://HOST[:PORT]/PATH, or http:// on loopback, or empty")
+    return text
+
+
+def _algorithm(text: str) -> str:
+    if text not in ALGORITHMS:
+        raise ValueError(", ".join(ALGORITHMS))
+    return text
+
+
+def _cookie(text: str) -> str:
+    # RFC 6265 §4.1.1: a token of RFC 9110 §5.6.2.
+    if text and not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}", text):
+        raise ValueError("a cookie's name, 1 to 64 of A-Z a-z 0-9 ! # $ % & ' * + - . ^ _ ` | ~, or empty")
+    return text
+
+
+def _key_file(text: str) -> str:
+    if not re.fullmatch(r"(?:[^=\s]{1,255}=)?[^=\0\n]+", text):
+        raise ValueError("PATH, or KID=PATH for tokens whose header has that kid; no more = in it")
+    return text
+
+
 def _secret(text: str) -> str:
     # RFC 7518 §3.2: a key of the hash's size or more.
     if text and len(text.encode()) < 32:
@@ -194,6 +243,10 @@ TrustedText = Annotated[str, AfterValidator(check_trusted)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 SentinelText = Annotated[str, AfterValidator(_sentinel)]
 PrefixText = Annotated[str, AfterValidator(_prefix)]
+AlgorithmText = Annotated[str, AfterValidator(_algorithm)]
+CookieText = Annotated[str, AfterValidator(_cookie)]
+JwksUrl = Annotated[str, AfterValidator(_jwks_url)]
+KeyFileText = Annotated[str, AfterValidator(_key_file)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 SecretText = Annotated[str, AfterValidator(_secret)]
 SocketIONamespace = Annotated[str, AfterValidator(_socketio_namespace)]

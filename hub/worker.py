@@ -29,7 +29,6 @@ from .app_gate import Gate
 from .app_runner import Runner
 from .asking import ANSWER_SHARE, Histories
 from .audience import Subscriber
-from .auth import Authenticator
 from .broker import Broker
 from .catchup import Catchup
 from .census import Census
@@ -40,12 +39,14 @@ from .doors import Doors, Remote, outbox_limits
 from .drain import drain
 from .emission import EmittingFanout, everyone_rules
 from .entrance import Entrance
-from .errors import EXIT_OK, BootError, BrokerUnavailable
+from .errors import EXIT_OK, BootError, BrokerUnavailable, ConfigError
 from .fanout import Fanout
 from .forwarded import Proxies
 from .handover import Handover
 from .history import History
 from .ingest import Ingest
+from .jwks import Jwks
+from .keyfiles import authenticator, own_keys
 from .limits import TokenBucket
 from .loopback import Loopback
 from .mailbox import Mailboxes
@@ -73,6 +74,7 @@ from .streams import TICK_S, Streams
 from .subscribe import Subscriptions
 from .symbols import Symbols
 from .ticker import Ticker
+from .tickets import Tickets
 from .transports import engineio, longpoll
 from .tunnel import Tunnels
 from .users import Users
@@ -177,7 +179,7 @@ class Worker:
         self._build_subscriptions()
         self._publisher = Publisher(self._broker, client.json_depth, self._mailboxes)
         self._gate = self._load_application() if settings.app.module else None
-        self._authenticator = Authenticator(settings.auth.hmac_secret, time.time, self._revocations.check_token)
+        self._build_authenticator()
         self._services = Services(
             client=client,
             outbox=outbox_limits(client),
@@ -202,6 +204,9 @@ class Worker:
             self._authenticator,
             handshakes.take,
             self._stopping.is_set,
+            cookie=settings.auth.cookie,
+            tickets=self._tickets,
+            judges=self._gate is None or self._authenticator.enabled,
             proxies=self._proxies,
             quotas=self._quotas,
         )
@@ -212,6 +217,21 @@ class Worker:
             bar_rules=settings.namespaces.get(settings.ticker.bars_namespace),
         )
         self._build_links()
+
+    def _build_authenticator(self) -> None:
+        auth = self._settings.auth
+        try:
+            self._authenticator = authenticator(auth, time.time)
+            self._authenticator.judge = self._revocations.judge
+            own = own_keys(auth)
+        except ConfigError as error:
+            raise BootError(str(error)) from None  # a file that has changed since the start
+        self._tickets = Tickets(self._store, self._authenticator)
+        self._jwks: Jwks | None = None
+        if auth.jwks_url:
+            self._jwks = Jwks(
+                auth.jwks_url, self._authenticator, own, auth.algorithms, auth.jwks_refresh_s, auth.jwks_ca_file
+            )
 
     def _build_links(self) -> None:
         """What sessions that live in one process need when the next request reaches another one."""
@@ -340,6 +360,8 @@ class Worker:
                         f"{error}; tried for {self._settings.redis.start_timeout_s:g} s (redis.start_timeout_s)"
                     ) from None
             await asyncio.sleep(BOOT_RETRY_S)
+        if self._jwks is not None:
+            await self._jwks.start()
         self._reactor.start()
         self._ingest.start()
         self._revocations.start()
@@ -395,6 +417,7 @@ class Worker:
                 self._mailboxes,
                 self._settings.mailbox.namespace,
                 self._revocations,
+                self._tickets,
             )
         )
         for room in (self._neighbours, self._tunnels):
@@ -469,6 +492,9 @@ class Worker:
         await self._relay.close()
         self._handover.close()
         await self._recall.close()
+        await self._tickets.close()
+        if self._jwks is not None:
+            await self._jwks.close()
         await self._loopback.close()
         await self._census.close()
         await self._registry.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from tornado.netutil import bind_sockets
 
 from hub import api, httpd
+from hub.auth import Authenticator
 from hub.broker import Broker
 from hub.channels import Channels, Namespace
 from hub.config import HttpSettings, MailboxSettings, RedisSettings
@@ -26,6 +28,7 @@ from hub.publish import Publisher
 from hub.registry import Registry
 from hub.revocation import Revocations
 from hub.store import Store
+from hub.tickets import Tickets
 from hub.users import Users
 from tests.nodes import node
 from tests.support import serving
@@ -50,6 +53,7 @@ class Hub:
     presence: Presence
     mailboxes: Mailboxes
     redis: Redis
+    tickets: Tickets
     counts: dict[str, int] = field(default_factory=dict)
 
     async def post(self, path: str, body: object = None, **headers: str) -> HTTPResponse:
@@ -107,8 +111,19 @@ async def hub(
         publisher = Publisher(broker, 32, mailboxes)
         presence = Presence(store, None, channels, most_clients=MOST_CLIENTS)
         presence.start()
+        tickets = Tickets(store, Authenticator("", time.time))
         rooms = api.Api(
-            key, channels, publisher, history, registry, presence, MOST_COMMANDS, mailboxes, "inbox", revocations
+            key,
+            channels,
+            publisher,
+            history,
+            registry,
+            presence,
+            MOST_COMMANDS,
+            mailboxes,
+            "inbox",
+            revocations,
+            tickets,
         )
         routes = api.routes(rooms)
         server = httpd.Server(httpd.application(routes), HttpSettings(**http))
@@ -116,7 +131,13 @@ async def hub(
         async with serving(server, sockets), Redis.from_url(url) as redis:
             try:
                 yield Hub(
-                    f"http://127.0.0.1:{sockets[0].getsockname()[1]}/api", registry, presence, mailboxes, redis, counts
+                    f"http://127.0.0.1:{sockets[0].getsockname()[1]}/api",
+                    registry,
+                    presence,
+                    mailboxes,
+                    redis,
+                    tickets,
+                    counts,
                 )
             finally:
                 await orders.close()
@@ -124,6 +145,7 @@ async def hub(
                 await presence.close()
                 await broker.close()
                 await history.close()
+                await tickets.close()
 
 
 def topic(prefix: str, channel: str) -> str:

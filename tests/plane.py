@@ -56,6 +56,7 @@ from hub.store import Store
 from hub.streams import TICK_S, Streams
 from hub.subscribe import Subscriptions
 from hub.symbols import Symbols
+from hub.tickets import Tickets
 from hub.transports import (
     emulation,
     engineio,
@@ -119,6 +120,7 @@ class Plane:
     """Of wss and https."""
     registry: Registry
     revocations: Revocations
+    tickets: Tickets
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -162,6 +164,8 @@ async def plane(
     app_timeout_s: float = 5.0,
     certificates: Certificates | None = None,
     tls_handshakes: int = 1000,
+    authenticator: Authenticator | None = None,
+    cookie: str = "",
     **services: object,
 ) -> AsyncIterator[Plane]:
     """Build everything, wait for Redis, serve; take it down again. certificates: TLS is spoken."""
@@ -232,7 +236,10 @@ async def plane(
             Runner(app, app_timeout_s), channels, publisher, registry.send, settings.pending_commands, everyone=everyone
         )
         fanout.find = gate.find
-    authenticator = Authenticator(SECRET, services.get("wall_clock", time.time), revocations.check_token)
+    if authenticator is None:
+        authenticator = Authenticator(SECRET, services.get("wall_clock", time.time))
+    authenticator.judge = revocations.judge
+    tickets = Tickets(store, authenticator)
     shared = Services(
         settings,
         outbox_limits(settings),
@@ -254,7 +261,15 @@ async def plane(
     draining = asyncio.Event()
     handshakes = TokenBucket(handshakes_per_s, reactor.clock)
     entrance = Entrance(
-        Origins(origins), authenticator, handshakes.take, draining.is_set, proxies=proxies, quotas=quotas
+        Origins(origins),
+        authenticator,
+        handshakes.take,
+        draining.is_set,
+        cookie=cookie,
+        tickets=tickets,
+        judges=app is None or authenticator.enabled,
+        proxies=proxies,
+        quotas=quotas,
     )
     door = websocket.Door(reactor, shared, entrance, websocket.deflated_forms(settings))
     relay = Relay(Home("0123456789abcdef", ""), 0, 1, RelayLimits())
@@ -327,6 +342,7 @@ async def plane(
             "s" if certificates else "",
             registry,
             revocations,
+            tickets,
             draining,
         )
     finally:
@@ -341,6 +357,7 @@ async def plane(
         await presence.close()
         await redelivery.close()
         await recall.close()
+        await tickets.close()
         await registry.close()
         await orders.close()
         await revocations.close()

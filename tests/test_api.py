@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from math import inf
 
 import cent
 import orjson
 import pytest
 
 from hub import __version__, api
+from hub.capabilities import Capability
 from hub.message import ClientInfo
 from tests.apis import KEY, MOST_COMMANDS, NAMESPACES, error_of, hub, topic
 from tests.nodes import node, own_valkey
@@ -61,6 +63,49 @@ async def test_cents_sync_client_works_unchanged(valkey_url, prefix):
 
     async with hub(valkey_url, prefix, key="k") as one:
         await asyncio.to_thread(talk, one.url)
+
+
+# Tickets.
+
+
+@async_test
+async def test_a_ticket_stands_for_claims(valkey_url, prefix):
+    """For what the request says of the user; each request makes another one."""
+    async with hub(valkey_url, prefix) as one:
+        caps = [{"channels": ["a"], "allow": ["pub"]}]
+        found = (await one.ask("ticket", {"user": "ann", "ttl": 5, "caps": caps, "info": {"n": 1}}))["result"]
+        assert found["ttl"] == 5 and await one.redis.pttl(one.tickets._key(found["ticket"])) <= 5000
+        claims = await one.tickets.redeem(found["ticket"])
+        assert (claims.user, claims.expires_at) == ("ann", inf)
+        assert claims.capabilities == (Capability(frozenset({"pub"}), frozenset({"a"})),)
+        assert claims.extra == {"info": {"n": 1}}
+        other = (await one.ask("ticket", {"user": "ann", "exp": 9e9}))["result"]
+        assert other["ttl"] == 30 and other["ticket"] != found["ticket"]
+        assert (await one.tickets.redeem(other["ticket"])).expires_at == 9e9
+
+
+@pytest.mark.parametrize(
+    ("params", "code"),
+    [
+        ({}, 107),
+        ({"user": 7}, 107),
+        ({"sub": "ann"}, 107),
+        ({"user": "ann", "ttl": 61}, 107),
+        ({"user": "ann", "ttl": "5"}, 107),
+        ({"user": "ann", "ttl": True}, 107),
+        ({"user": "ann", "ttl": None}, 107),
+        ({"user": "ann", "exp": 1}, 109),
+        ({"user": "ann", "caps": {}}, 107),
+        ({"user": "ann", "channel": "a"}, 107),
+        ({"user": "ann", "x": "x" * 5000}, 106),
+    ],
+    ids=range(11),
+)
+@async_test
+async def test_what_no_ticket_can_stand_for_is_refused(params, code, valkey_url, prefix):
+    """By the same rules as a token's claims."""
+    async with hub(valkey_url, prefix) as one:
+        assert (await one.ask("ticket", params))["error"]["code"] == code
 
 
 # Presence.
@@ -387,6 +432,7 @@ REQUESTS = {
     "info": {},
     "channels": {},
     "connections": {},
+    "ticket": {"user": "ann"},
 }
 
 

@@ -7,9 +7,12 @@ import os
 import time
 from pathlib import Path
 
+import jwt
 import pytest
 
-from hub import __version__, auth, cli, options
+from hub import __version__, cli, keyfiles, options
+from hub.auth import Authenticator
+from hub.config import load
 from hub.errors import (
     EXIT_BOOT,
     EXIT_FAILED,
@@ -24,6 +27,7 @@ from hub.errors import (
 from hub.remote import EXIT_INTERRUPTED
 
 from .hubs import SECRET, clean_environment, run_hub, to_toml
+from .test_keys import RSA, pem, private_pem
 
 CHAT = {"subscribe": "anyone", "publish": "anyone"}
 
@@ -159,7 +163,7 @@ def test_a_token_is_good_for_its_user_and_time(tmp_path: Path, bare: None, capsy
     path = settings_file(tmp_path, auth={"hmac_secret": SECRET})
     before = time.time()
     assert cli.run(["token", "--user", "ann", "--ttl", "60", "--config", path]) == EXIT_OK
-    claims = auth.verify(capsys.readouterr().out.rstrip("\n"), SECRET, time.time())
+    claims = Authenticator(SECRET, time.time).verify(capsys.readouterr().out.rstrip("\n"))
     assert claims.user == "ann"
     assert int(before) + 60 <= claims.expires_at <= time.time() + 60
 
@@ -173,6 +177,64 @@ def test_no_token_without_a_secret_or_for_a_name_that_the_hub_refuses(
     path = settings_file(tmp_path, auth={"hmac_secret": SECRET})
     assert cli.run(["token", "--user", "a" * 256, "--config", path]) == EXIT_USAGE
     assert "found 256 characters; allowed: 255" in capsys.readouterr().err
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[str, str]:
+    """Files of a private key and of its public half."""
+    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
+    private.write_bytes(private_pem(RSA))
+    public.write_bytes(pem(RSA))
+    return str(private), str(public)
+
+
+@pytest.mark.parametrize("algorithm", ["", "PS512"])
+def test_a_token_of_a_key_pair_is_good_for_who_has_the_public_half(
+    algorithm: str, pair: tuple[str, str], tmp_path: Path, bare: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its kid, with audience and issuer of the settings; no secret is needed."""
+    settings = {"keys": [f"a={pair[1]}"], "audience": "hub", "issuer": "idp"}
+    path = settings_file(tmp_path, auth=settings)
+    options = ["--key-file", pair[0], "--kid", "a", "--jti", "7", *(["--algorithm", algorithm] if algorithm else [])]
+    assert cli.run(["token", "--user", "ann", "--config", path, *options]) == EXIT_OK
+    text = capsys.readouterr().out.rstrip("\n")
+    claims = keyfiles.authenticator(load(Path(path)).auth, time.time).verify(text)
+    assert (claims.user, claims.jti) == ("ann", "7")
+    assert jwt.get_unverified_header(text) == {"alg": algorithm or "RS256", "typ": "JWT", "kid": "a"}
+
+
+def test_a_subscription_token_is_good_for_its_channel(
+    tmp_path: Path, bare: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Made with the secret and the audience of such tokens, unless others are given."""
+    path = settings_file(tmp_path, auth={"hmac_secret": SECRET, "subscription_secret": SECRET[::-1], "audience": "hub"})
+    by = keyfiles.authenticator(load(Path(path)).auth, time.time)
+    assert cli.run(["token", "--user", "ann", "--channel", "chat:a", "--config", path]) == EXIT_OK
+    text = capsys.readouterr().out.rstrip("\n")
+    assert by.verify_subscription(text, "ann").channel == "chat:a"
+    assert cli.run(["token", "--user", "ann", "--aud", "x", "--iss", "y", "--config", path]) == EXIT_OK
+    claims = jwt.decode(capsys.readouterr().out.rstrip("\n"), SECRET, ["HS256"], audience="x", issuer="y")
+    assert claims["sub"] == "ann"
+
+
+def test_a_key_that_can_not_sign_so_is_told(
+    pair: tuple[str, str], tmp_path: Path, bare: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what it can; a public key signs nothing."""
+    path = settings_file(tmp_path, auth={"hmac_secret": SECRET})
+    for words, line in (
+        (["--algorithm", "HS512"], "hub: --algorithm: found HS512; allowed with this secret: HS256"),
+        (
+            ["--algorithm", "ES256", "--key-file", pair[0]],
+            "hub: --algorithm: found ES256; allowed with this key: RS256",
+        ),
+        (
+            ["--key-file", pair[1]],
+            f"hub: --key-file: found {pair[1]}; allowed: a private key in PEM without a password",
+        ),
+    ):
+        assert cli.run(["token", "--user", "a", "--config", path, *words]) == EXIT_USAGE
+        assert capsys.readouterr().err.startswith(line)
 
 
 def test_version_names_the_libraries_of_a_bug_report(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from hub.channels import Namespace
 from hub.config import Settings, load
 from hub.errors import ConfigError
 from hub.mistakes import as_table
-from hub.values import parse_address
+from hub.values import ALGORITHMS, parse_address
 
 CONFIG = Path(__file__).parent.parent / "config"
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -229,6 +229,11 @@ STREAM = 'allowed: a namespace with mode = "stream"'
 TRUSTED = 'a network such as "10.0.0.0/8" without host bits, an IP address, or "unix:" for those of Unix listeners'
 SOURCES = '"none", "simulate", "replay", "stream", or "FILE:NAME" of your own, as in Python, without .py'
 MAILBOX = "a namespace with mailbox = true"
+KEY_FILE = "PATH, or KID=PATH for tokens whose header has that kid; no more = in it"
+JWKS = "https://HOST[:PORT]/PATH, or http:// on loopback, or empty"
+OLD = "found without auth.hmac_secret; allowed: beside the newer one"
+COOKIE = "a cookie's name, 1 to 64 of A-Z a-z 0-9 ! # $ % & ' * + - . ^ _ ` | ~, or empty"
+LISTED = "found 't'; allowed: with a list of allowed_origins, without *"
 BAD_VALUES = [
     ("workers = 0", "workers: found 0; allowed: 'auto' or a whole number from 1 to 1024"),
     ("workers = 1025", "workers: found 1025; allowed: 'auto' or a whole number from 1 to 1024"),
@@ -285,6 +290,17 @@ BAD_VALUES = [
     ('auth = "hidden"', f"auth: found {HIDDEN}; allowed: a table"),
     ('[auth]\nhmac_secret = "hidden"', f"auth.hmac_secret: found {HIDDEN}; allowed: {LONG}"),
     ('[auth]\nhmac_secret = ["hidden"]', f"auth.hmac_secret: found {HIDDEN}; allowed: text"),
+    (f'[auth]\nhmac_secret_old = "{SECRET}"', f"auth.hmac_secret_old: {OLD}"),
+    ('[auth]\nkeys = ["a=b=c"]', f"auth.keys[0]: found 'a=b=c'; allowed: {KEY_FILE}"),
+    ('[auth]\njwks_url = "http://h/k"', f"auth.jwks_url: found 'http://h/k'; allowed: {JWKS}"),
+    ('[auth]\njwks_url = "http://127.0.0.1.x/"', f"auth.jwks_url: found 'http://127.0.0.1.x/'; allowed: {JWKS}"),
+    ('[auth]\njwks_url = "https://u:p@h/"', f"auth.jwks_url: found 'https://u:p@h/'; allowed: {JWKS}"),
+    ('[auth]\njwks_url = "https://h:99999/"', f"auth.jwks_url: found 'https://h:99999/'; allowed: {JWKS}"),
+    ('[auth]\nalgorithms = ["none"]', f"auth.algorithms[0]: found 'none'; allowed: {', '.join(ALGORITHMS)}"),
+    ("[auth]\nleeway_s = 31", "auth.leeway_s: found 31; allowed: a number from 0 to 30"),
+    ('[auth]\ncookie = "a b"', f"auth.cookie: found 'a b'; allowed: {COOKIE}"),
+    ('[auth]\ncookie = "t"', f"auth.cookie: {LISTED}"),
+    ('allowed_origins = ["*"]\n[auth]\ncookie = "t"', f"auth.cookie: {LISTED}"),
     ("[api]\nkey = 12345", f"api.key: found {HIDDEN}; allowed: text"),
     ('[relay]\nurl = "h:1"', f"relay.url: found 'h:1'; allowed: {HTTP_URL}"),
     ('[relay]\nurl = "http://h:99999"', f"relay.url: found 'http://h:99999'; allowed: {HTTP_URL}"),
@@ -520,3 +536,23 @@ def test_the_application_is_found_from_the_settings_file(file: Any) -> None:
         allowed = 'allowed: "FILE:NAME" or "PACKAGE.FILE:NAME", as in Python, without .py'
         [line] = mistakes(file(f'[app]\nmodule = "{module}"'))
         assert line == f"app.module: found {module!r}; {allowed}"
+
+
+def test_files_of_auth_are_found_from_the_settings_file(file: Any) -> None:
+    """Keys with and without a kid, also below a directory whose name has the sign between the two."""
+    path = file('[auth]\nkeys = ["a.pem", "new=keys/b.pem"]\njwks_ca_file = "ca.pem"')
+    base = path.parent.resolve()
+    assert load(path).auth.keys == [f"={base}/a.pem", f"new={base}/keys/b.pem"]
+    assert load(path).auth.jwks_ca_file == f"{base}/ca.pem"
+    assert load(file("")).auth.jwks_ca_file == ""
+
+
+def test_a_cookie_goes_with_a_list_of_origins(file: Any) -> None:
+    """Then it is taken as it stands."""
+    assert load(file('allowed_origins = ["https://a.example"]\n[auth]\ncookie = "t"')).auth.cookie == "t"
+
+
+@pytest.mark.parametrize("url", ["https://idp.example/.well-known/jwks.json?v=2", "http://localhost:8080", ""])
+def test_a_key_set_is_fetched_safely(url: str, file: Any) -> None:
+    """Over TLS, or from this machine."""
+    assert load(file(f'[auth]\njwks_url = "{url}"')).auth.jwks_url == url

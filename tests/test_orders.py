@@ -36,10 +36,10 @@ class Revocations:
         self.bad.add(entry.name)
 
     def check(self, user: str, claims: Claims) -> None:
-        self.check_token(user, claims.token_id, 0.0)
+        self.check_token(user, claims.jti, 0.0)
 
-    def check_token(self, user: str, token_id: str, issued_at: float) -> None:
-        if {user, token_id} & self.bad:
+    def check_token(self, user: str, jti: str, issued_at: float) -> None:
+        if {user, jti} & self.bad:
             raise ProtocolError(rooms.errors.CLOSE_INVALID_TOKEN)
 
 
@@ -48,9 +48,9 @@ class Connection:
 
     kind, address, age_s, session_name = "websocket", "203.0.113.7", 1.5, ""
 
-    def __init__(self, client: str, user: str = "ann", *channels: str, token_id: str = "") -> None:
+    def __init__(self, client: str, user: str = "ann", *channels: str, jti: str = "") -> None:
         self.client, self.user = client, user
-        self.claims = Claims(user, inf, token_id=token_id)
+        self.claims = Claims(user, inf, jti=jti)
         self.connected = self.open = True
         self.grants: dict[str, Grant] | None = None
         self.done: list = []
@@ -197,8 +197,8 @@ async def test_an_end_is_moved_or_now():
 @async_test
 async def test_who_is_on_the_list_goes():
     """Of a token everybody is looked at; a channel token takes its channel along and nothing else."""
-    shown, other, granted = Connection("1", token_id="j"), Connection("2", "bob"), Connection("3", "cy", "a:x", "a:y")
-    granted.grants = {"a:x": Grant("a:x", token_id="g"), "a:y": Grant("a:y", token_id="h")}
+    shown, other, granted = Connection("1", jti="j"), Connection("2", "bob"), Connection("3", "cy", "a:x", "a:y")
+    granted.grants = {"a:x": Grant("a:x", jti="g"), "a:y": Grant("a:y", jti="h")}
     poll = Poll("ann", "a:x")
     rig = Rig(shown, other, granted, polls=(poll,))
     assert await rig.order("revoke", **Entry(TOKEN, "j").params()) == {"met": 1}

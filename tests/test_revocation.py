@@ -62,7 +62,7 @@ async def test_a_revoked_token_is_good_no_more(valkey_url, prefix):
     """3500, that token alone; tokens without an id can't be named."""
     async with revocations(valkey_url, prefix) as one:
         one.learn(Entry(TOKEN, "j1"))
-        assert [code(one, "ann", token_id=name) for name in ("j1", "j2", "")] == [3500, 0, 0]
+        assert [code(one, "ann", jti=name) for name in ("j1", "j2", "")] == [3500, 0, 0]
 
 
 @async_test
@@ -99,7 +99,7 @@ async def test_what_one_noted_all_know_that_start_later(valkey_url, prefix):
     async with revocations(valkey_url, prefix) as other:
         assert len(other) == 3
         assert [code(other, user) for user in ("ann", "bob", "cy", "dan")] == [3507, 0, 3500, 0]
-        assert code(other, "x", token_id="bob") == 3500
+        assert code(other, "x", jti="bob") == 3500
 
 
 @async_test

@@ -82,16 +82,17 @@ def test_what_is_no_secret_is_told_without_its_content(tmp_path: Path) -> None:
 
 def test_no_secret_is_ever_seen(tmp_path: Path) -> None:
     """A canary in each: not in what `hub check` prints, not in errors, not in the log at its loudest, not in argv."""
-    names = ("auth.hmac_secret_file", "api.key_file", "relay.secret_file")
+    own = ("auth.hmac_secret_file", "auth.hmac_secret_old_file", "auth.subscription_secret_file")
+    names = (*own, "api.key_file", "relay.secret_file")
     canaries = {name: f"{CANARY}-{at}" for at, name in enumerate(names)}
     for name, text in canaries.items():
         secret(tmp_path / name, data=text.encode())
     settings = {
         "log_level": "debug",
         "workers": 1,
-        "auth": {"hmac_secret_file": str(tmp_path / names[0])},
-        "api": {"key_file": str(tmp_path / names[1])},
-        "relay": {"secret_file": str(tmp_path / names[2]), "url": "http://127.0.0.1:1"},
+        "auth": {name.removeprefix("auth."): str(tmp_path / name) for name in own},
+        "api": {"key_file": str(tmp_path / "api.key_file")},
+        "relay": {"secret_file": str(tmp_path / "relay.secret_file"), "url": "http://127.0.0.1:1"},
         "namespaces": {"chat": {"subscribe": "anyone"}},
     }
     base = {"listen": ["127.0.0.1:0"], "internal": ["127.0.0.1:0"], "drain_window_s": 0.0}
@@ -100,12 +101,14 @@ def test_no_secret_is_ever_seen(tmp_path: Path) -> None:
         for words in (["check"], ["check", "--json"], ["token", "--user", "ann"], ["publish", "chat:a", "1"]):
             done = run_hub(*words, "--config", str(hub.config_path))
             seen += [done.stdout, done.stderr]
-        token = auth.make("ann", canaries[names[0]], 60.0, time.time())
-        for url in (
-            f"{hub.api_url}/publish?key={CANARY}",
-            hub.ws_url.replace("ws:", "http:").replace("/connection/websocket", f"/poll?channel=chat:a&token={token}x"),
-            hub.ws_url.replace("ws:", "http:").replace("/connection/websocket", f"/sse?channel=chat:a&token={token}x"),
-        ):
+        token = auth.make("ann", canaries["auth.hmac_secret_old_file"], 60.0, time.time())
+        door = hub.ws_url.replace("ws:", "http:").removesuffix("/connection/websocket")
+        ways = (f"token={token}x", f"ticket={CANARY}", f"channel_token={token}x")
+        urls = [f"{door}/{wire}?channel=chat:a&wait=0&{way}" for wire in ("poll", "sse") for way in ways]
+        urls += [f"{hub.ws_url.replace('ws:', 'http:')}?{way}" for way in ways[:2]]
+        with urllib.request.urlopen(f"{door}/poll?channel=chat:a&wait=0&token={token}", timeout=5) as good:
+            assert good.status == 204  # of the secret before
+        for url in (f"{hub.api_url}/publish?key={CANARY}", *urls):
             with pytest.raises(urllib.error.HTTPError) as caught:
                 urllib.request.urlopen(urllib.request.Request(url, headers={"X-API-Key": CANARY}), timeout=5)
             seen.append(caught.value.read().decode())

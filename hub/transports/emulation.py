@@ -11,7 +11,7 @@ of another hub are the same 404.
 
     204  the session has taken the commands; their replies come in its stream
     400  not a request as above, or commands that the session could not read, which has ended it
-    401  an Authorization that is not a good token; there need be none, the session's id is secret enough
+    401  a token or ticket (entrance) that is not good; there need be none, the session's id is secret enough
     403  a token of somebody else than the session's user
     404  there is no such session, or the worker that had it has ended; its stream has ended too
     413  more commands than client.message_bytes       415  not application/json
@@ -31,7 +31,8 @@ import orjson
 
 from .. import nesting
 from ..cors import CorsHandler
-from ..entrance import Entrance
+from ..entrance import TICKET, TOKEN, Entrance
+from ..entrance import refusal as refuse_token
 from ..errors import HubError, OwnerGone, OwnerSlow, RelayError
 from ..reactor import Reactor
 from ..relay import Owner, Relay, new_session_id, owner_of
@@ -157,6 +158,7 @@ class EmulationHandler(CorsHandler):
         self._emulation = emulation
         self.allowed_origins = emulation.entrance.origins
         self.refusals = emulation.entrance.quotas.refusals
+        self.takes_cookies = bool(emulation.entrance.cookie)
 
     async def post(self) -> None:
         if not self.is_json():
@@ -169,7 +171,7 @@ class EmulationHandler(CorsHandler):
             return
         try:
             request = parse(self.request.body, services.client.message_bytes)
-            status = await self._ask(request, self._user())
+            status = await self._ask(request, await self._user())
         except _Refused as refusal:
             self.plain(refusal.status, str(refusal))
             return
@@ -179,12 +181,16 @@ class EmulationHandler(CorsHandler):
         else:
             self.plain(status, TEXTS[status])
 
-    def _user(self) -> str | None:
+    async def _user(self) -> str | None:
+        query = [self.get_query_argument(name, "") for name in (TOKEN, TICKET)]
         try:
-            claims = self._emulation.entrance.visitor(self.peer, self.request.headers).claims
-            return claims.user if claims is not None else None
+            visitor = await self._emulation.entrance.visit(self.peer, self.request.headers, *query)
         except HubError as error:
-            raise _Refused(401, f"Authorization: {error}") from None
+            found = refuse_token(error)
+            for name, value in found.headers.items():
+                self.set_header(name, value)
+            raise _Refused(found.status, found.text) from None
+        return visitor.user if visitor.claims is not None else None
 
     async def _ask(self, request: Request, user: str | None) -> int:
         try:

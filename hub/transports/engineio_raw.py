@@ -126,10 +126,18 @@ class RawConnection(EngineConnection):
         self._work()
 
     def app_due(self) -> float:
-        return inf
+        left_s = self._left_s()
+        return inf if left_s == inf else self.reactor.clock() + left_s
+
+    def _left_s(self) -> float:
+        """Until its token has ended and had its grace; there is no way to refresh it."""
+        claims, services = self.visitor.claims, self._raw.services
+        if claims is None or claims.expires_at == inf:
+            return inf
+        return claims.expires_at + services.authenticator.grace_s - services.wall_clock()
 
     def on_app_due(self, now: float) -> None:
-        """Never."""
+        self.close(errors.CLOSE_EXPIRED)
 
     def farewell(self, close: Close) -> bytes:
         return b""

@@ -14,8 +14,9 @@ them. The last message says why the stream ends: {"push":{"disconnect":{"code":3
 The answer has no length and no chunks, its end is the connection's: so a frame is the same bytes for all, also through
 proxies that speak HTTP/1.0 to us (nginx, unless it is told otherwise).
 Before the stream begins: 400 no commands that can be read, or none to connect; 403 a foreign page; 405; 413; 415;
-429 and 503 with Retry-After, too many of one address, or of all. A bad token is told in the stream, as 3500, upon which
-SDKs give up; so is a user's connection too many, as 3504.
+429 and 503 with Retry-After, too many of one address, or of all; 401 for a bad token of the request (entrance). A bad
+one in the connect command is told in the stream, as 3500, upon which SDKs give up; so is a user's connection too many,
+as 3504.
 Source: https://centrifugal.dev/docs/transports/sse and /http_stream
 """
 
@@ -29,12 +30,13 @@ from ..audience import WireForm
 from ..connection import CLOSING, Connection
 from ..cors import CorsHandler
 from ..entrance import Visitor
-from ..errors import Close, ProtocolError
+from ..entrance import refusal as refuse_token
+from ..errors import Close, HubError, ProtocolError
 from ..session import Session
 from ..tls import Descriptor
 from .emulation import PATH as EMULATION_PATH
 from .emulation import Emulation, EmulationHandler
-from .websocket import leave_tornado
+from .websocket import leave_tornado, shown_in_query
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +85,10 @@ KINDS: dict[WireForm, str] = {LINES: "http_stream", EVENTS: "sse"}
 CONTENT_TYPES: dict[WireForm, str] = {LINES: "application/json", EVENTS: "text/event-stream"}
 
 
-def encode_head(wire: WireForm, allowed: str) -> bytes:
-    """Of the answer, up to and with its empty line. allowed: the page's origin, '' without one."""
+def encode_head(wire: WireForm, allowed: str, cookies: bool = False) -> bytes:
+    """Of the answer, up to and with its empty line. allowed: the page's origin, '' without one. cookies: as cors has
+    it.
+    """
     fields = {
         "Server": "hub",
         "Content-Type": CONTENT_TYPES[wire],
@@ -92,7 +96,7 @@ def encode_head(wire: WireForm, allowed: str) -> bytes:
         "Cache-Control": "no-store, no-transform",
         "X-Accel-Buffering": "no",
         "Connection": "close",
-        **cors.headers(allowed),
+        **cors.headers(allowed, cookies),
     }
     lines = ["HTTP/1.1 200 OK", *(f"{name}: {value}" for name, value in fields.items())]
     return "\r\n".join([*lines, "", ""]).encode()
@@ -214,34 +218,37 @@ class StreamHandler(CorsHandler):
         self._wire = wire
         self.allowed_origins = emulation.entrance.origins
         self.refusals = emulation.entrance.quotas.refusals
+        self.takes_cookies = bool(emulation.entrance.cookie)
 
-    def post(self) -> None:
+    async def post(self) -> None:
         if self.is_json():
-            self.open_stream(self.request.body)
+            await self.open_stream(self.request.body)
 
-    def open_stream(self, message: bytes) -> None:
+    async def open_stream(self, message: bytes) -> None:
         """Answer with a stream if the commands are to connect."""
-        stream = self.request.connection.stream if self.request.connection else None  # type: ignore[attr-defined]
-        if stream is None or stream.closed():
-            return  # it sent a request and went: nothing is left to be detached
-        client, entrance = self._emulation.services.client, self._emulation.entrance
-        address = entrance.address_of(self.peer, self.request.headers)
+        client, entrance, headers = self._emulation.services.client, self._emulation.entrance, self.request.headers
         if len(message) > client.message_bytes:
             self.plain(413, f"the commands: allowed are {client.message_bytes} bytes")
         elif not _connects(message, client.commands_per_message):
             self.plain(400, "allowed are commands of the native protocol, the first of them connect")
-        elif (refusal := entrance.admit(address)) is not None:
-            for name, value in refusal.headers.items():
-                self.set_header(name, value)
-            self.plain(refusal.status, refusal.text)
+        elif (refusal := entrance.admit(entrance.address_of(self.peer, headers))) is not None:
+            self.turn_away(refusal)
         else:
-            self._begin(message, Visitor(address))
+            try:
+                visitor = await entrance.visit(self.peer, headers, *shown_in_query(self))
+            except HubError as error:
+                self.turn_away(refuse_token(error))
+            else:
+                self._begin(message, visitor._replace(token=""))
 
     def _begin(self, message: bytes, visitor: Visitor) -> None:
+        stream = self.request.connection.stream if self.request.connection else None  # type: ignore[attr-defined]
+        if stream is None or stream.closed():
+            return  # it sent a request and went: nothing is left to be detached
         # The path without its query, which holds the token.
         logger.debug("%s %s 200", self.request.method, self.request.path)
         fd, _ = leave_tornado(self.detach())
-        head = encode_head(self._wire, self.allowed or "")
+        head = encode_head(self._wire, self.allowed or "", self.takes_cookies)
         StreamConnection(fd, self._emulation, self._wire, visitor).begin(head, message)
 
 
@@ -250,8 +257,8 @@ class EventsHandler(StreamHandler):
 
     METHODS = ("GET", "POST")
 
-    def get(self) -> None:
-        self.open_stream(self.get_query_argument(QUERY, "").encode())
+    async def get(self) -> None:
+        await self.open_stream(self.get_query_argument(QUERY, "").encode())
 
 
 def _connects(message: bytes, most: int) -> bool:

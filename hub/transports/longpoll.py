@@ -427,18 +427,16 @@ class PollHandler(PlainHandler):
 
     async def get(self) -> None:
         try:
-            gate, caller = self._door.services.gate, self.caller()
+            gate, caller = self._door.services.gate, await self.caller()
             if gate is None:
                 wish, wait_s = self.wish(caller), self._wait_s()
             else:
                 wait_s = self._wait_s()
-            if not self.admit():
-                return
             if gate is not None:
                 _, wish = await self.ask(gate, self.granted(gate, caller))
                 if self._door.entrance.draining():
                     raise CommandError(BUSY)
-            wait_s = min(wait_s, max(0.0, wish.ends_at - self._door.services.wall_clock()))
+            wait_s = min(wait_s, self._left_s(caller), max(0.0, wish.ends_at - self._door.services.wall_clock()))
             poll = self._poll = Poll(self._door.services, wish)
             self._polls.enter(poll)
         except HubError as error:
@@ -494,6 +492,11 @@ class PollHandler(PlainHandler):
         if poll.omitted:
             body["left_out"] = poll.omitted
         self.answer(200, body)
+
+    def _left_s(self, caller: Claims) -> float:
+        """No poll is held for a token that has ended and had its grace; the next one is told 401."""
+        services = self._door.services
+        return max(0.0, caller.expires_at + services.authenticator.grace_s - services.wall_clock())
 
     def _wait_s(self) -> float:
         text = self.parameter("wait", str(DEFAULT_WAIT_S))

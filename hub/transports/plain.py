@@ -18,8 +18,8 @@ there is one, has been asked; no answer, header or log line repeats a token or w
 A channel token comes as `?channel_token=`, once for each channel that needs one. What it gives can't be renewed in a
 request: a stream ends with the first of them (3006), and so does the wait of a poll.
 
-A token is the `Authorization: Bearer` header's or, for EventSource, which can't send one, `?token=`: then it stands in
-the logs of proxies, so it should be short-lived. There are no cookies, so a page of another site has nobody's rights.
+Who asks is shown as entrance has it: by the header `Authorization: Bearer` or, for EventSource, which can't send one,
+by `?token=`, a ticket or a cookie.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ..auth import ANONYMOUS, Claims
 from ..capabilities import SUBSCRIBE
 from ..channels import Namespace
 from ..cursor import Cursor
-from ..entrance import NOBODY
+from ..entrance import NOBODY, TICKET, TOKEN
 from ..errors import CommandError, HubError, ProtocolError, Reply, error_body
 from ..grants import Grant
 from ..permissions import decide, decide_symbols
@@ -129,6 +129,8 @@ class PlainHandler(httpd.Handler):
             )
         elif page:
             self.set_header("Access-Control-Allow-Origin", page)
+            if self._door.entrance.cookie:
+                self.set_header("Access-Control-Allow-Credentials", "true")
             self.set_header("Access-Control-Expose-Headers", f"{CURSOR_HEADER}, Retry-After")
         if self.request.method not in (*self.METHODS.split(", "), "OPTIONS") and not self._finished:
             self.set_header("Allow", f"{self.METHODS}, OPTIONS")
@@ -145,9 +147,23 @@ class PlainHandler(httpd.Handler):
 
     # What a request says.
 
-    def caller(self) -> Claims:
-        """Who asks. Raises ProtocolError or CommandError for a token that is not good."""
-        self.visitor = self._door.entrance.visitor(self.peer, self.request.headers, self.parameter("token"))
+    async def caller(self) -> Claims:
+        """Who asks, once the request has been counted: a flood costs no signatures.
+
+        Raises HubError for one too many, and for a token or ticket that is not good.
+        """
+        entrance, token, ticket = self._door.entrance, self.parameter(TOKEN), self.parameter(TICKET)
+        address, size = entrance.address_of(self.peer, self.request.headers), len(self.request.body)
+        refusal = entrance.admit(address)
+        if refusal is not None:
+            raise CommandError(errors.TOO_MANY_REQUESTS, refusal.text) if refusal.status == 429 else CommandError(BUSY)
+        if not entrance.quotas.request(address, "", size):
+            raise CommandError(errors.TOO_MANY_REQUESTS)
+        self.visitor = await entrance.visit(self.peer, self.request.headers, token, ticket)
+        if self._gone:
+            raise Gone  # while its ticket was looked up
+        if not entrance.quotas.request("", self.visitor.user, size):
+            raise CommandError(errors.TOO_MANY_REQUESTS)
         return self.visitor.claims or ANONYMOUS
 
     def parameter(self, name: str, default: str = "") -> str:
@@ -273,23 +289,6 @@ class PlainHandler(httpd.Handler):
             raise CommandError(errors.PERMISSION_DENIED if blocked else errors.UNAUTHORIZED) from None
 
     # Answers.
-
-    def admit(self) -> bool:
-        """One more request; False: not now, and it has been answered."""
-        refused = self.refused()
-        if refused is not None:
-            self.fail(refused)
-        return refused is None
-
-    def refused(self) -> CommandError | None:
-        """Count one more request; why it can't be."""
-        entrance, visitor = self._door.entrance, self.visitor
-        refusal = entrance.admit(visitor.address)
-        if refusal is not None:
-            return CommandError(errors.TOO_MANY_REQUESTS, refusal.text) if refusal.status == 429 else CommandError(BUSY)
-        if not entrance.quotas.request(visitor.address, visitor.user, len(self.request.body)):
-            return CommandError(errors.TOO_MANY_REQUESTS)
-        return None
 
     def fail(self, error: HubError) -> None:
         """Answer an error, by the table at the top, if somebody is still there."""

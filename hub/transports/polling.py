@@ -13,9 +13,11 @@ what a poll took out has no session any more.
     GET  ?EIO=4&transport=websocket[&sid=…]       a WebSocket: a new session, or one that polls moves there
     OPTIONS                                       the CORS preflight
 
-A token may come as `Authorization: Bearer` or `?token=`, where the client can't send it when it joins a namespace. Then
-all requests of the session must carry one of the same user: the session's id alone is not enough. A session that began
-without one is known by its id, of 128 bits of chance; a request with a token of somebody else is refused all the same.
+A token may come as entrance has it, where the client can't send it when it joins a namespace; one that is not good is
+401. Then all requests of the session must carry the same, or one of the same user: the session's id alone is not
+enough. A ticket is used by the first of them, and shown again by the others, as clients do with their query. A session
+that began without one is known by its id, of 128 bits of chance; a request with a token of somebody else is refused all
+the same.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from typing import NamedTuple
 from .. import cors, handshake, httpd
 from .. import engineio_protocol as engineio
 from ..engineio_protocol import Fault
-from ..entrance import NOBODY, Visitor, bearer
+from ..entrance import NOBODY, Visitor
+from ..entrance import refusal as refuse_token
 from ..errors import CLOSE_TOO_BIG, HubError, OwnerGone, OwnerSlow, RelayError
 from ..handover import Handover
 from ..relay import Relay, owner_of
@@ -39,7 +42,7 @@ from ..tls_bridge import plain_descriptor
 from ..tunnel import Tunnel, Tunnels
 from .engineio import CLOSE_ABORTED, CLOSE_SECOND_POLL, TO_MS, Engine, EngineConnection, Make
 from .socketio import Door
-from .websocket import leave_tornado
+from .websocket import leave_tornado, shown_in_query
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,8 @@ TAKEN = b"taken"
 """The answer where the session has one already, or is about to."""
 SOCKETIO_PATH = "/socket.io/"
 UPGRADES = ["websocket"]
+FAULTS = {fault.status: fault for fault in (engineio.UNAUTHORIZED, engineio.FORBIDDEN, engineio.TOO_MANY)}
+"""By the status of a refusal of the entrance."""
 GRACE_S = 5.0
 """A poll is answered by a ping, or by the session's end, after pingInterval and pingTimeout; so much later, its worker
 is hung."""
@@ -278,11 +283,11 @@ class EngineIOHandler(httpd.Handler):
 
     def prepare(self) -> None:
         headers = self.request.headers
-        origins = self._address.door.entrance.origins
-        allowed = cors.allowed_origin(headers.get("Origin"), headers.get("Host", ""), origins)
+        entrance = self._address.door.entrance
+        allowed = cors.allowed_origin(headers.get("Origin"), headers.get("Host", ""), entrance.origins)
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
-        for name, value in cors.headers(allowed or "").items():
+        for name, value in cors.headers(allowed or "", bool(entrance.cookie)).items():
             self.set_header(name, value)
         if allowed is None:
             self._address.door.entrance.quotas.refusals.count("origins")
@@ -295,11 +300,11 @@ class EngineIOHandler(httpd.Handler):
                 self._answer(refusal(fault))
 
     def _read_query(self) -> Query:
-        token = bearer(self.request.headers) or self.get_query_argument("token", "")
+        shown = self._address.door.entrance.shown(self.request.headers, *shown_in_query(self))
         names = ("EIO", "transport", "sid")
         version, transport, sid = (self.get_query_argument(name, "", strip=False) for name in names)
         # Behind a line end in it the rest would be taken for another field, on the way to another worker.
-        return Query(version, transport, sid, "".join(token.splitlines()))
+        return Query(version, transport, sid, "".join(shown.splitlines()))
 
     # Methods.
 
@@ -309,7 +314,7 @@ class EngineIOHandler(httpd.Handler):
         elif self._query.sid:
             await self._carry(b"")
         else:
-            self._open()
+            await self._open()
 
     async def post(self) -> None:
         if self._query.sid and self._query.transport == "polling":
@@ -351,24 +356,26 @@ class EngineIOHandler(httpd.Handler):
             return  # the client has gone
         self._answer(answer)
 
-    def _open(self) -> None:
-        newcomer = engineio.BUSY if self._address.engine.full else self._newcomer()
+    async def _open(self) -> None:
+        newcomer = engineio.BUSY if self._address.engine.full else await self._newcomer()
         if isinstance(newcomer, Fault):
             self._answer(refusal(newcomer))
             return
         session = self._address.engine.open_polling(self._make, newcomer)
         self._answer(Answer(200, session.opening(UPGRADES)))
 
-    def _newcomer(self) -> Visitor | Fault:
-        entrance = self._address.door.entrance
+    async def _newcomer(self) -> Visitor | Fault:
+        entrance, headers = self._address.door.entrance, self.request.headers
+        over = entrance.admit(entrance.address_of(self.peer, headers))
+        if over is not None:
+            return FAULTS.get(over.status, engineio.BUSY)
         try:
-            visitor = entrance.visitor(self.peer, self.request.headers, self._query.token)
-        except HubError:
-            return engineio.FORBIDDEN
-        refused = entrance.admit(visitor.address)
-        if refused is None:
-            return visitor
-        return engineio.TOO_MANY if refused.status == engineio.TOO_MANY.status else engineio.BUSY
+            return await entrance.visit(self.peer, headers, *shown_in_query(self))
+        except HubError as error:
+            refused = refuse_token(error)
+            for name, value in refused.headers.items():
+                self.set_header(name, value)
+            return FAULTS.get(refused.status, engineio.BUSY)
 
     async def _open_websocket(self) -> None:
         headers, query = self.request.headers, self._query
@@ -378,7 +385,7 @@ class EngineIOHandler(httpd.Handler):
             answer = refusal(engineio.BAD_REQUEST)
         elif query.sid:
             answer = await self._address.handle(Request(PROBE, query.sid, query.token, b""))
-        elif isinstance(newcomer := self._newcomer(), Fault):
+        elif isinstance(newcomer := await self._newcomer(), Fault):
             answer = refusal(newcomer)
         else:
             visitor = newcomer

@@ -53,10 +53,8 @@ class PublishHandler(PlainHandler):
             self.refuse(413, errors.LIMIT_EXCEEDED, f"body: found {len(self.request.body)} bytes; allowed: {most}")
             return
         try:
-            caller = self.caller()
+            caller = await self.caller()
             params = self._params()
-            if not self.admit():
-                return
             gate = self._door.services.gate
             if gate is not None:
                 caller = await self.ask(gate, self._allowed(gate, caller, params))

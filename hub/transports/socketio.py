@@ -336,7 +336,7 @@ class SocketIOConnection(EngineConnection):
         try:
             if self._door.services.gate is None or self._door.services.authenticator.enabled:
                 # Otherwise the hub knows no tokens, and what the application's clients call so is the application's.
-                session.identify(claims.get("token", self.visitor.token))
+                session.identify(claims.get("token"))
         except (ProtocolError, CommandError) as error:
             self._reject(session, error)
             return

@@ -51,7 +51,7 @@ OFFSET = b'{"offset":'
 NEWEST = Position("", 0)
 """Where somebody is who comes back to a channel without positions; `latest` ones give their value then."""
 EVENTS = frozenset(
-    {"subscribe", "unsubscribe", "publish", "presence", "presence_stats", "history", "rpc", "sub_refresh"}
+    {"subscribe", "unsubscribe", "publish", "presence", "presence_stats", "history", "rpc", "refresh", "sub_refresh"}
 )
 """What clients may emit: the session's commands of the same names."""
 

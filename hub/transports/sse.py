@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from math import inf
 
@@ -65,6 +65,8 @@ FROM_THE_START = Position("", 0)
 """Where somebody stands who wants the newest value of a `latest` channel."""
 NOT_ACCEPTABLE = Reply(errors.BAD_REQUEST.code, "Accept: allowed is text/event-stream")
 TRY_AGAIN = Close(errors.CLOSE_SERVER_ERROR.code, "temporarily unavailable")
+TOO_MUCH = {errors.TOO_MANY_REQUESTS: errors.CLOSE_TOO_MANY_REQUESTS, BUSY: errors.CLOSE_SHUTDOWN}
+"""Of a request that the entrance does not let in: how its stream ends."""
 HEADERS = {
     "Content-Type": "text/event-stream",
     # no-transform keeps proxies from compressing, which holds events back; X-Accel-Buffering is nginx's own switch.
@@ -111,7 +113,7 @@ class EventStreamConnection(Connection):
         "_address",
         "_channels",
         "_ended",
-        "_expires_at",
+        "_ends_at",
         "_guest",
         "_holdings",
         "_meter",
@@ -153,7 +155,7 @@ class EventStreamConnection(Connection):
         self._address = address
         self._meter = services.quotas.open(address, self)
         self._watch = watch
-        self._expires_at = caller.expires_at
+        self._ends_at = caller.expires_at + services.authenticator.grace_s
         self._ended = errors.CLOSE_EXPIRED
         self._channels: dict[str, Namespace] = {}
         """Those that it is in."""
@@ -190,8 +192,8 @@ class EventStreamConnection(Connection):
         if wish.wants:
             self._holdings = Holdings(self._services, self, wish.wants)
         self.grants = wish.grants
-        if wish.ends_at < self._expires_at:
-            self._expires_at, self._ended = wish.ends_at, errors.CLOSE_SUBSCRIPTION_EXPIRED
+        if wish.ends_at < self._ends_at:
+            self._ends_at, self._ended = wish.ends_at, errors.CLOSE_SUBSCRIPTION_EXPIRED
         self.reactor.adopt(self)
         self._services.users.enter(self, self)
         # The first heartbeat at another time for each, so that clients that came together don't stay in step.
@@ -354,7 +356,9 @@ class EventStreamConnection(Connection):
         self.reactor.schedule(self, self.reactor.clock() + min(in_s, self._left_s()))
 
     def _left_s(self) -> float:
-        return inf if self._expires_at == inf else self._expires_at - self._services.wall_clock()
+        if self._ends_at == inf:
+            return inf
+        return self._ends_at - self._services.wall_clock()
 
     def close(self, close: Close) -> None:
         super().close(close)
@@ -417,8 +421,8 @@ class EventStreamConnection(Connection):
         self.close(close)
 
     def expire(self, at: float) -> None:
-        """Its token is to end then, in seconds since 1970."""
-        self._expires_at, self._ended = at, errors.CLOSE_EXPIRED
+        """It is to end then, in seconds since 1970; an order knows no grace."""
+        self._ends_at, self._ended = at, errors.CLOSE_EXPIRED
         self._schedule(self._left_s())
 
     def lapse(self, channel: str) -> None:
@@ -453,29 +457,29 @@ class EventStreamHandler(PlainHandler):
         super().initialize(door)
         self._positioned = positioned
 
-    def get(self) -> Awaitable[None] | None:
+    async def get(self) -> None:
         """A stream, or for HEAD its headers alone; with an application, once that has been asked."""
-        if not self._is_there():
-            return None
         if not _accepts(self.request.headers.get("Accept", "")):
             self.refuse(406, NOT_ACCEPTABLE)
-            return None
+            return
         gate = self._door.services.gate
         try:
-            caller = self.caller()
+            caller = await self.caller()
             wish = self.wish(caller) if gate is None else None
         except HubError as error:
-            self.fail(error)
-            return None
-        refused = self.refused() or self._too_many(caller.user)
-        if refused is not None:
-            many = refused.reply is errors.TOO_MANY_REQUESTS
-            self._turn_away(refused, errors.CLOSE_TOO_MANY_REQUESTS if many else errors.CLOSE_SHUTDOWN)
+            if isinstance(error, CommandError) and error.reply in TOO_MUCH:
+                self._turn_away(error, TOO_MUCH[error.reply])
+            else:
+                self._fail_or_turn_away(error)
+            return
+        if not self._is_there():
+            return
+        if (refused := self._too_many(caller.user)) is not None:
+            self._turn_away(refused, errors.CLOSE_TOO_MANY_REQUESTS)
         elif gate is not None:
-            return self._get_as_guest(gate, caller)
+            await self._get_as_guest(gate, caller)
         elif wish is not None:
             self._answer(wish)
-        return None
 
     head = get
 
@@ -490,10 +494,13 @@ class EventStreamHandler(PlainHandler):
         try:
             await self.ask(gate, self._answer_guest(gate, caller))
         except HubError as error:
-            if errors.is_temporary(error):
-                self._turn_away(error, TRY_AGAIN)
-            else:
-                self.fail(error)
+            self._fail_or_turn_away(error)
+
+    def _fail_or_turn_away(self, error: HubError) -> None:
+        if not isinstance(error, ProtocolError) and errors.is_temporary(error):
+            self._turn_away(error, TRY_AGAIN)
+        else:
+            self.fail(error)
 
     async def _answer_guest(self, gate: Gate, caller: Claims) -> None:
         guest, wish = await self.granted(gate, caller)

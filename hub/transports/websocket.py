@@ -24,7 +24,7 @@ from ..config import ClientSettings
 from ..connection import OPEN, Connection, take_over
 from ..deflate import Agreement
 from ..entrance import Entrance, Visitor
-from ..errors import Close
+from ..errors import Close, HubError
 from ..limits import fits
 from ..outbox import Limits, Verdict
 from ..reactor import Reactor
@@ -336,23 +336,30 @@ class WebSocketHandler(httpd.Handler):
     def initialize(self, door: Door) -> None:
         self._door = door
 
-    def get(self) -> None:
-        if not self.request.connection or self.request.connection.stream.closed():  # type: ignore[attr-defined]
-            return  # it sent a request and went: nothing is left to be detached
-        headers, door = self.request.headers, self._door
-        address = door.entrance.address_of(self.peer, headers)
+    async def get(self) -> None:
+        headers, door, visitor = self.request.headers, self._door, entrance.NOBODY
         refusal = handshake.refuse(self.request.version, headers, door.entrance.origins)
         if refusal is None:
-            refusal = door.entrance.admit(address)
+            refusal = door.entrance.admit(door.entrance.address_of(self.peer, headers))
         elif refusal.status == FORBIDDEN:
             door.entrance.quotas.refusals.count("origins")
+        if refusal is None:
+            try:
+                visitor = await door.entrance.visit(self.peer, headers, *shown_in_query(self))
+            except HubError as error:
+                refusal = entrance.refusal(error)
         if refusal is not None:
-            for name, value in refusal.headers.items():
-                self.set_header(name, value)
-            self.plain(refusal.status, refusal.text)
+            self.turn_away(refusal)
             return
+        if not self.request.connection or self.request.connection.stream.closed():  # type: ignore[attr-defined]
+            return  # it sent a request and went: nothing is left to be detached
         fd, early = leave_tornado(self.detach())
-        open_connection(door, fd, headers, early, Visitor(address))
+        open_connection(door, fd, headers, early, visitor._replace(token=""))
+
+
+def shown_in_query(handler: httpd.Handler) -> tuple[str, str]:
+    """Token and ticket of a request's query, as `Entrance.visit` takes them."""
+    return handler.get_query_argument(entrance.TOKEN, ""), handler.get_query_argument(entrance.TICKET, "")
 
 
 def open_connection(door: Door, fd: Descriptor, headers: handshake.Headers, early: bytes, visitor: Visitor) -> None:

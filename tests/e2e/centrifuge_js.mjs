@@ -168,6 +168,29 @@ async function isKeptOut(token) {
   return [client];
 }
 
+/** Told when its token ends, the SDK asks for another by itself, and stays connected as long as it gets one. */
+async function refreshes(token, fresh, endsInMs) {
+  let asked = 0;
+  const client = await connect({ token, getToken: () => Promise.resolve((asked += 1) && fresh) });
+  client.on("connecting", ({ code, reason }) => assert.fail(`left: ${code} ${reason}`));
+  const chat = await subscribe(client, "members:room");
+  // Until whoever had not refreshed would have been closed: nothing else can be seen of it.
+  await new Promise((resolve) => setTimeout(resolve, Number(endsInMs)));
+  assert.equal(asked, 1);
+  const heard = next(chat, "publication");
+  await client.publish("members:room", "still here");
+  assert.equal((await heard).data, "still here");
+  return [client];
+}
+
+/** A token that is not the same user's: the hub ends the connection, and the SDK stays away. */
+async function refreshesAsAnother(token, other) {
+  const client = await connect({ token, getToken: () => Promise.resolve(other) });
+  const { code } = await next(client, "disconnected");
+  assert.equal(code, 3500);
+  return [client];
+}
+
 async function comesBack(token, workers) {
   const client = await connect({ token });
   const ticker = await subscribe(client, "ticker:ACME");
@@ -342,7 +365,7 @@ async function isLetIntoRooms(token) {
   return [client, other];
 }
 
-const SCENARIOS = { watches, isLetIntoRooms, hasAMailbox, receives, seesOthers, isRefused, isTurnedAway, isControlled, isKeptOut, renews, renewsItsChannel, comesBack, missesNothing, isToldOfLoss };
+const SCENARIOS = { watches, isLetIntoRooms, hasAMailbox, receives, seesOthers, isRefused, isTurnedAway, isControlled, isKeptOut, renews, renewsItsChannel, refreshes, refreshesAsAnother, comesBack, missesNothing, isToldOfLoss };
 
 const [scenario, url, ...rest] = process.argv.slice(2);
 for (const client of await SCENARIOS[scenario](...rest)) client.disconnect();

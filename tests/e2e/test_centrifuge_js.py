@@ -77,6 +77,22 @@ def test_sdk_obeys_the_server_api_also_after_a_restart() -> None:
         nodejs.run("centrifuge_js.mjs", "isRefused", hub.ws_url)
 
 
+# Seconds; a native session is not asked how long it has before its first deadline, connect_timeout_s.
+SHORT = {"auth": {"expire_grace_s": 0.5}, "client": {"connect_timeout_s": 1.0}}
+
+
+def test_sdk_refreshes_its_token_before_it_ends() -> None:
+    """Told the ttl, it asks for another token and sends it; the connection goes on beyond the first one's end."""
+    with HubProcess(SHORT) as hub:
+        nodejs.run("centrifuge_js.mjs", "refreshes", hub.ws_url, hub.token("ann", ttl_s=4), hub.token("ann"), 5000)
+
+
+def test_sdk_that_refreshes_as_somebody_else_is_sent_away() -> None:
+    """3500, upon which it does not come back."""
+    with HubProcess(SHORT) as hub:
+        nodejs.run("centrifuge_js.mjs", "refreshesAsAnother", hub.ws_url, hub.token("ann", ttl_s=4), hub.token("bob"))
+
+
 def test_sdk_watches_a_list_at_its_own_rate() -> None:
     """Symbols and rate change live, marks account for each tick, and kill -9 of all workers changes none of it."""
     namespaces = {"ticker": {"mode": "latest", "subscribe": "anyone", "watch": 10, "watch_prefixes": True}}

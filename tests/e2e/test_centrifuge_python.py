@@ -22,6 +22,7 @@ NAMESPACES = {
     "closed": {"subscribe": "nobody"},
     "room": {"subscribe": "anyone", "presence": "subscriber", "join_leave": True},
 }
+GRACE_S = 0.3
 CLOCK_S = 60.0
 """How far the clocks of two processes on one machine may be apart; far less than any mistake in the unit."""
 
@@ -253,17 +254,41 @@ async def test_an_expired_token_is_renewed(hub):
 def brisk() -> Iterator[HubProcess]:
     """A hub that pings nearly each second."""
     client = {"connect_timeout_s": 0.5, "ping_interval_s": 1.2, "pong_timeout_s": 1.0}
-    with HubProcess({"client": client}) as hub:
+    with HubProcess({"client": client, "auth": {"expire_grace_s": GRACE_S}}) as hub:
         yield hub
 
 
 @async_test
-async def test_a_token_that_ends_while_connected_is_renewed(brisk):
-    """3005: the SDK comes back with a new token, is subscribed again and hears what is published then."""
-    lives_s = [60.0]
+async def test_a_token_is_refreshed_before_it_ends(brisk):
+    """Told when, the SDK gets another by itself and sends it; it is still there when the first is over."""
+    asked = asyncio.Event()
+    ends_at = time.time() + 2.5 + GRACE_S
 
     async def get_token() -> str:
-        return brisk.token("ann", lives_s.pop())
+        asked.set()
+        return brisk.token("ann", 60)
+
+    async with sdk(brisk, token=brisk.token("ann", 3.0), get_token=get_token) as (client, told):
+        _, heard = await subscribe(client, "members:a")
+        await soon(heard.subscribed)
+        await soon(told.connected)
+        await asyncio.wait_for(asked.wait(), SOON_S)
+        await until(lambda: time.time() > ends_at + 1.0)
+        await client.publish("members:a", "still here")
+        assert await data_of_next(heard) == "still here"
+        assert (await soon(told.connecting)).code == 0 and told.connecting.empty(), "it was never closed"
+
+
+@async_test
+async def test_a_token_that_is_not_refreshed_in_time_ends_the_connection(brisk):
+    """3005, behind the grace: the SDK comes back with a new token, is subscribed again and hears what comes then."""
+    late, asked = asyncio.Event(), []
+
+    async def get_token() -> str:
+        asked.append(1)
+        if len(asked) == 1:
+            await late.wait()
+        return brisk.token("ann", 60)
 
     async with sdk(brisk, token=brisk.token("ann", 2.0), get_token=get_token) as (client, told):
         _, heard = await subscribe(client, "members:a")
@@ -271,9 +296,9 @@ async def test_a_token_that_ends_while_connected_is_renewed(brisk):
         await soon(told.connected)
         assert (await soon(told.connecting)).code == 0
         assert (await soon(told.connecting)).code == 3005
+        late.set()
         await soon(told.connected)
         await soon(heard.subscribed)
-        assert lives_s == []
         await client.publish("members:a", "again")
         assert await data_of_next(heard) == "again"
 

@@ -120,7 +120,7 @@ async def test_a_token_names_the_user(valkey_url, prefix):
         async with raw_socket(hub, f"&token={token}"):
             await until(lambda: len(raw.calls) == 2)
         assert raw.calls[0] == ("on_connect", "ann", None)
-        assert (await ask(hub, f"{QUERY}&token=x")).code == 403
+        assert (await ask(hub, f"{QUERY}&token=x")).code == 401
 
 
 @async_test

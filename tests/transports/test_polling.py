@@ -91,7 +91,7 @@ async def test_a_session_begun_with_a_token_stays_its_users(valkey_url, prefix):
     """By header or query: who knows the session's id but has no token of that user is refused."""
     ann, bob = (auth.make(user, SECRET, 60, time.time()) for user in ("ann", "bob"))
     async with plane(valkey_url, prefix) as hub:
-        assert fault(await request(hub, f"{QUERY}&token=nonsense")) == (403, 4)
+        assert fault(await request(hub, f"{QUERY}&token=nonsense")) == (401, 4)
         session = await polls(hub, headers={"Authorization": f"Bearer {ann}"})
         for headers in ({}, {"Authorization": f"Bearer {bob}"}, {"Authorization": "Bearer nonsense"}):
             assert fault(await session.post(b"40", headers=headers)) == (403, 4)

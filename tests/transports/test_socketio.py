@@ -274,6 +274,34 @@ async def test_a_token_that_ends_ends_the_connection(valkey_url, prefix):
 
 
 @async_test
+async def test_a_token_can_be_refreshed_by_an_event(valkey_url, prefix):
+    """`refresh` as the native protocol has it: the ack says until when; somebody else's token ends the connection."""
+    now = [1000.0]
+
+    def claims(user: str, ttl_s: float) -> dict:
+        return {"token": auth.make(user, SECRET, ttl_s, now[0])}
+
+    async with (
+        plane(valkey_url, prefix, wall_clock=lambda: now[0]) as hub,
+        member(hub, auth=claims("ann", 60)) as socket,
+    ):
+        (session,) = hub.engine.sessions.values()
+        now[0] += 50
+        answer = await emit(socket, 1, "refresh", **claims("ann", 600))
+        assert (answer["expires"], answer["ttl"]) == (True, 600)
+        assert (await emit(socket, 2, "refresh", **claims("ann", 0)))["error"]["code"] == 109
+        now[0] += 100
+        session.on_due(hub.reactor.clock())
+        assert session.open and 499 < session.app_due() - hub.reactor.clock() <= 500
+        assert await emit(socket, 3, "publish", channel="users:a", data=1) == {}
+        await socket.send("424" + orjson.dumps(["refresh", claims("bob", 600)]).decode())
+        assert await receive(socket) == "41"
+        with pytest.raises(ConnectionClosed):
+            await receive(socket)
+        assert socket.close_code == 3500
+
+
+@async_test
 async def test_who_is_sent_away_for_good_is_told_so(valkey_url, prefix):
     """By a disconnect packet, upon which clients stay away. At a shutdown there is none: they come back."""
     async with plane(valkey_url, prefix) as hub:

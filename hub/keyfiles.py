@@ -1,0 +1,64 @@
+"""Keyfiles: the keys that the settings name, and the authenticator that judges by them.
+
+Does: read PEM files, put secrets and files into key rings, say which setting is wrong.
+Does not: know key types (keys) or judge tokens (auth), or fetch keys (jwks).
+Called by: worker (builds the authenticator), serve (checks the files before a start).
+Never break: no message holds a secret or what a file says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from . import keys
+from .auth import Authenticator, Rules
+from .config import AuthSettings
+from .errors import ConfigError
+from .keys import Key, KeyRing
+
+MAX_PEM_BYTES = 65_536
+"""A key has less than one."""
+
+
+def authenticator(settings: AuthSettings, now: Callable[[], float]) -> Authenticator:
+    """Judges by the settings. Raises ConfigError."""
+    own = KeyRing(map(keys.of_secret, filter(None, [settings.subscription_secret])))
+    rules = Rules(settings.audience, settings.issuer, settings.leeway_s)
+    subscriptions = rules._replace(audience=settings.subscription_audience or settings.audience)
+    found = Authenticator(
+        key_ring(settings),
+        now,
+        rules,
+        cache=settings.cache,
+        grace_s=settings.expire_grace_s,
+        subscriptions=(own if own else None, subscriptions),
+    )
+    found.expects_keys = bool(settings.jwks_url)
+    return found
+
+
+def key_ring(settings: AuthSettings) -> KeyRing:
+    """The keys of connection tokens, without those of a JWKS URL. Raises ConfigError."""
+    ring = KeyRing(own_keys(settings), settings.algorithms)
+    if settings.algorithms and ring.keys and not ring and not settings.jwks_url:
+        raise ConfigError(f"auth.algorithms: found {', '.join(settings.algorithms)}, which none of the keys can do")
+    return ring
+
+
+def own_keys(settings: AuthSettings) -> list[Key]:
+    """Secrets first, the newer one before the older, then files in their order. Raises ConfigError."""
+    secrets = filter(None, [settings.hmac_secret, settings.hmac_secret_old])
+    return [*map(keys.of_secret, secrets), *_of_files(settings.keys)]
+
+
+def _of_files(texts: list[str]) -> Iterator[Key]:
+    for index, text in enumerate(texts):
+        kid, path = text.split("=", 1) if "=" in text else ("", text)
+        try:
+            with Path(path).open("rb") as file:
+                yield keys.of_pem(file.read(MAX_PEM_BYTES), kid)
+        except OSError as error:
+            raise ConfigError(f"auth.keys[{index}]: found {path}: {error.strerror}; allowed: a PEM file") from None
+        except ValueError as error:
+            raise ConfigError(f"auth.keys[{index}]: found {path}; allowed: {error}") from None
