@@ -43,6 +43,7 @@ WORKS = [
     Work("market-kilobytes", "market.py kilobytes"),
     Work("chat", "chat.py"),
     Work("storm", "storm.py"),
+    Work("tokens", "tokens.py"),
     Work("recovery", "recovery.py"),
     Work("idle", "idle.py --connections 5000 --watch 1"),
     Work("idle-heartbeats", "idle.py --connections 15000 --watch 50 --servers hub"),

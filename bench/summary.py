@@ -268,7 +268,18 @@ def _connection_goals() -> list[Goal]:
         if own := values(slots, name, "per_cpu_s"):
             work = "handshake, connect and subscribe" + (", a token each" if name == "hub-token" else "")
             goals.append(_least(work, limit, "per CPU second", spread(own), "storm"))
-    return goals
+    return goals + _token_goals()
+
+
+def _token_goals() -> list[Goal]:
+    record = newest("tokens")
+    if record is None:
+        return []
+    works = record["works"]
+    first = {name: spread([turn["first_us"] for turn in works[name]]) for name in ("HS256", "RS256")}
+    goals = [_most(f"a token, {name}", 60, "µs of CPU", own, "tokens") for name, own in first.items()]
+    again = spread([turn["again_us"] for turns in works.values() for turn in turns])
+    return [*goals, _most("a token that is remembered", 3, "µs of CPU", again, "tokens")]
 
 
 def _recovery_goals() -> list[Goal]:

@@ -401,6 +401,7 @@ def test_the_stalled_are_not_waited_for(server: Server):
         "workers.py --workers 1 2 --subscribers 20 --messages 5",
         "recovery.py --connections 30 --workers 2 --channels 3 --missed 2",
         "wires.py --subscribers 20 --messages 5",
+        "tokens.py --tokens 5",
     ],
 )
 def test_every_work_runs_from_start_to_end(words: str):
@@ -481,6 +482,23 @@ def test_one_storm_that_asks_for_each_client_misses_the_goal(tmp_path, monkeypat
         ("1.00 (1.00–150.00)", "**no**"),
         ("2.00 (2.00–151.00)", "**no**"),
         ("1.40 (0.70–1.40)", "**no**"),
+    ]
+
+
+def test_tokens_must_cost_little(tmp_path, monkeypatch):
+    """Signatures of two kinds, and all that are remembered together."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    summary = importlib.import_module("summary")
+    monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    works = {
+        name: [{"first_us": us, "again_us": us / 20}] for name, us in (("HS256", 10), ("RS256", 61), ("EdDSA", 90))
+    }
+    (tmp_path / "2020-01-01-tokens.json").write_text(json.dumps({"works": works, "machine": {}}))
+    cells = [[cell.strip() for cell in line.split("|")] for line in summary.must_reach().splitlines()[2:]]
+    assert [row[2:5] for row in cells] == [
+        ["≤ 60 µs of CPU", "10.00 (10.00–10.00)", "yes"],
+        ["≤ 60 µs of CPU", "61.00 (61.00–61.00)", "**no**"],
+        ["≤ 3 µs of CPU", "3.05 (0.50–4.50)", "**no**"],
     ]
 
 
