@@ -25,6 +25,7 @@ const COMMANDS_PER_MESSAGE = 100; // below the hub's own limit (client.commands_
 const WINDOW = 16; // publications over WebSocket that wait for their answers at a time; far below client.pending_commands
 const EVENT_LETTERS = 16_777_216; // of one event of an event stream; the hub's are bounded, this is for what is no hub
 const WISH_LETTERS = 8000; // of all that is asked of channels in a query; proxies and the hub bound a request's head
+const TIMER_CAP_MS = 2 ** 31 - 1; // a longer timer ends at once
 const CURSOR_LETTERS = 4096; // longer cursors name only the newest generation of each epoch (hub/cursor.py)
 // Codes of the hub (hub/errors.py); who is closed with FINAL or more is not to come back.
 const [NOT_AVAILABLE, TOKEN_EXPIRED, RESUBSCRIBE, CONNECTION_EXPIRED, FINAL] = [108, 109, 2500, 3005, 3500];
@@ -46,7 +47,8 @@ const now = () => performance.now();
 /** `notice`: to all connections of this user. `dropped`: so many publications of `none` channels we were too slow for.
     @typedef {{state: State, notice: any, dropped: number}} HubEvents */
 /** `url`: of the hub, such as "https://hub.example.com"; the page's own where it is left out.
-    `wires`: those to use, the best first. `token`: one, or what gets a fresh one; it is asked again once one has expired.
+    `wires`: those to use, the best first. `token`: one, or what gets a fresh one; it is asked again once one has expired;
+    over WebSocket the connection then goes on with the fresh one.
     `queue`: publications that may wait for a connection; one more is refused.
     @typedef {{url?: string, wires?: WireName[], token?: string | (() => string | Promise<string>), queue?: number}} Options */
 /** `joinLeave`: be told who comes and goes. `since`: go on from there, such as a `position` from before a reload. `data`:
@@ -291,13 +293,27 @@ class WebSocketWire extends Wire {
       while (this.#lines.length && !this.over) this.#socket.send(this.#lines.splice(0, COMMANDS_PER_MESSAGE).join("\n"));
     });
   }
-  #greeted(error, { client, version, ping }) {
+  #greeted(error, { client, version, ping, ttl }) {
     const final = !error?.temporary && error?.code !== TOKEN_EXPIRED;
     if (error) return this.end({ code: error.code, reason: error.message, final, spoke: true });
     this.#connected = true;
     this.heard(ping ? ping * 1000 + PING_GRACE_MS : 0);
+    this.#refreshIn(ttl);
     for (const sub of this.link.subs.values()) this.#join(sub);
     this.link.opened({ client, version });
+  }
+
+  /** Our token ends in so many seconds, and the hub waits a little longer for another one. */
+  #refreshIn(ttl) {
+    if (ttl && this.link.renew) this.later(() => this.#refresh(0), Math.min(ttl * 1000, TIMER_CAP_MS));
+  }
+  async #refresh(attempt) {
+    try {
+      const { ttl } = await this.ask("refresh", { token: await this.link.renew() });
+      this.#refreshIn(ttl);
+    } catch { // none to be had now, or one that has ended too; without one in time the hub ends us (3005)
+      this.later(() => this.#refresh(attempt + 1), backoffMs(attempt));
+    }
   }
   #join(sub) {
     const { channel, _at, _latest, _joinLeave } = sub;
@@ -590,7 +606,8 @@ export class Hub extends Emitter {
     const opened = (info) => this.#opened({ name: "connected", wire, ...info });
     const ended = (end) => this.#ended(end, turn);
     const refused = (sub, error) => this.#forget(sub) && sub.emit("error", error);
-    this.#wire = new WIRES[wire]({ url, token: this.#token, subs, opened, ended, refused, emit: this.emit.bind(this) });
+    const renew = typeof token === "function" && (async () => (this.#token = await token()));
+    this.#wire = new WIRES[wire]({ url, token: this.#token, subs, opened, ended, refused, renew, emit: this.emit.bind(this) });
   }
   #opened(state) {
     if (this.#connectedAt) return; // a stream with other channels, or the next poll

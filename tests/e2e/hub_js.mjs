@@ -251,7 +251,7 @@ function mint(secret, ttl) {
   return `${text}.${createHmac("sha256", secret).update(text).digest("base64url")}`;
 }
 
-/** A token that ends is replaced by a fresh one, one that is no good ends the client. */
+/** A token that ends is replaced by a fresh one, over WebSocket in place; one that is no good ends the client. */
 async function refreshes(url, wire, secret) {
   const short = mint(secret, 3);
   const tokens = [short, mint(secret, 60)];
@@ -266,6 +266,12 @@ async function refreshes(url, wire, secret) {
     const ends = async () => (await fetch(`${url}/poll?channel=log:a&wait=0&token=${short}`)).status === 401;
     await until(ends, "the end of the token");
     await listener.hub.publish("log:a", 2);
+  } else if (wire === "websocket") {
+    await until(() => asked === 2, "a fresh token");
+    // Until who had not refreshed would have been closed: nothing else can be seen of it.
+    await new Promise((resolve) => setTimeout(resolve, 3000));
+    assert.equal(listener.hub.state, first);
+    await publish(url, "log:a", 2);
   } else {
     await until(() => listener.hub.state.name === "connected" && listener.hub.state !== first, "the fresh token's connection");
     assert.ok(listener.seen.states.some(({ code }) => code === 3005));

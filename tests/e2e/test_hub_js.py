@@ -90,9 +90,12 @@ def test_what_is_published_offline_waits_within_a_bound(hub: HubProcess, wire: s
 
 @WIRES
 @node_test
-def test_it_gets_a_fresh_token_when_one_ends(hub: HubProcess, wire: str) -> None:
-    """The hub ends a connection whose token has; a token that is not good is final."""
-    run(hub, "refreshes", wire, SECRET)
+def test_it_gets_a_fresh_token_when_one_ends(wire: str) -> None:
+    """Over WebSocket in place; a stream ends with its token, and its client comes back. One that is not good is final."""
+    # A native session is not asked how long it has before its first deadline, connect_timeout_s.
+    short = {"auth": {"expire_grace_s": 0.5}, "client": {"connect_timeout_s": 1.0}}
+    with HubProcess({"demo": True, "namespaces": NAMESPACES, **short}) as hub:
+        run(hub, "refreshes", wire, SECRET)
 
 
 @WIRES
