@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from urllib.parse import quote
@@ -18,11 +19,13 @@ import pytest
 from hub import auth
 from hub.app import App
 from hub.auth import Authenticator
+from hub.certificates import Certificates
 from hub.entrance import TOO_OFTEN, Entrance, Visitor
 from hub.quotas import Quotas
 from hub.revocation import USER, Entry
 
 from .nodes import until
+from .pki import Authority
 from .plane import SECRET, Plane, plane
 from .support import async_test
 
@@ -83,9 +86,17 @@ class Answer:
     head: str
 
     @classmethod
-    async def of(cls, hub: Plane, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+    async def of(
+        cls,
+        hub: Plane,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        body: bytes,
+        trust: ssl.SSLContext | None = None,
+    ) -> Answer:
         one = cls()
-        one.reader, one.writer = await asyncio.open_connection("127.0.0.1", hub.port)
+        one.reader, one.writer = await asyncio.open_connection("127.0.0.1", hub.port, ssl=trust)
         fields = {"Host": "hub.example", **headers}
         if body:
             fields["Content-Length"] = str(len(body))
@@ -109,8 +120,8 @@ async def session_of(hub: Plane, user: str) -> tuple[bytes, Answer]:
     return orjson.dumps({"session": said["session"], "node": said["node"], "data": data}), stream
 
 
-async def ask(hub: Plane, wire: str, way: str, text: str, **extra: str) -> Answer:
-    """One request that shows `text`; '' shows nothing."""
+async def ask(hub: Plane, wire: str, way: str, text: str, trust: ssl.SSLContext | None = None, **extra: str) -> Answer:
+    """One request that shows `text`; '' shows nothing. trust: it is made over TLS."""
     method, path, headers, body, _ = WIRES[wire]
     headers = {**headers, **extra}
     if way == "header" and text:
@@ -122,7 +133,7 @@ async def ask(hub: Plane, wire: str, way: str, text: str, **extra: str) -> Answe
     stream = None
     if body == b"SESSION":
         body, stream = await session_of(hub, "ann")
-    answer = await Answer.of(hub, method, path, headers, body)
+    answer = await Answer.of(hub, method, path, headers, body, trust)
     if stream is not None:
         stream.close()
     return answer
@@ -343,3 +354,20 @@ async def test_a_blocked_user_is_turned_away_at_the_door(wire, valkey_url, prefi
         assert after.status == 403, after.head
         for one in (before, after):
             one.close()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@EACH_WAY
+@async_test
+async def test_tokens_are_judged_behind_tls_too(way, fast, valkey_url, prefix, tmp_path):
+    """By both ways in: a good one lets its user in, another is 401."""
+    authority = Authority(tmp_path)
+    (tmp_path / "pair").mkdir()
+    certificates = Certificates([authority.issue().write(tmp_path / "pair")])
+    async with hub_for("websocket", valkey_url, prefix, fast=fast, certificates=certificates) as hub:
+        for text, status in ((await shown(hub, way), 101), ("x.y.z", 401)):
+            answer = await ask(hub, "websocket", way, text, trust=authority.client())
+            assert answer.status == status, answer.head
+            assert [one.user for one in visitors(hub)] == (["ann"] if status == 101 else [])
+            answer.close()
+            await until(lambda: not hub.reactor.connections)

@@ -91,7 +91,7 @@ def test_what_is_published_offline_waits_within_a_bound(hub: HubProcess, wire: s
 @WIRES
 @node_test
 def test_it_gets_a_fresh_token_when_one_ends(wire: str) -> None:
-    """Over WebSocket in place; a stream ends with its token, and its client comes back. One that is not good is final."""
+    """Over WebSocket in place; a stream ends with its token, and its client comes back. A bad one is final."""
     # A native session is not asked how long it has before its first deadline, connect_timeout_s.
     short = {"auth": {"expire_grace_s": 0.5}, "client": {"connect_timeout_s": 1.0}}
     with HubProcess({"demo": True, "namespaces": NAMESPACES, **short}) as hub:
