@@ -93,7 +93,7 @@ async def following(found: Provider, **options: object) -> AsyncIterator[tuple[J
 
 
 def token(key: object, algorithm: str, kid: str = "") -> str:
-    return auth.make("ann", key, 60, time.time(), algorithm, kid)
+    return auth.make("ann", key, 3600, time.time(), algorithm, kid)
 
 
 A, B = token(RSA, "RS256", "a"), token(EC, "ES256", "b")
