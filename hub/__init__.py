@@ -3,7 +3,7 @@
 The rooms, and what each is for; the head of each says more:
 
     errors message channels position cursor config     nouns: what things are called, how far somebody has read
-    values mistakes control                            what the operator may choose, what workers tell each other
+    sections values mistakes control                   what the operator may choose, what workers tell each other
     frames deflate protocol handshake eventstream      words on the wire: bytes ⇄ objects, no I/O
     engineio_protocol socketio_protocol                the same for Socket.IO clients: packets, payloads, attachments
     auth origin limits entrance                        gates: who is it, from which page, how often; all of them

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from . import handshake, httpd
 from .acceptor import DESCRIPTOR_MARGIN, INTERNAL_MARGIN, Acceptor
 from .certificates import Certificates
-from .config import ClientSettings, Settings
+from .config import Settings
 from .entrance import Entrance
 from .handover import Handover
 from .listeners import Slot
@@ -22,6 +22,7 @@ from .outbox import Limits
 from .reactor import Reactor
 from .recall import Recall
 from .relay import Relay
+from .sections import ClientSettings
 from .session import Services
 from .transports import (
     emulation,

@@ -36,8 +36,8 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, StreamClosedError
 
 from . import heads
-from .config import HttpSettings
 from .handshake import Refusal
+from .sections import HttpSettings
 from .tls import TlsSocket, shut_down
 
 logger = logging.getLogger(__name__)

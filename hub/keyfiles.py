@@ -13,9 +13,9 @@ from pathlib import Path
 
 from . import keys
 from .auth import Authenticator, Rules
-from .config import AuthSettings
 from .errors import ConfigError
 from .keys import Key, KeyRing
+from .sections import AuthSettings
 
 MAX_PEM_BYTES = 65_536
 """A key has less than one."""

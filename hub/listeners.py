@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .activation import Handed
-from .config import Settings, TcpSettings
+from .config import Settings
 from .errors import BootError
+from .sections import TcpSettings
 from .values import Address, parse_address
 
 SOMAXCONN = Path("/proc/sys/net/core/somaxconn")

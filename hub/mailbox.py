@@ -23,9 +23,9 @@ import orjson
 from . import errors
 from .broker import Broker, Done, Receipt
 from .channels import Namespace, namespace_of
-from .config import MailboxSettings
 from .errors import CommandError, HubError
 from .message import ClientInfo, encode_body
+from .sections import MailboxSettings
 from .store import Keys
 
 ID = re.compile(r"[0-9]{13}-[0-9]{6}")

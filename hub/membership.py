@@ -17,7 +17,6 @@ from typing import Any, Protocol
 from . import errors, wants, wishes
 from .audience import Terms, WireForm
 from .channels import Channels, Namespace
-from .config import ClientSettings
 from .errors import CommandError, HubError
 from .grants import Grant
 from .message import ClientInfo
@@ -28,6 +27,7 @@ from .protocol import Command
 from .recovery import Joined
 from .redelivery import Redelivery
 from .remembered import Remembered
+from .sections import ClientSettings
 from .stream import StreamSubscriber
 from .subscribe import CACHED, Subscriptions
 from .wants import PLAIN, Wants

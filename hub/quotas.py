@@ -21,11 +21,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from .config import LimitSettings
 from .errors import Close
 from .forwarded import Proxies, pack
 from .limits import BURST_S, Account, Accounts, Cost, Episode, cost_s
 from .refusals import Refusals
+from .sections import LimitSettings
 
 MOST_REFUSED = 1000
 """Answers 111 in one go: each is work, too. Whoever sends so many more has not read the first."""

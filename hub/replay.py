@@ -24,9 +24,9 @@ from typing import NamedTuple
 
 import orjson
 
-from .config import TickerSettings
 from .errors import BootError
 from .mistakes import short
+from .sections import TickerSettings
 from .tick import Batch, Clock, LastTicks, Row, Sleep
 
 FIELDS = ("time", "symbol", "price", "volume", "bid", "ask")

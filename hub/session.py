@@ -26,7 +26,6 @@ from .audience import WireForm
 from .broker import Receipt
 from .capabilities import PUBLISH, SUBSCRIBE, Capabilities
 from .channels import Channels, Namespace
-from .config import ClientSettings
 from .entrance import NOBODY, Visitor
 from .errors import Close, CommandError, HubError, ProtocolError
 from .grants import Grant
@@ -42,6 +41,7 @@ from .quotas import Meter, Quotas
 from .recovery import Joined
 from .redelivery import Redelivery
 from .remembered import Remembered
+from .sections import ClientSettings
 from .subscribe import Subscriptions
 from .users import Users
 

@@ -37,10 +37,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from .app import describe, find
-from .config import TickerSettings
 from .errors import BootError, BrokerUnavailable
 from .mistakes import short
 from .replay import Replay, check_file
+from .sections import TickerSettings
 from .store import Store
 from .tick import Batch, Clock, LastTicks, Row, Sleep
 

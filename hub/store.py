@@ -25,8 +25,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from .channels import Mode, namespace_of
-from .config import RedisSettings
 from .errors import BrokerUnavailable
+from .sections import RedisSettings
 
 logger = logging.getLogger(__name__)
 

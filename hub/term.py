@@ -22,10 +22,10 @@ from .barfeed import BarFeed
 from .bars import Bar, Bars
 from .broker import BarWrites, Broker, Lease, Receipt
 from .channels import Namespace
-from .config import TickerSettings
 from .errors import HubError
 from .intake import UNREADABLE, Intake, Tally
 from .message import Publication, encode_body, unpack
+from .sections import TickerSettings
 from .sources import Source
 from .store import Store
 from .thinning import Newest, paced

@@ -20,11 +20,11 @@ from collections.abc import Callable
 from . import tasks
 from .broker import Broker, Lease
 from .channels import Namespace
-from .config import TickerSettings
 from .errors import BrokerUnavailable, HubError
 from .intake import Tally
 from .lease import Candidate
 from .log import Brake
+from .sections import TickerSettings
 from .sources import Source, check_source, make_source
 from .store import Store
 from .term import Term

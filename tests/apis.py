@@ -18,7 +18,6 @@ from hub import api, httpd
 from hub.auth import Authenticator
 from hub.broker import Broker
 from hub.channels import Channels, Namespace
-from hub.config import HttpSettings, MailboxSettings, RedisSettings
 from hub.history import History
 from hub.mailbox import Mailboxes
 from hub.message import unpack
@@ -27,6 +26,7 @@ from hub.presence import Presence
 from hub.publish import Publisher
 from hub.registry import Registry
 from hub.revocation import Revocations
+from hub.sections import HttpSettings, MailboxSettings, RedisSettings
 from hub.store import Store
 from hub.tickets import Tickets
 from hub.users import Users

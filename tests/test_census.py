@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 
 from hub.census import QUIET, Census
-from hub.config import RedisSettings
 from hub.errors import CLOSE_CONNECTION_LIMIT
 from hub.refusals import Refusals
+from hub.sections import RedisSettings
 from hub.store import Store
 from tests.nodes import own_valkey, until
 from tests.support import async_test

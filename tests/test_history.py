@@ -6,9 +6,9 @@ import pytest
 from redis.asyncio import Redis
 
 from hub.channels import Namespace
-from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable
 from hub.history import ALL, READS_AT_ONCE, Asked, History, Page
+from hub.sections import RedisSettings
 from hub.store import Store
 from tests.stores import STREAM, Link, link
 from tests.support import async_test

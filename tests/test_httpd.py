@@ -10,7 +10,7 @@ import pytest
 from tornado.netutil import bind_sockets
 
 from hub import httpd
-from hub.config import HttpSettings
+from hub.sections import HttpSettings
 from tests import support
 from tests.support import async_test
 

@@ -10,10 +10,10 @@ import pytest
 from redis.asyncio import Redis
 
 from hub import ingest
-from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable
 from hub.ingest import RESUBSCRIBE_BATCH, Ingest
 from hub.message import Arrival, Publication, pack
+from hub.sections import RedisSettings
 from hub.store import Store
 from tests.support import async_test
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hub import auth, keyfiles
-from hub.config import AuthSettings
 from hub.errors import CommandError, ConfigError, ProtocolError
+from hub.sections import AuthSettings
 
 from .test_keys import EC, RSA, SMALL, pem, private_pem
 

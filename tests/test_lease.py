@@ -9,10 +9,10 @@ from redis.asyncio import Redis
 
 from hub.broker import Broker, Lease, Receipt
 from hub.channels import Namespace
-from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable, CommandError, HubError
 from hub.lease import Candidate
 from hub.message import Publication
+from hub.sections import RedisSettings
 from hub.store import Store
 from tests.support import async_test
 

@@ -21,11 +21,11 @@ from redis import Redis
 
 from hub.broker import Receipt
 from hub.channels import Namespace
-from hub.config import MailboxSettings
 from hub.errors import BAD_REQUEST, LIMIT_EXCEEDED, CommandError
 from hub.mailbox import ID, Letter, Mailboxes, id_of, kept
 from hub.message import ClientInfo, unpack
 from hub.scripts import load_script
+from hub.sections import MailboxSettings
 from hub.store import Keys
 from tests.stores import BINARIES, server
 

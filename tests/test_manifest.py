@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from hub.config import RedisSettings
 from hub.manifest import MAX_FIELDS, Entry, Manifest, unpack
+from hub.sections import RedisSettings
 from hub.store import Keys, Store
 from tests.nodes import own_valkey
 from tests.nodes import until as until_patiently

@@ -12,11 +12,11 @@ import pytest
 from hub import errors, membership, wants
 from hub.audience import Terms
 from hub.channels import Namespace
-from hub.config import ClientSettings
 from hub.errors import BrokerUnavailable, CommandError, HubError
 from hub.membership import Attempt, Held
 from hub.protocol import Command
 from hub.recovery import Joined
+from hub.sections import ClientSettings
 from hub.wants import EVERY, PLAIN, Wants
 
 NAMESPACES = {

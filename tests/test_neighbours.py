@@ -14,10 +14,10 @@ from tornado.netutil import bind_sockets
 
 from hub import httpd
 from hub import neighbours as neighbours_module
-from hub.config import RedisSettings
 from hub.errors import OwnerFailed, OwnerGone, OwnerSlow
 from hub.neighbours import KNOWN_S, LEASE_S, MISSED_S, Neighbours
 from hub.relay import Home, Limits, Owner, Relay
+from hub.sections import RedisSettings
 from hub.store import Store
 from tests.emulated import http, request
 from tests.nodes import until

@@ -13,11 +13,11 @@ from redis.asyncio import Redis
 
 from hub import presence as rooms
 from hub.channels import Channels, Namespace
-from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable, CommandError
 from hub.message import ClientInfo
 from hub.presence import Presence
 from hub.roll import LEASE_S, Entry, Roll
+from hub.sections import RedisSettings
 from hub.store import Store
 from tests.ear import Ear, listen
 from tests.nodes import own_valkey, until

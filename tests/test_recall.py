@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from hub import recall as recall_module
-from hub.config import RedisSettings
 from hub.recall import Recall
+from hub.sections import RedisSettings
 from hub.store import Store
 from tests.nodes import own_valkey
 from tests.support import FakeClock, async_test

@@ -12,10 +12,10 @@ import pytest
 from redis.asyncio import Redis
 
 from hub import registry as rooms
-from hub.config import RedisSettings
 from hub.control import EMIT, Errand, Notice, encode_errand
 from hub.errors import BrokerUnavailable, CommandError
 from hub.notice import Notices
+from hub.sections import RedisSettings
 from hub.store import Keys, Store
 from tests.nodes import is_listed, node, own_valkey, until
 from tests.support import async_test
@@ -23,7 +23,7 @@ from tests.test_notice import Form, Listener
 
 CHILD = """
 import asyncio, sys
-from hub.config import RedisSettings
+from hub.sections import RedisSettings
 from hub.registry import Registry
 from hub.store import Store
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from vega_datasets import data
 
-from hub.config import TickerSettings
 from hub.errors import BootError
 from hub.replay import MAX_LINE_BYTES, Replay, check_file, parse_time
+from hub.sections import TickerSettings
 from hub.tick import Batch
 from tests.support import FakeClock, async_test
 

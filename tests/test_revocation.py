@@ -11,9 +11,9 @@ import pytest
 from redis.asyncio import Redis
 
 from hub.auth import ANONYMOUS, Claims
-from hub.config import RedisSettings
 from hub.errors import CommandError, ProtocolError
 from hub.revocation import ISSUED, TOKEN, USER, Entry, Revocations, parse
+from hub.sections import RedisSettings
 from hub.store import Keys, Store
 from tests.nodes import own_valkey, until
 from tests.support import FakeClock, async_test

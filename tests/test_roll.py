@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable
 from hub.message import ClientInfo, unpack_arrivals
 from hub.roll import LEASE_S, MAX_DEPARTURES, Entry, Rolls, parse_roll, parse_scan, parse_term
 from hub.scripts import load_script
+from hub.sections import RedisSettings
 from hub.store import Store
 from tests.ear import Ear, listen
 from tests.nodes import own_valkey

@@ -7,12 +7,12 @@ import pytest
 from hub.asking import Histories
 from hub.auth import Authenticator
 from hub.channels import Channels, Namespace
-from hub.config import ClientSettings
 from hub.errors import BrokerUnavailable
 from hub.protocol import Command
 from hub.publish import Publisher
 from hub.remembered import Remembered
 from hub.rpc import MAX_IDS
+from hub.sections import ClientSettings
 from hub.session import Services, Session
 from hub.store import Keys
 from hub.users import Users

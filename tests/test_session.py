@@ -10,12 +10,12 @@ from hub.asking import Histories
 from hub.auth import Authenticator
 from hub.broker import Receipt
 from hub.channels import Channels
-from hub.config import ClientSettings
 from hub.errors import TOO_MANY_REQUESTS, BrokerUnavailable, Close, CommandError
 from hub.message import ClientInfo
 from hub.publish import Publisher
 from hub.recovery import Joined
 from hub.remembered import Remembered
+from hub.sections import ClientSettings
 from hub.session import Services, Session
 from hub.store import Keys
 from hub.users import Users

@@ -9,10 +9,10 @@ import pytest
 from hub import snapshots as room
 from hub.broker import Broker
 from hub.channels import Namespace
-from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable
 from hub.ingest import Ingest
 from hub.message import Publication
+from hub.sections import RedisSettings
 from hub.snapshots import BATCH, TELL_AT_ONCE, Snapshots
 from hub.store import Keys, Store
 from tests.nodes import until

@@ -12,9 +12,9 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from hub.config import RedisSettings, TickerSettings
 from hub.errors import BootError, BrokerUnavailable
 from hub.replay import Replay
+from hub.sections import RedisSettings, TickerSettings
 from hub.sources import (
     MAX_ENTRY_BYTES,
     Metronome,

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable
+from hub.sections import RedisSettings
 from hub.store import Endpoint, Keys, Store
 from tests.chaos.proxy import Address, Proxy
 from tests.chaos.stores import MASTER, Sentinel, Valkey

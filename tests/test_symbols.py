@@ -9,9 +9,9 @@ import pytest
 from hub import symbols as room
 from hub.broker import Broker
 from hub.channels import Namespace
-from hub.config import RedisSettings
 from hub.errors import LIMIT_EXCEEDED, BrokerUnavailable, CommandError
 from hub.message import Publication
+from hub.sections import RedisSettings
 from hub.store import Keys, Store
 from hub.symbols import APPEAR_AT_ONCE, LINGER_S, RECHECK_AT_ONCE, RETRY_S, Symbols
 from tests.nodes import until

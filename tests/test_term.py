@@ -20,10 +20,10 @@ from hub import tasks, term
 from hub.bars import INTERVALS_NS
 from hub.broker import BarWrites, Broker
 from hub.channels import Namespace
-from hub.config import RedisSettings, TickerSettings
 from hub.errors import BrokerUnavailable, CommandError
 from hub.intake import Tally
 from hub.lease import Candidate
+from hub.sections import RedisSettings, TickerSettings
 from hub.store import Store
 from hub.term import Place, Term, read_place
 from hub.tick import Batch, LastTicks, Row

@@ -19,9 +19,9 @@ from redis.asyncio import Redis
 from vega_datasets import data
 
 from hub.broker import Broker, Lease
-from hub.config import RedisSettings, TickerSettings
 from hub.errors import BootError
 from hub.message import unpack
+from hub.sections import RedisSettings, TickerSettings
 from hub.store import Store
 from hub.term import RULES, read_place
 from hub.tick import Batch, LastTicks, Row
@@ -33,7 +33,7 @@ STOCKS = Path(data.stocks.filepath)
 CHILD = """
 import asyncio, sys, uvloop
 from hub.broker import Broker
-from hub.config import RedisSettings, TickerSettings
+from hub.sections import RedisSettings, TickerSettings
 from hub.store import Store
 from hub.ticker import Ticker
 from tests.test_ticker import Counting

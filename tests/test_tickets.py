@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 
 from hub import capabilities, errors
 from hub.auth import Authenticator
-from hub.config import RedisSettings
 from hub.errors import BrokerUnavailable, CommandError, ProtocolError
+from hub.sections import RedisSettings
 from hub.store import Store
 from hub.tickets import MAX_CLAIMS_BYTES, Tickets
 

@@ -17,12 +17,12 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from hub import httpd
-from hub.config import RedisSettings
 from hub.errors import CLOSE_SHUTDOWN, OwnerGone, OwnerSlow
 from hub.handover import Handover
 from hub.neighbours import Neighbours
 from hub.reactor import Reactor
 from hub.relay import Home, Limits, Owner, Relay
+from hub.sections import RedisSettings
 from hub.store import Store
 from hub.tunnel import Tunnel, Tunnels
 from tests.emulated import http, request

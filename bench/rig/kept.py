@@ -22,9 +22,9 @@ from redis.exceptions import RedisError
 from hub import errors
 from hub.broker import Broker, Receipt
 from hub.channels import Namespace
-from hub.config import RedisSettings
 from hub.history import ALL, Asked, History
 from hub.message import Publication, encode_body
+from hub.sections import RedisSettings
 from hub.store import Keys, Store
 
 from .processes import BenchError

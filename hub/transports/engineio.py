@@ -23,7 +23,6 @@ from math import inf
 from .. import engineio_protocol as engineio
 from .. import errors, frames, handshake
 from ..audience import new_number
-from ..config import ClientSettings, SocketIOSettings
 from ..connection import GONE, OPEN
 from ..entrance import Visitor
 from ..errors import Close, ProtocolError
@@ -32,6 +31,7 @@ from ..outbox import Limits
 from ..quotas import Quotas
 from ..reactor import Reactor
 from ..relay import Owner, new_session_id
+from ..sections import ClientSettings, SocketIOSettings
 from ..tls import Descriptor
 from .websocket import FramedConnection
 

@@ -32,7 +32,6 @@ from .. import socketio_protocol as socketio
 from ..app_gate import Gate
 from ..app_session import Transport
 from ..channels import Namespace
-from ..config import SocketIOSettings
 from ..entrance import Visitor
 from ..errors import Close, CommandError, HubError
 from ..position import Position
@@ -40,6 +39,7 @@ from ..protocol import Command
 from ..quotas import Meter
 from ..recovery import Joined
 from ..resume import KEPT, NAMES, STEP, Deliveries, Mark, Record, Returning, Stay
+from ..sections import SocketIOSettings
 from ..session import Services, Session
 from ..socketio_protocol import ACK, EVENT, MAIN
 from .engineio import encode_frame

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from tornado import iostream
 
 from .. import deflate, entrance, errors, frames, handshake, httpd, protocol
-from ..config import ClientSettings
 from ..connection import OPEN, Connection, take_over
 from ..deflate import Agreement
 from ..entrance import Entrance, Visitor
@@ -28,6 +27,7 @@ from ..errors import Close, HubError
 from ..limits import fits
 from ..outbox import Limits, Verdict
 from ..reactor import Reactor
+from ..sections import ClientSettings
 from ..session import Services, Session
 from ..tls import Descriptor, TlsSocket
 

@@ -22,11 +22,11 @@ from tornado.netutil import bind_sockets
 from hub import handshake, httpd
 from hub.acceptor import Acceptor
 from hub.auth import Authenticator
-from hub.config import ClientSettings, HttpSettings
 from hub.entrance import Entrance, Visitor
 from hub.origin import Origins
 from hub.outbox import Limits
 from hub.reactor import Reactor
+from hub.sections import ClientSettings, HttpSettings
 from hub.transports.websocket import Door, FramedConnection, WebSocketHandler, deflated_forms
 
 NO_LIMIT = 1 << 62

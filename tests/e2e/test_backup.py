@@ -16,10 +16,10 @@ import redis
 from redis.asyncio import Redis
 
 from hub.channels import Namespace
-from hub.config import RedisSettings
 from hub.embedded import running_url
 from hub.history import ALL, History, Page
 from hub.position import Position, survives
+from hub.sections import RedisSettings
 from hub.store import Store
 from tests.hubs import HubProcess, run_hub
 from tests.plane import Client, client

@@ -23,7 +23,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from hub.config import ClientSettings, HttpSettings, SocketIOSettings
+from hub.sections import ClientSettings, HttpSettings, SocketIOSettings
 from hub.transports.longpoll import MAX_WAIT_S
 from hub.transports.polling import GRACE_S
 from tests.e2e import nodejs

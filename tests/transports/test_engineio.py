@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed
 
 from hub import frames
 from hub.audience import ELSEWHERE
-from hub.config import SocketIOSettings
+from hub.sections import SocketIOSettings
 from hub.transports.engineio import encode_frame, tick_s, unframe
 from tests.nodes import until
 from tests.plane import plane
