@@ -51,6 +51,8 @@ class Remembered:
         self._saving: dict[str, tuple[bytes, float]] = {}
         self._due: dict[str, tuple[Callable[[], bytes], float, float]] = {}
         """What to save later, how long to keep it, and when to save it at the latest; the earliest first."""
+        self._timed = False
+        """`_save_due` will be called; one timer for all, also where nothing waits any more when it comes."""
         self._trouble = Brake()
 
     def save(self, name: str, text: bytes, seconds: float) -> None:
@@ -72,7 +74,8 @@ class Remembered:
             self._due[name] = (text, seconds, due[2])
         elif name and len(self._due) < MAX_WAITING:
             loop = asyncio.get_running_loop()
-            if not self._due:
+            if not self._timed:
+                self._timed = True
                 loop.call_later(SAVED_WITHIN_S, self._save_due)
             self._due[name] = (text, seconds, loop.time() + SAVED_WITHIN_S)
 
@@ -97,7 +100,8 @@ class Remembered:
         now = loop.time()
         for name in [name for name, due in islice(self._due.items(), SAVED_AT_ONCE) if due[2] <= now]:
             self.save_now(name)
-        if self._due:
+        self._timed = bool(self._due)
+        if self._timed:
             first = next(iter(self._due.values()))[2]
             loop.call_later(max(STEP_S, first - now), self._save_due)
 

@@ -109,6 +109,30 @@ async def test_what_waits_is_given_out_and_saved_before_its_time():
 
 
 @async_test
+async def test_one_timer_is_enough_however_often_nothing_waits_any_more(monkeypatch):
+    """A client that changes something and goes, again and again, leaves no timer behind each time."""
+    monkeypatch.setattr(room, "SAVED_WITHIN_S", 0.01)
+    fired = 0
+
+    class Counting(Remembered):
+        def _save_due(self) -> None:
+            nonlocal fired
+            fired += 1
+            super()._save_due()
+
+    runner, _, _ = rig()
+    remembered = Counting(runner, Keys("hub"))
+    for i in range(100):
+        remembered.save_later(f"{i}", lambda: b"1", 60)
+        remembered.save_now(f"{i}")
+    remembered.save_later("last", lambda: b"2", 60)
+    assert (await sent(runner, 101))[-1][1:3] == ("hub:wants:last", b"2")
+    assert fired <= 3  # its time may have come a moment too early
+    remembered.save_later("again", lambda: b"3", 60)
+    assert (await sent(runner, 102))[-1][1:3] == ("hub:wants:again", b"3")
+
+
+@async_test
 async def test_what_is_saved_at_once_is_not_saved_again_by_what_waited():
     """The end of a connection says it last: what it kept for an hour is kept for resume_s now."""
     runner, remembered, _ = rig()
