@@ -18,6 +18,7 @@ outgrew it before is told so too, and not refused: it has done nothing but stay.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -237,10 +238,9 @@ class PatternList(WatchList):
         if not prefixes or not self._watching:
             return wanted, len(wanted)
         symbols, name = self._subscriptions.symbols, self._name
-        heads = tuple(prefixes)
         total = len(wanted) + sum(symbols.count(name, prefix) for prefix in prefixes)
-        total -= sum(one.startswith(heads) and symbols.knows(name, one) for one in wanted)
-        wanted |= {one: None for one in self._symbols if one.startswith(heads) and symbols.knows(name, one)}
+        total -= sum(_is_among(prefixes, one) and symbols.knows(name, one) for one in wanted)
+        wanted |= {one: None for one in self._symbols if _is_among(prefixes, one) and symbols.knows(name, one)}
         for prefix in prefixes:
             for symbol in symbols.matching(name, prefix, self._most + len(wanted)):
                 if len(wanted) >= self._most:
@@ -317,3 +317,12 @@ class PatternList(WatchList):
         if self._opened and not self._closed and self._left_out != self._told_left_out:
             self._told_left_out = self._left_out
             self._holder.left_out(self._left_out, self._most)
+
+
+def _is_among(prefixes: list[str], symbol: str) -> bool:
+    """Whether a symbol begins with one of these, which are sorted, and of which none begins with another.
+
+    Then it can only be the last one that is not behind it, and a list of thousands need not be tried one by one.
+    """
+    at = bisect_right(prefixes, symbol)
+    return at > 0 and symbol.startswith(prefixes[at - 1])

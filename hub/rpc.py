@@ -122,8 +122,8 @@ def _watch(caller: Caller, command: Command) -> None:
     namespace, asked = caller.services.channels.resolve(channel), watch_list.asked
     add = wants.read_symbols("add", data.get("add", []), namespace)
     caller.may_watch(channel, namespace, add)
-    remove = wants.read_symbols("remove", data.get("remove", []), namespace)
-    if len(asked) + len(add) > namespace.watch and len({*asked, *add} - {*remove}) > namespace.watch:
+    remove = frozenset(wants.read_symbols("remove", data.get("remove", []), namespace))
+    if len(asked) + len(add) > namespace.watch and len({*asked, *add} - remove) > namespace.watch:
         raise CommandError(errors.LIMIT_EXCEEDED, f"a watch list has at most {namespace.watch} symbols")
     caller.begin()
     new = [symbol for symbol in add if symbol not in remove]

@@ -238,6 +238,32 @@ async def test_nested_and_overlapping_entries_count_once():
     assert isinstance(rig.alter("Y"), CommandError)
 
 
+class Counted(str):
+    """A name that counts what it is compared with."""
+
+    __slots__ = ()
+    looks = 0
+
+    def startswith(self, *prefixes) -> bool:
+        Counted.looks += sum(len(one) if isinstance(one, tuple) else 1 for one in prefixes)
+        return super().startswith(*prefixes)
+
+
+@async_test
+async def test_a_change_of_a_long_list_does_not_try_each_pattern_on_each_name(monkeypatch):
+    """One client's list of thousands of both, to which it adds one, must not stop the worker for a second."""
+    monkeypatch.setattr(Counted, "looks", 0)
+    rules = Namespace(mode="latest", watch=1000, watch_prefixes=True)
+    store = Store()
+    one = new_list(store, "t", rules, object(), Terms("view", False, FAST), None, False)
+    names = [Counted(f"N{i:03}") for i in range(300)]
+    one.alter([*names, *(f"P{i:03}*" for i in range(300)), "N1*"], [], lambda outcome: None)
+    store.publish("N150")
+    assert len(one) == 300
+    one.alter([Counted("X")], [], lambda outcome: None)
+    assert len(one) == 301 and Counted.looks < 10 * len(names)
+
+
 @async_test
 async def test_a_symbol_without_a_value_is_held_by_its_name_alone():
     """Until its first value comes."""
