@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 from weakref import WeakValueDictionary
 
 import orjson
@@ -160,9 +160,23 @@ class _Last:
 def parsed(body: bytes) -> dict[str, Any]:
     """A body as an object, which nobody may change: views of the same publication come one after the other."""
     if body is not _Last.body:
-        _Last.publication = cast("dict[str, Any]", orjson.loads(body))
+        _Last.publication = _taken_apart(body)
         _Last.body = body
     return _Last.publication
+
+
+def _taken_apart(body: bytes) -> dict[str, Any]:
+    # Whoever reaches Redis can write anything there. An exception here, in the middle of a batch or of a moment, would
+    # cost others their values; so what is wrong is left out.
+    try:
+        publication = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    if not isinstance(publication, dict):
+        return {}
+    if not isinstance(publication.get("tags", {}), dict):
+        del publication["tags"]
+    return publication
 
 
 def numbering(body: bytes) -> Numbering:

@@ -41,6 +41,15 @@ def test_fields_narrow_data_that_is_an_object():
     assert orjson.loads(view.body("t:A", Update(encode_body([1])))) == {"data": [1]}
 
 
+@pytest.mark.parametrize("body", [b"", b"no JSON", b"[1]", b"5", b'{"data":{"seq":1},"tags":"x"}', b'{"data":1,"tags":[1]}'])
+def test_what_is_no_publication_is_told_without_what_is_wrong(body):
+    """Whoever reaches Redis can write it; a fault here would cost all who have the same moment their values."""
+    for options in ({"marks": True}, {"fields": ("seq",)}, {"shown": "t:$watch", "marks": True}):
+        publication = orjson.loads(Views().of(Form(), **options).body("t:A", Update(body)))
+        assert publication.get("data") in (None, 1, {"seq": 1}) and isinstance(publication.get("tags", {}), dict)
+    assert numbering(body) in (Numbering(), Numbering(1))
+
+
 @pytest.mark.parametrize("tags", [None, {"a": "b"}])
 @pytest.mark.parametrize("fields", [(), ("symbol",)])
 def test_on_a_watch_list_a_tag_says_whose_value_it_is(tags, fields):
