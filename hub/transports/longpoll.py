@@ -287,6 +287,8 @@ class Poll:
     def _take_newest(self, channel: str, frame: bytes, body: bytes) -> None:
         """The newest value takes an older one's place."""
         whose = self._whose(channel, body)
+        if not whose:
+            return
         at = self._latest.get(whose)
         if at is not None:
             self._size += len(frame) - len(self.messages[at])
@@ -299,6 +301,8 @@ class Poll:
 
     def _is_news(self, channel: str, body: bytes) -> bool:
         whose = self._whose(channel, body)
+        if not whose:
+            return False
         self._recall(whose)
         return cursor.mark_of(body) != self.marks.get(whose)
 
@@ -308,9 +312,14 @@ class Poll:
             self.marks.setdefault(channel, mark)
 
     def _whose(self, channel: str, body: bytes) -> str:
-        """The channel that a value is of: in a watch list, what its tag says."""
-        listed = channel in self._wish.wants and self._wish.wants[channel].symbols
-        return str(orjson.loads(body)["tags"]["channel"]) if listed else channel
+        """The channel that a value is of: in a watch list, what its tag says; '' for what is no publication."""
+        if channel not in self._wish.wants or not self._wish.wants[channel].symbols:
+            return channel
+        try:
+            return str(orjson.loads(body)["tags"]["channel"])
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            # Whoever reaches Redis can write anything there, and others of this batch have yet to be served.
+            return ""
 
     # What a watch list tells.
 

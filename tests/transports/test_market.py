@@ -12,6 +12,7 @@ import pytest
 from hub import auth, errors
 from hub.channels import Namespace
 from hub.errors import CommandError
+from hub.message import Publication
 from hub.transports.market import asked, granted, slowest_s
 from hub.wants import EVERY, Wants
 from tests.eventsource import Answer, Stream, request, stream
@@ -369,3 +370,20 @@ async def test_a_list_that_redis_does_not_let_in_is_a_503_or_a_reason_to_come_ba
             assert (await one.next("closed")).json["reconnect"] is True
         assert hub.fanout.subscriptions == 0
         monkeypatch.setattr(hub.ingest, "connected", True)
+
+
+@pytest.mark.parametrize("body", [b"", b"no JSON", b'{"data":1,"tags":5}', b'{"tags":{"channel":'])
+@async_test
+async def test_a_poll_passes_over_what_is_no_publication(valkey_url, prefix, body):
+    """Whoever reaches Redis can write it; the others of the same batch get theirs."""
+    async with plane(valkey_url, prefix) as hub:
+        before = hub.fanout.subscriptions
+        first = asyncio.create_task(poll(hub, LIST + "symbols=A,B"))
+        await until(lambda: hub.fanout.subscriptions == before + 2)
+        async with listening(hub, LIST + "symbols=B&fields=price") as other:
+            batch = [Publication("ticker:A", body), Publication("ticker:B", b'{"data":{"price":2}}')]
+            hub.services.subscriptions.deliver(batch)
+            assert (await value(other))["pub"]["data"] == {"price": 2}
+        answer = await first
+        values = {pub["tags"]["channel"]: pub.get("data") for pub in (one["pub"] for one in answer.json["messages"])}
+        assert answer.status == 200 and values["ticker:B"]["price"] == 2
