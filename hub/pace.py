@@ -1,7 +1,7 @@
 """Paces: subscriptions that want a channel's newest value so often at most, and share their moments.
 
 Does: keep, for one rate, which channels have something new and who came since the last moment; say when the next is.
-Does not: encode, take up or deliver (fanout does, when it is called), nor know what clients may ask for (wishes).
+Does not: encode, take up or deliver (fanout does, when it is called), nor know what clients may ask for (wants).
 Called by: fanout (touch, arrive, leave), options through `Paces.at`.
 Never break: one timer for each rate, however many channels and clients there are; the last value always goes out.
 
@@ -13,13 +13,11 @@ others, so for its first moment it has a frame of its own, and belongs to the ot
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
 from collections.abc import Callable
 
 from .audience import Audience, Group, Stand, Subscriber
+from .wants import RATES_HZ, shared_hz
 
-RATES_HZ = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0, 60.0)
-"""What is had; a wish in between is rounded down, so that clients share their bytes. Above the last: every value."""
 PAUSED_HZ = 0.0
 
 
@@ -115,5 +113,4 @@ class Paces:
         """The rate for a wish, from 0 on; None: above all of them, every value."""
         if hz > RATES_HZ[-1]:
             return None
-        at = bisect_right(RATES_HZ, hz)
-        return self._paces[RATES_HZ[at - 1] if at else RATES_HZ[0] if hz else PAUSED_HZ]
+        return self._paces[shared_hz(hz)]

@@ -17,6 +17,7 @@ Never break: what is refused has changed nothing; a name that is not known is re
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -32,6 +33,9 @@ MAX_FIELD_LENGTH = 64
 MAX_ID_LENGTH = 64
 MAX_HZ = 1000.0
 EVERY = float("inf")
+RATES_HZ = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0, 60.0)
+"""What is had; a wish in between is rounded down, so that clients share their bytes. Above the last: every value, where
+nothing caps it."""
 WATCH = "$watch"
 """The watch list of a namespace is its channel of this name: 'ticker:$watch'."""
 NAMES = ("mode", "hz", "fields", "marks", "symbols", "client")
@@ -121,7 +125,17 @@ def capped(wants: Wants, namespace: Namespace, claimed_hz: float) -> Wants:
     most = min(namespace.max_hz or EVERY, claimed_hz)
     if wants.raw and most != EVERY:
         raise CommandError(errors.PERMISSION_DENIED, f"raw is every value; allowed: {most:g} a second")
-    return wants if wants.hz <= most else wants._replace(hz=most)
+    hz = min(wants.hz, most)
+    if hz > RATES_HZ[-1] and most == EVERY:
+        return wants
+    hz = shared_hz(hz)
+    return wants if wants.hz == hz else wants._replace(hz=hz)
+
+
+def shared_hz(hz: float) -> float:
+    """The rate that a wish gets, from 0 on: the next lower one that is had, or the lowest; the highest above all."""
+    at = bisect_right(RATES_HZ, hz)
+    return RATES_HZ[at - 1] if at else RATES_HZ[0] if hz else 0.0
 
 
 def is_watch(channel: str, namespace: Namespace) -> bool:

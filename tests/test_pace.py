@@ -18,8 +18,9 @@ from hub.channels import Namespace
 from hub.fanout import Fanout
 from hub.message import Publication, encode_body
 from hub.outbox import Limits, Outbox, Verdict
-from hub.pace import RATES_HZ, Paces
+from hub.pace import Paces
 from hub.views import Views, numbering
+from hub.wants import RATES_HZ
 
 LATEST = Namespace(mode="latest", stale_ms=3000)
 NARROW = Limits(conflate_bytes=1, drop_bytes=10**9, max_bytes=10**9, max_frames=10**9)

@@ -7,7 +7,20 @@ import pytest
 from hub import errors
 from hub.channels import Namespace
 from hub.errors import CommandError
-from hub.wants import EVERY, PLAIN, Wants, capped, describe, digest, is_pattern, is_watch, pack, read, unpack
+from hub.wants import (
+    EVERY,
+    PLAIN,
+    RATES_HZ,
+    Wants,
+    capped,
+    describe,
+    digest,
+    is_pattern,
+    is_watch,
+    pack,
+    read,
+    unpack,
+)
 
 RULES = Namespace(mode="latest", watch=3)
 PATTERNS = Namespace(mode="latest", watch=3, watch_prefixes=True, watch_prefix_length=2)
@@ -108,6 +121,21 @@ def test_a_rate_is_capped_by_the_namespace_and_by_the_token():
         with pytest.raises(CommandError) as caught:
             capped(Wants(raw=True), rules, claimed)
         assert caught.value.reply is errors.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize(("wish", "cap", "hz"), [(7, 0, 5), (100, 0, 100), (0.01, 0, 0.1), (0, 0, 0), (9, 7, 5), (0, 7, 0)])
+@pytest.mark.parametrize("by_token", [False, True])
+def test_what_is_granted_is_the_rate_that_is_had(wish, cap, hz, by_token):
+    """So that the reply says what will come."""
+    rules = Namespace(mode="latest", max_hz=0 if by_token else cap)
+    assert capped(Wants(hz=wish), rules, (cap or EVERY) if by_token else EVERY).hz == hz
+
+
+def test_a_cap_above_all_rates_is_one_all_the_same():
+    """Every value might be more than it allows."""
+    for wish in (100.0, 1000.0, EVERY):
+        assert capped(Wants(hz=wish), Namespace(mode="latest", max_hz=100), EVERY).hz == RATES_HZ[-1]
+        assert capped(Wants(hz=wish), RULES, 61.0).hz == RATES_HZ[-1]
 
 
 def test_only_where_there_are_watch_lists_is_a_channel_one():
