@@ -185,17 +185,17 @@ def subscribe(member: Member, command: Command) -> None:
     member.may_watch(channel, namespace, began.symbols)
     member.begin()
     asked = member.entries[channel] = Attempt(channel, namespace, since, command.id, watch, began, grant)
-    # Only of those who have wishes: whoever takes a channel as it comes costs Redis nothing when it comes back.
-    if began is not PLAIN and namespace.resume_s and (since is not None or began.client):
+    # Of those who come back, by their own word, and who are somebody: all others cost Redis nothing.
+    if namespace.resume_s and (since is not None or began.client):
         kept = wants.digest(member.user, began.client, channel, began)
         if kept:
-            services.remembered.recall(kept, partial(_remembered, member, asked))
+            services.remembered.recall(kept, partial(_remembered, member, asked, granted))
             return
     _enter_with(member, asked, granted)
 
 
-def _remembered(member: Member, asked: Attempt, text: object) -> None:
-    """What it had changed before it went is known, or nothing is."""
+def _remembered(member: Member, asked: Attempt, granted: Wants, text: object) -> None:
+    """What it had changed before it went is known, or nothing is. granted: of what it asks for now."""
     channel, namespace, began = asked.channel, asked.namespace, asked.began
     if member.entries.get(channel) is not asked:
         member.end()
@@ -203,16 +203,16 @@ def _remembered(member: Member, asked: Attempt, text: object) -> None:
         return
     changed = wants.unpack(text, namespace, wants.is_watch(channel, namespace), began)
     try:
-        granted = wants.capped(changed, namespace, member.max_hz)
+        kept = wants.capped(changed, namespace, member.max_hz)
         member.may_watch(channel, namespace, changed.symbols)
     except CommandError:
         # Settings and tokens change, and whoever reaches Redis can write there: neither is this client's mistake.
         # What it asks for now was looked at when it asked.
-        changed, granted = began, wants.capped(began, namespace, member.max_hz)
+        changed, kept = began, granted
     if changed is not began:
         name = wants.digest(member.user, member.client, channel, began)
         member.services.remembered.save(name, wants.pack(changed), KEPT_S)
-    _enter_with(member, asked, granted, changed is not began)
+    _enter_with(member, asked, kept, changed is not began)
 
 
 def _enter_with(member: Member, asked: Attempt, granted: Wants, changed: bool = False) -> None:

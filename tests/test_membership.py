@@ -230,6 +230,29 @@ def test_what_was_changed_holds_again_and_is_kept_on():
     assert member.kept() == [(Wants(hz=5.0, marks=True), membership.KEPT_S)]
 
 
+def test_a_rate_that_was_changed_holds_again_for_who_asked_for_nothing():
+    """By its token; nobody's is looked for where there is none, nor where it does not say that it comes back."""
+    member = Member()
+    come_back(member, "t:A", wants.pack(Wants(hz=5.0)))
+    assert member.entries["t:A"].wants.hz == 5 and member.said[0][1]["data"] == {"mode": "merge", "hz": 5.0}
+    member = Member()
+    come_back(member, "t:A", None)
+    assert member.entries["t:A"] is NAMESPACES["t"] and member.services.subscriptions.inside == {"t:A": None}
+    for member, recover in ((Member(""), True), (Member(), False)):
+        member.subscribe("t:A", recover=recover)
+        assert member.services.remembered.asked == [] and member.entries["t:A"] is NAMESPACES["t"]
+
+
+def test_a_token_that_allows_less_meanwhile_fails_nobody_in_the_answer_of_redis():
+    """What it asked for was granted when it asked."""
+    member = Member()
+    member.subscribe("t:A", recover=True, mode="raw")
+    [(_, found)] = member.services.remembered.asked
+    member.max_hz = 1.0
+    found(None)
+    assert member.said[0][1]["data"] == {"mode": "raw"} and member.pending == 0
+
+
 @pytest.mark.parametrize("text", [None, b"", b"{", wants.pack(Wants(raw=True)), b'{"mode":"raw","hz":5}'])
 @pytest.mark.parametrize("channel", ["slow:A", "slow:$watch"])
 def test_what_is_kept_and_not_to_be_had_any_more_is_passed_over(channel, text):
