@@ -12,6 +12,7 @@ Several channels can share one Redis channel: all of a `latest` namespace come o
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -36,6 +37,10 @@ from .wants import Wants
 IN = Joined()
 CACHED = Joined(recoverable=True)
 """Who comes to a `latest` channel is given its newest value; who comes back, wherever it was, has recovered by that."""
+
+CHECK_AT_ONCE = 4096
+"""Channels whose newest value is asked for at a time, when any may have been missed; of those that snapshots takes."""
+CHECK_AGAIN_S = 1.0
 
 
 class _Topic:
@@ -78,6 +83,12 @@ class Subscriptions:
         self._topics: dict[str, _Topic] = {}
         self._entering: dict[tuple[str, StreamSubscriber, Terms | None], Done] = {}
         """Who waits for a newest value, by its latest question."""
+        self._unchecked: dict[str, None] = {}
+        """Channels whose newest value may not have arrived, and has yet to be asked for."""
+        self._refused: dict[str, None] = {}
+        """Those of them that Redis has refused; they are asked for again."""
+        self._checking = 0
+        """Of how many it is asked for now."""
 
     def subscribe(
         self,
@@ -197,14 +208,34 @@ class Subscriptions:
 
     def check_all(self) -> None:
         """What was published in `latest` channels may not have arrived: whoever is inside gets the newest, if so."""
-        for channel in self._fanout.lines.kept():
-            self._snapshots.ask(channel, partial(self._refreshed, channel))
+        self._unchecked = dict.fromkeys(self._fanout.lines.kept())
+        self._check_some()
         self.symbols.check_all()
 
+    def _check_some(self) -> None:
+        """Ask for so many at a time that who comes meanwhile finds room, too."""
+        lines = self._fanout.lines.by_channel
+        while self._unchecked and self._checking < CHECK_AT_ONCE:
+            channel, _ = self._unchecked.popitem()
+            if channel in lines:
+                self._checking += 1
+                self._snapshots.ask(channel, partial(self._refreshed, channel))
+
     def _refreshed(self, channel: str, value: bytes | HubError | None) -> None:
-        # Redis away again: the next connection asks anew.
+        self._checking -= 1
         if isinstance(value, bytes) and value != self._fanout.lines.newest(channel):
             self._fanout.deliver([Publication(channel, value)])
+        # Where the subscriber connection is gone again, the next one asks anew; else nobody would but we.
+        if isinstance(value, HubError) and self._ingest.connected:
+            if not self._refused:
+                asyncio.get_running_loop().call_later(CHECK_AGAIN_S, self._check_refused)
+            self._refused[channel] = None
+        self._check_some()
+
+    def _check_refused(self) -> None:
+        self._unchecked |= self._refused
+        self._refused = {}
+        self._check_some()
 
     def epoch(self, channel: str) -> str:
         """Of what a `stream` channel that somebody here holds passes on now."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from hub import subscribe
 from hub.audience import Terms
 from hub.channels import Namespace
 from hub.errors import BrokerUnavailable
@@ -17,7 +20,8 @@ from hub.subscribe import CACHED, IN, Subscriptions
 from hub.symbols import Symbols
 from hub.views import View
 from hub.wants import Wants
-from tests.support import FakeClock
+from tests.nodes import until
+from tests.support import FakeClock, async_test
 
 NONE, LATEST, STREAM = Namespace(), Namespace(mode="latest"), Namespace(mode="stream")
 
@@ -234,13 +238,58 @@ def test_after_a_lost_link_whoever_is_inside_gets_what_it_missed():
     rig.subscribe("t:A", LATEST)
     rig.ingest.ready["hub:feed:{t}"](None)
     rig.snapshots.asked.pop()[1](b"old")
-    for value, passes in ((b"old", 0), (BrokerUnavailable("away"), 0), (None, 0), (b"new", 1), (b"new", 1)):
+    for value, passes in ((b"old", 0), (None, 0), (b"new", 1), (b"new", 1)):
         rig.subscriptions.check_all()
         [(channel, done)] = rig.snapshots.asked
         rig.snapshots.asked.clear()
         done(value)
         assert channel == "t:A" and rig.fanout.deliveries == passes
     assert rig.fanout.lines.newest("t:A") == b"new"
+
+
+@async_test
+async def test_what_cannot_be_asked_for_after_a_lost_link_is_asked_for_again(monkeypatch):
+    """While the link is up nobody else would, and the value would be missed until the next one."""
+    monkeypatch.setattr(subscribe, "CHECK_AGAIN_S", 0.0)
+    rig = Rig()
+    rig.subscribe("t:A", LATEST)
+    rig.ingest.ready["hub:feed:{t}"](None)
+    rig.snapshots.asked.pop()[1](b"old")
+    rig.subscriptions.check_all()
+    for again in range(2):
+        [(_, done)] = rig.snapshots.asked
+        rig.snapshots.asked.clear()
+        done(BrokerUnavailable("away"))
+        assert rig.snapshots.asked == []
+        await until(lambda: len(rig.snapshots.asked) == 1)
+    rig.snapshots.asked.pop()[1](b"new")
+    assert rig.fanout.deliveries == 1 and rig.fanout.lines.newest("t:A") == b"new"
+    rig.ingest.connected = False
+    rig.subscriptions.check_all()
+    rig.snapshots.asked.pop()[1](BrokerUnavailable("away"))
+    await asyncio.sleep(0.01)
+    assert rig.snapshots.asked == []
+
+
+@async_test
+async def test_after_a_lost_link_all_channels_are_asked_for_some_at_a_time(monkeypatch):
+    """However many there are: who comes meanwhile is not refused for it, and none is left out."""
+    monkeypatch.setattr(subscribe, "CHECK_AT_ONCE", 2)
+    rig = Rig()
+    subscribers = {}
+    for name in "ABCDE":
+        subscribers[name] = rig.subscribe(f"t:{name}", LATEST)
+        rig.ingest.ready["hub:feed:{t}"](None) if name == "A" else None
+        rig.snapshots.asked.pop()[1](b"old")
+    rig.subscriptions.check_all()
+    rig.subscriptions.unsubscribe("t:A", LATEST, subscribers["A"])
+    asked = []
+    while rig.snapshots.asked:
+        assert len(rig.snapshots.asked) <= 2
+        channel, done = rig.snapshots.asked.pop(0)
+        asked.append(channel)
+        done(b"new")
+    assert sorted(asked) == ["t:B", "t:C", "t:D", "t:E"] and rig.fanout.deliveries == 4
 
 
 def test_a_value_that_cannot_be_had_is_told_and_releases_the_feed():
