@@ -249,6 +249,14 @@ class WebSocketConnection(FramedConnection):
         else:
             self.put(self.wire.encode_message(message))
 
+    def put(self, frame: bytes) -> None:
+        if self._replies:
+            # What is sent to this client alone comes behind the answers of before it: values of a list, say, behind the
+            # one that let the client in.
+            self._send_replies()
+            self._replies = []
+        FramedConnection.put(self, frame)
+
     def close(self, close: Close) -> None:
         self._send_replies()
         super().close(close)

@@ -156,6 +156,23 @@ async def test_lists_change_while_redis_is_asked_and_nothing_is_left(valkey_url,
     assert hub.fanout.lines.counts() == {}
 
 
+@async_test
+async def test_values_of_a_list_come_behind_the_answer_that_let_the_client_in(valkey_url, prefix):
+    """Also where it subscribes and adds in one frame, and all is known here: else they are of no subscription yet."""
+    async with plane(valkey_url, prefix) as hub, client(hub.url) as one, client(hub.url) as other:
+        for symbol, price in (("A", 1), ("B", 2)):
+            await publish(hub, symbol, price)
+        await subscribe(other, WATCH, symbols=["A", "B"])
+        commands = [{"subscribe": {"channel": WATCH, "data": {"symbols": ["A"]}}}, watch(add=["B"])]
+        lines = [{"id": 50 + i, **command} for i, command in enumerate(commands)]
+        await one.socket.send(b"\n".join(map(orjson.dumps, lines)).decode())
+        seen: list[str] = []
+        while len(seen) < 3:
+            for line in (await one.socket.recv()).split("\n"):
+                seen.append(next(name for name in ("subscribe", "rpc", "push") if name in orjson.loads(line)))
+        assert seen == ["subscribe", "push", "rpc"]
+
+
 @pytest.mark.parametrize(
     ("method", "data", "code"),
     [
