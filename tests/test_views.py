@@ -41,7 +41,9 @@ def test_fields_narrow_data_that_is_an_object():
     assert orjson.loads(view.body("t:A", Update(encode_body([1])))) == {"data": [1]}
 
 
-@pytest.mark.parametrize("body", [b"", b"no JSON", b"[1]", b"5", b'{"data":{"seq":1},"tags":"x"}', b'{"data":1,"tags":[1]}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"no JSON", b"[1]", b"5", b'{"data":{"seq":1},"tags":"x"}', b'{"data":1,"tags":[1]}']
+)
 def test_what_is_no_publication_is_told_without_what_is_wrong(body):
     """Whoever reaches Redis can write it; a fault here would cost all who have the same moment their values."""
     for options in ({"marks": True}, {"fields": ("seq",)}, {"shown": "t:$watch", "marks": True}):

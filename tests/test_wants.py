@@ -123,7 +123,9 @@ def test_a_rate_is_capped_by_the_namespace_and_by_the_token():
         assert caught.value.reply is errors.PERMISSION_DENIED
 
 
-@pytest.mark.parametrize(("wish", "cap", "hz"), [(7, 0, 5), (100, 0, 100), (0.01, 0, 0.1), (0, 0, 0), (9, 7, 5), (0, 7, 0)])
+@pytest.mark.parametrize(
+    ("wish", "cap", "hz"), [(7, 0, 5), (100, 0, 100), (0.01, 0, 0.1), (0, 0, 0), (9, 7, 5), (0, 7, 0)]
+)
 @pytest.mark.parametrize("by_token", [False, True])
 def test_what_is_granted_is_the_rate_that_is_had(wish, cap, hz, by_token):
     """So that the reply says what will come."""
