@@ -256,7 +256,7 @@ async def test_what_cannot_be_asked_for_after_a_lost_link_is_asked_for_again(mon
     rig.ingest.ready["hub:feed:{t}"](None)
     rig.snapshots.asked.pop()[1](b"old")
     rig.subscriptions.check_all()
-    for again in range(2):
+    for _ in range(2):
         [(_, done)] = rig.snapshots.asked
         rig.snapshots.asked.clear()
         done(BrokerUnavailable("away"))
