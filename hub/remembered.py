@@ -1,14 +1,15 @@
 """Remembered: what clients changed of their subscriptions, in Redis, for when they come back to any worker.
 
-Does: keep one text by name for a while, at once, or the newest of each name within `SAVED_WITHIN_S`; give it out.
+Does: keep one text by name for a while, at once, or the newest of each name in steps; give it out.
 Does not: know what stands in it (wants) or whose it is.
 Called by: membership.
 Never break: every `recall` is answered, on this worker with the newest text; what Redis does not take or have is as if
 it had never been.
 
-A client that moves a slider changes its rate some times a second, so its changes are saved once in a few seconds, and
-when it goes. A worker that is killed takes with it what was changed less than `SAVED_WITHIN_S` ago; and so much older
-may be what a client is given that comes back to another worker before this one knows that it has gone.
+A client that moves a slider changes its rate some times a second, and thousands may: so a few names are saved in each
+step, with what is newest of each. A worker that is killed takes with it what was changed in the last tenth of a second,
+or in the last few seconds where thousands of clients change something; and so much older may be what a client is given
+that comes back to another worker before this one knows that it has gone.
 """
 
 from __future__ import annotations
@@ -28,10 +29,9 @@ logger = logging.getLogger(__name__)
 MAX_WAITING = 50_000
 """Names to be saved in one turn; beyond, what a client changed is not kept."""
 
-SAVED_WITHIN_S = 5.0
-STEP_S = 0.05
-SAVED_AT_ONCE = 256
-"""Names in one step: 5,000 a second, and never so many that they crowd out the commands of others."""
+STEP_S = 0.1
+SAVED_AT_ONCE = 100
+"""Names in one step: 1,000 a second, and never so many that they crowd out the commands of others."""
 
 Found = Callable[[object], None]
 
@@ -49,8 +49,8 @@ class Remembered:
         self._runner = runner
         self._key = keys.wants
         self._saving: dict[str, tuple[bytes, float]] = {}
-        self._due: dict[str, tuple[Callable[[], bytes], float, float]] = {}
-        """What to save later, how long to keep it, and when to save it at the latest; the earliest first."""
+        self._due: dict[str, tuple[Callable[[], bytes], float]] = {}
+        """What to save later, and how long to keep it; whoever has waited longest first."""
         self._timed = False
         """`_save_due` will be called; one timer for all, also where nothing waits any more when it comes."""
         self._trouble = Brake()
@@ -65,19 +65,17 @@ class Remembered:
         self._saving[name] = (text, seconds)
 
     def save_later(self, name: str, text: Callable[[], bytes], seconds: float) -> None:
-        """The same within `SAVED_WITHIN_S`, counted from the first time that nothing of it is saved since.
+        """The same soon: within `STEP_S`, or in its turn where more than `SAVED_AT_ONCE` wait.
 
         text: called then, for what is newest by then.
         """
-        due = self._due.get(name)
-        if due is not None:
-            self._due[name] = (text, seconds, due[2])
+        if name in self._due:
+            self._due[name] = (text, seconds)
         elif name and len(self._due) < MAX_WAITING:
-            loop = asyncio.get_running_loop()
             if not self._timed:
                 self._timed = True
-                loop.call_later(SAVED_WITHIN_S, self._save_due)
-            self._due[name] = (text, seconds, loop.time() + SAVED_WITHIN_S)
+                asyncio.get_running_loop().call_later(STEP_S, self._save_due)
+            self._due[name] = (text, seconds)
 
     def save_now(self, name: str) -> None:
         """What was to be saved later; nothing where nothing was."""
@@ -96,14 +94,11 @@ class Remembered:
         self._runner.command(("GET", key), len(key), lambda reply: found(reply if isinstance(reply, bytes) else None))
 
     def _save_due(self) -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        for name in [name for name, due in islice(self._due.items(), SAVED_AT_ONCE) if due[2] <= now]:
+        for name in list(islice(self._due, SAVED_AT_ONCE)):
             self.save_now(name)
         self._timed = bool(self._due)
         if self._timed:
-            first = next(iter(self._due.values()))[2]
-            loop.call_later(max(STEP_S, first - now), self._save_due)
+            asyncio.get_running_loop().call_later(STEP_S, self._save_due)
 
     def _send(self) -> None:
         saving, self._saving = self._saving, {}
