@@ -264,7 +264,7 @@ def bench(name: str, *arguments: str) -> str:
 @two_cpus
 def test_the_fanout_bench_prints_its_table():
     """Every server that is here delivers everything; each has its row, or a line that says how to install it."""
-    text = bench("fanout.py", "--subscribers", "20", "--messages", "5", "--rounds", "1")
+    text = bench("fanout.py", "--subscribers", "20", "--messages", "50", "--rounds", "1")
     for name in BROADCAST:
         assert text.count(f"| {name} ") == 2 or f"Not measured: {name} (to install it: " in text, text
     for name in ("hub", "tornado", "tornado-uvloop", "c-loop"):

@@ -42,6 +42,7 @@ class Sink:
 
     wire = NATIVE
     open = True
+    sealed = False
 
     def __init__(self, fd: int, direct: bool) -> None:
         self.fd = fd
