@@ -42,6 +42,7 @@ class Slot:
     mean_us: float
 
 
+TICK_S = 0.001
 ByServer = dict[str, list[Slot]]
 """One slot for each round."""
 
@@ -51,6 +52,10 @@ def charge(server: Server, work: Callable[[], Counts]) -> Slot:
     before_s, before = server.cpu_s(), {name: cpu_s(pid) for name, pid in server.apart.items()}
     counts = work()
     used_s, used = server.cpu_s() - before_s, {name: cpu_s(pid) - before[name] for name, pid in server.apart.items()}
+    if used_s <= 0:
+        # The kernel's clock of a process that runs just now on another CPU may be behind, by a tick at the most: seen
+        # where the work was a few ms. A ratio to it would be nonsense.
+        used_s = TICK_S
     return Slot(
         server_us=used_s / counts.messages * 1e6,
         apart_us={name: seconds / counts.messages * 1e6 for name, seconds in used.items()},
