@@ -269,6 +269,13 @@ class Fanout(Gathering):
 
     # Subscriptions with wishes.
 
+    def missed(self, channel: str) -> None:
+        """Values of a `latest` channel did not come here: whoever asked for every one is ended as a slow reader is."""
+        line = self.lines.by_channel.get(channel)
+        for audience in line.audiences.values() if line is not None else ():
+            if audience.mode == "raw":
+                self._send_away(audience)
+
     def check_silence(self) -> None:
         """Tell those who want marks whose source is silent; that it is heard again comes with its next value."""
         for line in self.lines.silent(self._clock()):

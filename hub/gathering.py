@@ -164,7 +164,10 @@ class Gathering:
         if audience.mode == "stream":
             self.on_full(audience.channel)
             return
-        # Every value was asked for, and one can't be had: they come back, and get the newest.
+        self._send_away(audience)
+
+    def _send_away(self, audience: Audience) -> None:
+        """Every value was asked for, and one can't be had: they come back, and get the newest."""
         for group in list(audience.groups):
             for subscriber in group.members():
                 self._call_later(0, subscriber.too_slow)

@@ -224,6 +224,7 @@ class Subscriptions:
     def _refreshed(self, channel: str, value: bytes | HubError | None) -> None:
         self._checking -= 1
         if isinstance(value, bytes) and value != self._fanout.lines.newest(channel):
+            self._fanout.missed(channel)
             self._fanout.deliver([Publication(channel, value)])
         # Where the subscriber connection is gone again, the next one asks anew; else nobody would but we.
         if isinstance(value, HubError) and self._ingest.connected:

@@ -364,6 +364,20 @@ def test_a_raw_subscription_of_a_hub_that_is_behind_ends():
     assert len(seen) + sum(int(publication["tags"]["merged"]) for publication in seen) == 9
 
 
+def test_a_raw_subscription_ends_where_values_did_not_come():
+    """A lost link: others go on with the newest value, and that is all that they asked for."""
+    rig = Rig()
+    raw, merging, elsewhere = rig.client(), rig.client(), rig.client()
+    rig.fanout.join("t:A", LATEST, raw, rig.terms(raw=True))
+    rig.fanout.join("t:A", LATEST, merging, rig.terms())
+    rig.fanout.join("t:B", LATEST, elsewhere, rig.terms(raw=True))
+    rig.turn()
+    rig.fanout.missed("t:A")
+    rig.fanout.missed("t:NOBODYS")
+    rig.wait(0)
+    assert [one.too_slows for one in (raw, merging, elsewhere)] == [1, 0, 0]
+
+
 def test_silence_of_the_source_is_told_with_the_last_value_again_and_its_end_with_the_next():
     """Once each; without marks nobody is told."""
     rig = Rig()
