@@ -123,7 +123,7 @@ class TcpSettings(Section):
     user_timeout_s: Whole = Field(60, ge=1, le=3600, description="data unacknowledged for so long: it is dead")
     send_buffer_bytes: Whole = Field(131_072, ge=4096, le=16_777_216, description="SO_SNDBUF of a client's socket")
     receive_buffer_bytes: Whole = Field(16_384, ge=4096, le=16_777_216, description="SO_RCVBUF of a client's socket")
-    notsent_lowat_bytes: Whole = Field(16_384, ge=1024, le=16_777_216, description="its TCP_NOTSENT_LOWAT")
+    notsent_lowat_bytes: Whole = Field(2048, ge=1024, le=16_777_216, description="its TCP_NOTSENT_LOWAT")
 
 
 class HttpSettings(Section):
@@ -205,7 +205,7 @@ class ClientSettings(Section):
     presence_clients: Whole = Field(1000, ge=1, le=10_000, description="in one answer to presence; more: 106")
     subscription_grace_s: Number = Field(25.0, ge=0, le=3600, description="for a channel token's renewal; then 2501")
     channels: Whole = Field(128, ge=1, le=100_000, description="subscriptions of one connection; more: 106")
-    outbox_conflate_bytes: Whole = Field(32_768, ge=0, le=1_073_741_824, description="from here on latest is conflated")
+    outbox_conflate_bytes: Whole = Field(0, ge=0, le=1_073_741_824, description="from here on latest is conflated")
     outbox_drop_bytes: Whole = Field(524_288, ge=0, le=1_073_741_824, description="from here on none is dropped")
     outbox_bytes: Whole = Field(1_048_576, ge=1024, le=1_073_741_824, description="unsent, per connection; more: 3008")
     outbox_frames: Whole = Field(10_000, ge=1, le=10_000_000, description="unsent, per connection; more: 3008")

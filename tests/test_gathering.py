@@ -48,6 +48,36 @@ async def test_subscribers_of_the_same_channels_are_one_group_in_whatever_order_
 
 
 @async_test
+async def test_behind_a_long_sweep_what_comes_waits_for_half_as_long():
+    """And leaves in one write; who joins meanwhile is inside, and a short sweep is followed at once."""
+    async with rig() as hub:
+        timers: list = []
+        hub.fanout._call_later = lambda seconds, call: timers.append((seconds, call)) or timers[-1]
+        now = [0.0]
+        hub.fanout._clock = lambda: now[0]
+        one = hub.client("a")
+        await hub.settled()
+
+        def publish(*bodies: str) -> None:
+            for body in bodies:
+                hub.publish(("a", body))
+                hub.fanout.begin()
+                now[0] += 0.006
+                hub.fanout.run()
+
+        before = hub.fanout.sweep.writes
+        publish("1", "2", "3")
+        assert hub.read(one) == "<a 1>" and [seconds for seconds, _ in timers] == [pytest.approx(0.003)]
+        late = hub.client("a")
+        hub.publish(("a", "4"))
+        timers[0][1]()
+        while hub.fanout.busy:  # the clock stands still from here on, so that no sweep is long
+            await asyncio.sleep(0)
+        assert hub.read(one) == "<a 2><a 3><a 4>" and hub.read(late) == "<a 4>"
+        assert hub.fanout.sweep.writes - before == 2 and len(timers) == 1
+
+
+@async_test
 async def test_who_leaves_and_comes_back_in_the_middle_of_a_sweep_is_inside():
     """The leave goes before the batches that wait, the join behind them."""
     async with rig() as hub:
