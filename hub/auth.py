@@ -227,15 +227,17 @@ def _payload(token: str, ring: KeyRing, missing: Callable[[], bool]) -> object:
     if not isinstance(header, dict) or "crit" in header:
         raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "a header that asks for extensions (crit), or is none")
     algorithm, kid = header.get("alg"), header.get("kid")
+    if not isinstance(algorithm, str) or not isinstance(kid, str | None):
+        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "alg and kid must be texts")
     candidates = ring.candidates(kid, algorithm)
-    if candidates and isinstance(algorithm, str):
+    if candidates:
         check, signed = keys.CHECKS[algorithm], token[: parts.end(2)].encode()
         if any(check.verify(signed, material, signature) for material in candidates):
             try:
                 return orjson.loads(_decode(parts[2]))
             except ValueError:
                 raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "its claims can't be read") from None
-    if isinstance(kid, str) and algorithm in keys.CHECKS and not ring.knows(kid) and missing():
+    if kid is not None and algorithm in keys.CHECKS and not ring.knows(kid) and missing():
         raise CommandError(NOT_YET)
     found = "no key for it" if not candidates else "signed with another key"
     raise ProtocolError(errors.CLOSE_INVALID_TOKEN, found)

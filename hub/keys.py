@@ -91,7 +91,7 @@ def of_jwk(jwk: object) -> Key:
     if not isinstance(uses, list) or "verify" not in uses:
         raise ValueError("a key that checks signatures")
     kty, kid = jwk.get("kty"), jwk.get("kid", "")
-    if kty not in PUBLIC_PARTS or not isinstance(kid, str):
+    if not isinstance(kty, str) or kty not in PUBLIC_PARTS or not isinstance(kid, str):
         raise ValueError("keys of the types RSA, EC and OKP")
     # Only these: with more, one could be a private key.
     parts = {"kty": kty, **{name: jwk.get(name) for name in PUBLIC_PARTS[kty]}}

@@ -154,6 +154,8 @@ ATTACKS = {
     "None": signed({"alg": "None"}, CLAIMS),
     "no algorithm": signed({}, CLAIMS),
     "algorithm of another type": signed({"alg": ["HS256"]}, CLAIMS),
+    "algorithm of another type, and a kid": signed({"alg": ["HS256"], "kid": "x"}, CLAIMS),
+    "algorithm is an object, and a kid": signed({"alg": {"a": 1}, "kid": "x"}, CLAIMS),
     "HS256 with the public RSA key": signed(HS256, CLAIMS, pem(RSA)),
     "HS256 with the public EC key": signed(HS256, CLAIMS, pem(EC)),
     "HS256 with the empty key": signed(HS256, CLAIMS, b""),

@@ -97,6 +97,8 @@ def test_a_file_that_is_no_good_key_is_told(data, allowed):
         jwk(RSA, use="enc"),
         jwk(RSA, key_ops=["encrypt"]),
         jwk(RSA, key_ops=7),
+        jwk(RSA, kty=["RSA"]),
+        jwk(RSA, kty={"RSA": 1}),
         jwk(RSA, kid=7),
         jwk(RSA, n=None),
         jwk(RSA, n="!"),
@@ -108,7 +110,7 @@ def test_a_file_that_is_no_good_key_is_told(data, allowed):
         jwk(ED, x="AA"),
         jwk(ED, crv="X25519"),
     ],
-    ids=range(17),
+    ids=range(19),
 )
 def test_what_is_no_good_key_of_a_set_is_refused(bad):
     """A secret first of all: whoever can fetch the set could sign with it."""
