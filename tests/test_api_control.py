@@ -301,6 +301,25 @@ async def test_a_blocked_user_is_kept_out_also_by_an_applications_word(valkey_ur
         assert (answer.status, answer.code) == (403, 103)
 
 
+@pytest.mark.parametrize(("method", "code"), [("block_user", 3507), ("invalidate_user_tokens", 3500)])
+@async_test
+async def test_the_user_of_a_token_goes_also_by_another_name(method, code, valkey_url, prefix):
+    """Who its token says it is, where the application calls it otherwise; a poll's answer has a code of its own."""
+    app = App()
+    app.on_connect()(lambda client, data: {"user": f"member of {client.user}"})
+    async with (
+        plane(valkey_url, prefix, app=app) as one,
+        plane(valkey_url, prefix, app=app) as other,
+        apis.hub(valkey_url, prefix, namespaces=NAMESPACES) as api,
+        everywhere(one, other, token("ann")) as ann,
+        client(one.url, token("bob")) as bob,
+    ):
+        assert await done(api, method, user="ann") == {"num_clients": 5}
+        out = dict.fromkeys(("websocket", "stream", "socketio", "event stream"), code)
+        assert await ann.codes() == {**out, "poll": 403 if code == 3507 else 401}
+        await bob.subscribe("open:a")
+
+
 @async_test
 async def test_a_revoked_token_lets_nobody_in(valkey_url, prefix):
     """Who came with it goes, 3500; the user's other tokens are good."""

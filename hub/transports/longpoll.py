@@ -188,7 +188,7 @@ class Poll:
 
     @property
     def claims(self) -> Claims:
-        return self._wish.caller
+        return self._wish.shown
 
     def holds(self, channel: str) -> bool:
         """It waits for this channel, among others."""

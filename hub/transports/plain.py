@@ -81,6 +81,8 @@ class Wish:
     join_leave: bool
     grants: Mapping[str, Grant]
     """Of its channel tokens, by channel."""
+    shown: Claims
+    """Of its token, in which its user's name is not the application's."""
 
     @property
     def ends_at(self) -> float:
@@ -164,6 +166,10 @@ class PlainHandler(httpd.Handler):
             raise Gone  # while its ticket was looked up
         if not entrance.quotas.request("", self.visitor.user, size):
             raise CommandError(errors.TOO_MANY_REQUESTS)
+        return self._shown
+
+    @property
+    def _shown(self) -> Claims:
         return self.visitor.claims or ANONYMOUS
 
     def parameter(self, name: str, default: str = "") -> str:
@@ -196,7 +202,7 @@ class PlainHandler(httpd.Handler):
             except CommandError as error:
                 raise ChannelError(error, index) from None
         wanted = self._wanted(channels, caller)
-        return Wish(caller, channels, wanted, self._since(), join_leave == "true", grants)
+        return Wish(caller, channels, wanted, self._since(), join_leave == "true", grants, self._shown)
 
     def _wanted(self, channels: dict[str, Namespace], caller: Claims) -> dict[str, Wants]:
         query = {name: self.parameter(name) for name in (*market.OPTIONS, "data") if self.get_query_arguments(name)}
@@ -283,7 +289,7 @@ class PlainHandler(httpd.Handler):
         Raises CommandError 101, 103.
         """
         try:
-            self._door.services.check_access(caller.user, caller)
+            self._door.services.check_access(caller.user, self._shown)
         except ProtocolError as error:
             blocked = error.close is errors.CLOSE_PERMISSION_DENIED
             raise CommandError(errors.PERMISSION_DENIED if blocked else errors.UNAUTHORIZED) from None

@@ -145,10 +145,11 @@ class EventStreamConnection(Connection):
         watch: bool,
         guest: Guest | None = None,
         address: str = "",
+        shown: Claims | None = None,
     ) -> None:
         """watch: it is told who comes to its channels and goes. guest: what it is to the application, or None.
 
-        address: where it comes from.
+        address: where it comes from. shown: what its token says, where the caller is by another name; None: the same.
         """
         super().__init__(fd, reactor, services.outbox)
         self._services = services
@@ -175,7 +176,7 @@ class EventStreamConnection(Connection):
         self.client = services.new_id() if guest is None else guest.client
         self.connected = True
         self.user = caller.user
-        self.claims = caller
+        self.claims = shown or caller
         self.grants: Mapping[str, Grant] = {}
         self.address = address
 
@@ -533,7 +534,7 @@ class EventStreamHandler(PlainHandler):
         door = self._door
         address = self.visitor.address
         connection = EventStreamConnection(
-            fd, door.reactor, door.services, wish.caller, wish.join_leave, guest, address
+            fd, door.reactor, door.services, wish.caller, wish.join_leave, guest, address, wish.shown
         )
         connection.begin(self._head(), wish, self._positioned)
         if early:
