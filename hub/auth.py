@@ -173,8 +173,9 @@ class Authenticator:
         """The claims of somebody for whom no token but the server API speaks; `exp` may be missing. Raises as `verify`
         does.
         """
-        claims, _ = _read(payload, self._rules._replace(audience="", issuer=""), needs_end=False)
+        claims, valid_from = _read(payload, self._rules._replace(audience="", issuer=""), needs_end=False)
         self.check(claims)
+        self._check_begun(valid_from, self._rules)
         return claims
 
     def check(self, claims: Claims) -> None:
@@ -182,6 +183,10 @@ class Authenticator:
         if claims.expires_at + self._rules.leeway_s <= self._now():
             raise CommandError(errors.TOKEN_EXPIRED)
         self.judge(claims)
+
+    def _check_begun(self, valid_from: float, rules: Rules) -> None:
+        if valid_from > self._now() + rules.leeway_s:
+            raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "not valid yet")
 
     def _verify(self, token: object, keys: KeyRing, rules: Rules, kind: bytes) -> tuple[Claims, Grant]:
         if not isinstance(token, str) or len(token) > MAX_TOKEN_BYTES or not token.isascii():
@@ -198,8 +203,7 @@ class Authenticator:
         else:
             (claims, valid_from), grant = _read(payload, rules), NO_GRANT
         self.check(claims)
-        if valid_from > self._now() + rules.leeway_s:
-            raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "not valid yet")
+        self._check_begun(valid_from, rules)
         if self._most:
             self._cache[digest] = claims, grant
             if len(self._cache) > self._most:

@@ -13,6 +13,7 @@ worth nothing.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
@@ -40,19 +41,24 @@ class Tickets:
         store: Store,
         authenticator: Authenticator,
         new_text: Callable[[], str] = lambda: secrets.token_urlsafe(RANDOM_BYTES),
+        now: Callable[[], float] = time.time,
     ) -> None:
+        """now: seconds since 1970."""
         self._store = store
         self._authenticator = authenticator
         self._new_text = new_text
+        self._now = now
         self._redis = store.commands()
 
     async def issue(self, claims: dict[str, Any], ttl_s: float = DEFAULT_TTL_S) -> str:
         """A new ticket, good for `ttl_s` seconds. claims: as a token has them; without `exp` they never end.
 
-        Raises CommandError 106, 107, and BrokerUnavailable.
+        They are issued now unless their `iat` says otherwise: a user of whom all tokens until now are revoked can be
+        let in anew. Raises CommandError 106, 107, and BrokerUnavailable.
         """
         if not 0 < ttl_s <= MAX_TTL_S:
             raise CommandError(errors.BAD_REQUEST, f"ttl: allowed are seconds above 0, to {MAX_TTL_S}")
+        claims = {"iat": self._now(), **claims}
         try:
             self._authenticator.vouch(claims)
         except ProtocolError as error:

@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from hub import capabilities, errors
-from hub.auth import Authenticator
+from hub.auth import Authenticator, Claims
 from hub.errors import BrokerUnavailable, CommandError, ProtocolError
 from hub.sections import RedisSettings
 from hub.store import Store
@@ -84,6 +84,22 @@ async def test_tickets_of_chance_are_each_another(valkey_url, prefix):
 
 
 @async_test
+async def test_a_ticket_is_newer_than_what_was_revoked_before_it(valkey_url, prefix):
+    """All tokens of a user until now may be good no more; who logs in again gets a ticket, and comes in."""
+    revoked_at = time.time()
+
+    def judge(claims: Claims) -> None:
+        if claims.issued_at < revoked_at:
+            raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "revoked")
+
+    async with tickets(valkey_url, prefix) as found:
+        found._authenticator.judge = judge
+        assert (await found.redeem(await found.issue({"sub": "ann"}))).issued_at >= revoked_at
+        with pytest.raises(CommandError, match="revoked"):
+            await found.issue({"sub": "ann", "iat": revoked_at - 1})
+
+
+@async_test
 async def test_what_is_no_ticket_is_refused(valkey_url, prefix):
     """Without asking Redis where it can't be one; also where somebody else has written under its name."""
     async with tickets(valkey_url, prefix) as found, Redis.from_url(valkey_url) as redis:
@@ -101,12 +117,13 @@ async def test_what_is_no_ticket_is_refused(valkey_url, prefix):
         ({"sub": 7}, 30, errors.BAD_REQUEST),
         ({"sub": "ann", "caps": 1}, 30, errors.BAD_REQUEST),
         ({"sub": "ann", "channel": 1}, 30, errors.BAD_REQUEST),
+        ({"sub": "ann", "nbf": 2**40}, 30, errors.BAD_REQUEST),
         ({"sub": "ann"}, 0, errors.BAD_REQUEST),
         ({"sub": "ann"}, 60.1, errors.BAD_REQUEST),
         ({"sub": "ann"}, float("nan"), errors.BAD_REQUEST),
         ({"sub": "ann", "x": "x" * MAX_CLAIMS_BYTES}, 30, errors.LIMIT_EXCEEDED),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 @async_test
 async def test_a_ticket_for_bad_claims_is_not_made(claims, ttl_s, reply, valkey_url, prefix):
