@@ -60,7 +60,8 @@ class Stream(Protocol):
     def open(self) -> bool: ...
 
     @property
-    def user(self) -> str: ...
+    def user(self) -> str:
+        """Whom its token names, '' for nobody in particular."""
 
     def hear(self, message: bytes) -> None:
         """Handle commands of its client. Never raises."""

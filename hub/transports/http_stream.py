@@ -146,7 +146,8 @@ class StreamConnection(Connection):
 
     @property
     def user(self) -> str:
-        return self._session.user
+        """By its token, as those of requests name it, and not by the application's word."""
+        return self._session.claims.user
 
     def hear(self, message: bytes) -> None:
         self.heard_at = self.reactor.clock()

@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from hub import auth
+from hub.app import App
 from hub.errors import OwnerFailed, OwnerSlow
 from hub.relay import Owner
 from hub.transports.emulation import Sessions
@@ -106,6 +107,16 @@ async def test_a_token_must_be_the_users_own(valkey_url, prefix):
             ]
             assert statuses == [204, 403, 403, 401, 401, 204, 204]
             assert await one.command(rpc={"method": "hub.time"})
+
+
+@async_test
+async def test_the_user_of_the_token_is_the_one_by_whatever_name_the_application_calls_it(valkey_url, prefix):
+    """A page's cookie comes with each request, and goes on to name whom it named."""
+    app = App()
+    app.on_connect()(lambda client, data: {"user": f"member of {client.user}"})
+    async with plane(valkey_url, prefix, app=app) as node, stream_client(node.http_url, token=token("ann")[7:]) as one:
+        found = [await one.send("{}", Authorization=token(user)) for user in ("ann", "member of ann", "bob")]
+        assert found == [204, 403, 403]
 
 
 @async_test
