@@ -12,6 +12,7 @@ What only one command needs is imported within it: completion in a shell runs th
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 import sys
@@ -23,12 +24,14 @@ import click
 import orjson
 
 from . import __version__
-from .config import DEFAULT_PATH
+from .config import DEFAULT_PATH, Settings, exposed
 from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, BootError, CommandError, ConfigError, HubError
 from .options import config_option, json_option, load_own
 from .remote import EXIT_INTERRUPTED, make_token, publish, tail
 from .saving import backup, restore
 from .values import ALGORITHMS
+
+logger = logging.getLogger(__name__)
 
 MAX_TTL_S = 10 * 366 * 86_400
 """Ten years; a token that lives longer than its secret ought to is a mistake."""
@@ -106,6 +109,8 @@ def serve(path: Path | None) -> int:
     from . import serve as server
 
     log.configure(settings.log_level)
+    for line in _exposed(settings, path):
+        logger.warning("%s", line)
     return server.run(settings, os.environ, worker.main, _announce)
 
 
@@ -117,6 +122,10 @@ def _announce(line: str) -> None:
         os.write(sys.stdout.fileno(), f"{line}\n".encode())
     except OSError:
         pass  # whoever started the hub does not read; no reason not to serve
+
+
+def _exposed(settings: Settings, path: Path | None) -> list[str]:
+    return [] if settings.demo else exposed(path or DEFAULT_PATH)
 
 
 @hub.command()
@@ -141,6 +150,8 @@ def check(path: Path | None, as_json: bool) -> None:
         if as_json:
             _echo_json({"ok": False, "errors": str(error).splitlines()})
         raise
+    for line in _exposed(settings, path):
+        click.echo(f"hub: warning: {line}", err=True)
     found = {"config": str(path or DEFAULT_PATH), **server.summary(settings, os.environ)}
     if as_json:
         _echo_json({"ok": True, **found})

@@ -31,7 +31,7 @@ from .channels import NAMESPACE_NAME, Namespace
 from .errors import ConfigError
 from .mistakes import Number, Whole, as_table, bare, meant, sentences, short
 from .origin import EVERYBODY
-from .secret_files import CREDENTIALS_ENV, read_secret
+from .secret_files import CREDENTIALS_ENV, is_open, read_secret
 from .sections import (
     ApiSettings,
     AppSettings,
@@ -271,6 +271,15 @@ def load(path: Path | None) -> Settings:
         # A union reports each of its branches; for a person that is one mistake.
         raise ConfigError("\n".join(dict.fromkeys(lines)))
     return _resolved(settings, Path() if path is None else path.parent)
+
+
+def exposed(path: Path) -> list[str]:
+    """A line for each secret that stands in the settings file itself, where other users can read that."""
+    values = _read_file(path)
+    found = {f"{table}.{name}": values.get(table, {}).get(name, "") for table, name in _secrets(Settings)}
+    held = [key for key, value in found.items() if value and (key != "redis.url" or "@" in value)]
+    text = "{path}: other users can read {key} in it; chmod 0640, or give it as a credential or by {key}_file"
+    return [text.format(path=path, key=key) for key in held] if held and is_open(path) else []
 
 
 def _secrets(model: type[BaseModel]) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,8 @@ from pydantic import AllowInfNan, BaseModel, BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
+"""Of a URL; where there must be none it is still somebody's password."""
 MAX_SHOWN_CHARACTERS = 80
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 # A bound's attribute in the field's metadata, and how it reads behind the type.
@@ -115,6 +117,8 @@ def _shown(field: FieldInfo | None, value: object) -> str:
     table = as_table(field.annotation) if field else None
     fields = [field, *(table.model_fields.values() if table else ())]
     secret = any(each is not None and not each.repr for each in fields)
+    if isinstance(value, str):
+        value = USERINFO.sub("…@", value)
     return "a value that is not shown" if secret else short(value)
 
 

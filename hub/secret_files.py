@@ -50,10 +50,20 @@ def read_secret(key: str, path: Path) -> str:
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{key}: found {path}, of more than {MAX_BYTES} bytes; allowed: a secret")
     try:
-        return data.decode().rstrip("\r\n")
+        text = data.decode().rstrip("\r\n")
     except UnicodeDecodeError:
         # Not the decoder's own words, which quote a byte.
         raise ConfigError(f"{key}: found {path}, which is no UTF-8; allowed: a text") from None
+    if not text:  # as if nothing had been said: a hub whose secret got lost would let everybody in as nobody
+        raise ConfigError(f"{key}: found {path}, which is empty; allowed: a secret")
+    return text
+
+
+def is_open(path: Path) -> bool:
+    """Whether other users can read a file: it and all directories above let them."""
+    path = path.resolve()
+    above = (each.stat().st_mode & stat.S_IXOTH for each in path.parents)
+    return bool(path.stat().st_mode & stat.S_IROTH) and all(above)
 
 
 def _is_credential(path: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jwt
 import pytest
 
-from hub import __version__, cli, keyfiles, options
+from hub import __version__, cli, config, keyfiles, options
 from hub.auth import Authenticator
 from hub.config import load
 from hub.errors import (
@@ -139,6 +139,29 @@ def test_check_says_ok_with_a_summary(tmp_path: Path, bare: None, capsys: pytest
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] is True
     assert found["namespaces"] == "chat (none)"
+
+
+def test_secrets_that_others_can_read_are_told(
+    tmp_path: Path, bare: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their names; nobody minds in a demo, nor where the file is private or holds none."""
+    secret = {"auth": {"hmac_secret": SECRET}, "redis": {"url": "redis://:pw@10.0.0.1"}}
+
+    def warnings(**values: object) -> list[str]:
+        assert cli.run(["check", "--config", settings_file(tmp_path, **values)]) == EXIT_OK
+        return capsys.readouterr().err.splitlines()
+
+    assert warnings(**secret) == [], "its directory is private"
+    monkeypatch.setattr(config, "is_open", lambda path: True)
+    told = warnings(**secret)
+    assert [line.partition(" other users can read ")[2].split()[0] for line in told] == [
+        "redis.url",
+        "auth.hmac_secret",
+    ] and "pw" not in told[0]
+    assert warnings(**secret, demo=True) == []
+    assert (
+        warnings(api={"key": ""}, redis={"url": "redis://10.0.0.1"}, demo=False, auth={"jwks_url": "https://h/k"}) == []
+    )
 
 
 def test_check_prints_each_mistake(tmp_path: Path, bare: None, capsys: pytest.CaptureFixture[str]) -> None:

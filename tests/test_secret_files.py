@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -12,7 +13,7 @@ import pytest
 
 from hub import auth
 from hub.errors import ConfigError
-from hub.secret_files import MAX_BYTES, check_private, read_secret
+from hub.secret_files import MAX_BYTES, check_private, is_open, read_secret
 from tests.hubs import HubProcess, run_hub
 
 CANARY = "canary-canary-canary-canary-canary"
@@ -35,6 +36,17 @@ def test_a_private_file_is_read_without_its_line_end(tmp_path: Path) -> None:
     """However it ends."""
     assert read_secret("k", secret(tmp_path / "a")) == CANARY
     assert read_secret("k", secret(tmp_path / "b", 0o400, b"one\n\n")) == "one"
+
+
+def test_a_file_is_open_where_others_get_to_it(tmp_path: Path) -> None:
+    """By its own mode, and those of all directories above."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = secret(Path(directory, "a"), 0o644)
+        assert not is_open(path)
+        Path(directory).chmod(0o711)
+        assert is_open(path)
+        path.chmod(0o640)
+        assert not is_open(path)
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o601, 0o640, 0o620, 0o610, 0o644, 0o777])
@@ -76,6 +88,8 @@ def test_what_is_no_secret_is_told_without_its_content(tmp_path: Path) -> None:
     assert mistake(secret(tmp_path / "c", data=CANARY.encode() + b"\xff")) == (
         f"{here}, which is no UTF-8; allowed: a text"
     )
+    for nothing in (b"", b"\n"):
+        assert mistake(secret(tmp_path / "e", data=nothing)) == f"{here}, which is empty; allowed: a secret"
     (tmp_path / "d").mkdir(mode=0o700)
     assert mistake(tmp_path / "d") == f"{here}: Is a directory; allowed: a file that the hub can read"
 
