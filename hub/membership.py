@@ -142,6 +142,9 @@ class Member(Protocol):
     def put(self, frame: bytes) -> None: ...
     def may_subscribe(self, command: Command, channel: str, namespace: Namespace) -> Grant | None: ...
     def may_watch(self, channel: str, namespace: Namespace, symbols: Iterable[str]) -> None: ...
+    def is_good(self, grant: Grant) -> bool:
+        """Still, as orders look at those alone that are kept."""
+
     def keep_grant(self, channel: str, grant: Grant) -> None: ...
     def ttl_s(self, channel: str) -> int | None: ...
     def push(self, channel: str, body: bytes) -> None: ...
@@ -271,6 +274,10 @@ def _settle(member: Member, asked: Attempt, entry: Namespace | Held, outcome: Jo
         # Unsubscribed or gone while Redis was asked. Every command has its reply, so this one too.
         _out(member, channel, entry)
         return _unsubscribed()
+    if asked.grant is not None and not member.is_good(asked.grant):
+        del member.entries[channel]
+        _out(member, channel, entry)
+        return CommandError(errors.PERMISSION_DENIED, "channel token: it is revoked")
     member.entries[channel] = entry
     if asked.grant is not None:
         member.keep_grant(channel, asked.grant)

@@ -458,6 +458,14 @@ class Session(AppSession):
         """What a channel token gives this client. Raises CommandError 103, 109."""
         return self._services.authenticator.verify_subscription(token, self.user)
 
+    def is_good(self, grant: Grant) -> bool:
+        """Its token has not been revoked since it was looked at."""
+        try:
+            self._services.authenticator.judge(auth.Claims(self.user, inf, jti=grant.jti, issued_at=grant.issued_at))
+        except ProtocolError:
+            return False
+        return True
+
     def keep_grant(self, channel: str, grant: Grant) -> None:
         """It holds a channel by a channel token, or by another one."""
         expiry.keep(self, channel, grant)

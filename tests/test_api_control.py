@@ -17,8 +17,9 @@ from websockets.exceptions import ConnectionClosed
 
 from hub import auth
 from hub.app import App
-from hub.revocation import USER, Entry
+from hub.revocation import TOKEN, USER, Entry
 from hub.store import Keys
+from hub.subscribe import Subscriptions
 from tests import apis
 from tests.emulated import request as emulated_request
 from tests.emulated import stream_client
@@ -371,6 +372,26 @@ async def test_a_revoked_channel_token_ends_the_subscription_alone(valkey_url, p
 
 
 @pytest.mark.expects_log
+@pytest.mark.parametrize("name", ["tokens", "vault"])
+@async_test
+async def test_a_channel_token_that_is_revoked_while_redis_is_asked_gives_nothing(
+    name, valkey_url, prefix, monkeypatch
+):
+    """Its subscription is not among those that are looked at then."""
+    granted = auth.make("ann", SECRET, 3600, time.time(), channel=f"{name}:a", jti="g1")
+    async with plane(valkey_url, prefix) as one, client(one.url, token("ann")) as ann:
+        asking = Subscriptions.subscribe
+
+        def subscribe(*words: object) -> None:
+            one.revocations.learn(Entry(TOKEN, "g1"))
+            asking(*words)
+
+        monkeypatch.setattr(Subscriptions, "subscribe", subscribe)
+        reply = await ann.command(subscribe={"channel": f"{name}:a", "token": granted})
+        assert reply["error"]["code"] == 103
+        await until(lambda: not len(one.fanout.lines))
+
+
 @async_test
 async def test_a_worker_that_was_cut_off_catches_up(valkey_url, prefix):
     """What was noted meanwhile it reads when its link is back, and ends who is on the list."""
