@@ -216,8 +216,9 @@ class Orders:
         self._revocations.learn(entry)
         if entry.gone:
             return self._begin(self._each([], self._judge))
-        # Nobody knows who has shown a token, and its user may go by another name here, by the application's word.
-        return self._begin(self._judge_some(list(self._users.everybody())))
+        # Of a token, nobody knows who has shown it.
+        found = self._users.everybody() if entry.kind == revocation.TOKEN else self._users.meant(entry.name)
+        return self._begin(self._judge_some(list(found)))
 
     def judge_all(self) -> None:
         """The list has been read anew."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from .auth import Claims
 from .notice import Listener
 from .quotas import Closable
 
@@ -22,6 +23,10 @@ class Member(Listener, Protocol):
 
     client: str
     user: str
+
+    @property
+    def claims(self) -> Claims:
+        """Of its token; for as long as it is here these name the same user."""
 
     @property
     def session_name(self) -> str:
@@ -41,7 +46,7 @@ def ignore(user: str, count: int, connection: Closable | None) -> None:
 class Users:
     """The sessions of one worker by their user."""
 
-    __slots__ = ("_anonymous", "_by_name", "_by_user", "_on_change", "sessions")
+    __slots__ = ("_anonymous", "_by_name", "_by_token", "_by_user", "_on_change", "sessions")
 
     def __init__(self, on_change: OnChange = ignore) -> None:
         """on_change: hears how many sessions a user has now, and of whom has come; None where one has gone."""
@@ -51,6 +56,8 @@ class Users:
         self._anonymous: set[Member] = set()
         self._by_name: dict[str, Member] = {}
         """By client id, and by the name of its session where it has one."""
+        self._by_token: dict[str, set[Member]] = {}
+        """By the user of their token: those whom an application calls otherwise."""
         self.sessions = 0
 
     def __len__(self) -> int:
@@ -71,6 +78,9 @@ class Users:
         self._by_name[session.client] = session
         if session.session_name:
             self._by_name[session.session_name] = session
+        named = session.claims.user
+        if named and named != session.user:
+            self._by_token.setdefault(named, set()).add(session)
         if not session.user:
             self._anonymous.add(session)
             return
@@ -89,6 +99,11 @@ class Users:
         del self._by_name[session.client]
         if session.session_name:
             del self._by_name[session.session_name]
+        named = session.claims.user
+        if named and named != session.user:
+            self._by_token[named].remove(session)
+            if not self._by_token[named]:
+                del self._by_token[named]
         if not session.user:
             self._anonymous.remove(session)
             return
@@ -104,6 +119,11 @@ class Users:
         known = self._by_user.get(user)
         sessions = known if isinstance(known, set) else () if known is None else (known,)
         return (session for session in sessions if not session.holds(without))
+
+    def meant(self, user: str) -> Iterator[Member]:
+        """The sessions of one user, and those whose token names it while they go by another name."""
+        yield from self.of(user)
+        yield from self._by_token.get(user, ())
 
     def find(self, name: str) -> Member | None:
         """The session of one client id, or of this name."""

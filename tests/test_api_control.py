@@ -371,7 +371,6 @@ async def test_a_revoked_channel_token_ends_the_subscription_alone(valkey_url, p
         assert (await request(other.port, "GET", f"/poll?wait=0&{query}")).status == 403
 
 
-@pytest.mark.expects_log
 @pytest.mark.parametrize("name", ["tokens", "vault"])
 @async_test
 async def test_a_channel_token_that_is_revoked_while_redis_is_asked_gives_nothing(
@@ -392,6 +391,7 @@ async def test_a_channel_token_that_is_revoked_while_redis_is_asked_gives_nothin
         await until(lambda: not len(one.fanout.lines))
 
 
+@pytest.mark.expects_log
 @async_test
 async def test_a_worker_that_was_cut_off_catches_up(valkey_url, prefix):
     """What was noted meanwhile it reads when its link is back, and ends who is on the list."""

@@ -71,7 +71,6 @@ class Connection:
 
     def lapse(self, channel: str) -> None:
         self.done.append(("lapse", channel))
-        del (self.grants or {})[channel]
 
     def leave(self, channel: str) -> None:
         self.done.append(("leave", channel))
@@ -197,7 +196,7 @@ async def test_an_end_is_moved_or_now():
 
 @async_test
 async def test_who_is_on_the_list_goes():
-    """Everybody is looked at; a channel token takes its channel along and nothing else."""
+    """Of a token everybody is looked at; a channel token takes its channel along and nothing else."""
     shown, other, granted = Connection("1", jti="j"), Connection("2", "bob"), Connection("3", "cy", "a:x", "a:y")
     granted.grants = {"a:x": Grant("a:x", jti="g"), "a:y": Grant("a:y", jti="h")}
     poll = Poll("ann", "a:x")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from math import inf
+
+from hub.auth import Claims
 from hub.users import Users
 
 
 class Session:
     session_name = ""
 
-    def __init__(self, user: str, *channels: str) -> None:
+    def __init__(self, user: str, *channels: str, named: str | None = None) -> None:
         self.client = f"{id(self):x}"
         self.user = user
+        self.claims = Claims(user if named is None else named, inf)
         self._channels = channels
 
     def holds(self, channel: str) -> bool:
@@ -95,3 +99,14 @@ def test_a_session_is_found_by_its_id_and_its_name():
     users.leave(one)
     users.leave(other)
     assert [users.find(name) for name in names] == [None] * 3
+
+
+def test_who_goes_by_another_name_is_meant_by_both():
+    """The one of its token, and the application's; a token of nobody names nobody."""
+    plain, renamed, other = Session("ann"), Session("member", named="ann"), Session("bob", named="")
+    users = entered(plain, renamed, other)
+    assert [set(users.meant(user)) for user in ("ann", "member", "bob")] == [{plain, renamed}, {renamed}, {other}]
+    assert list(users.meant("")) == []
+    for session in (renamed, plain, other):
+        users.leave(session)
+    assert list(users.meant("ann")) == [] and not users._by_token
