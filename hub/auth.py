@@ -122,8 +122,8 @@ class Authenticator:
         self.grace_s = grace_s + self._rules.leeway_s
         self.expects_keys = False
         """Keys may come later."""
-        self.missing: Callable[[], bool] = lambda: False
-        """Called where a token names a key that is not known: whether it is being looked for."""
+        self.missing: Callable[[bool], bool] = lambda named: False
+        """Called where no key is known for a token, with whether it names one: whether that is being looked for."""
         self.judge: Callable[[Claims], None] = lambda claims: None
         """Asked about every token that is good otherwise, also about remembered ones; raises ProtocolError 3500 for
         one that is revoked, 3507 for a blocked user.
@@ -217,7 +217,7 @@ def _ring(found: KeyRing | str) -> KeyRing:
     return found
 
 
-def _payload(token: str, ring: KeyRing, missing: Callable[[], bool]) -> object:
+def _payload(token: str, ring: KeyRing, missing: Callable[[bool], bool]) -> object:
     """What a token carries, once its signature holds. Raises ProtocolError, CommandError 100."""
     parts = TOKEN.fullmatch(token)
     if parts is None:
@@ -241,7 +241,7 @@ def _payload(token: str, ring: KeyRing, missing: Callable[[], bool]) -> object:
                 return orjson.loads(_decode(parts[2]))
             except ValueError:
                 raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "its claims can't be read") from None
-    if kid is not None and algorithm in keys.CHECKS and not ring.knows(kid) and missing():
+    if algorithm in keys.CHECKS and (kid is None or not ring.knows(kid)) and missing(kid is not None):
         raise CommandError(NOT_YET)
     found = "no key for it" if not candidates else "signed with another key"
     raise ProtocolError(errors.CLOSE_INVALID_TOKEN, found)

@@ -84,13 +84,17 @@ class Jwks:
         """Fetch the set for the first time; returns after TIMEOUT_S at the latest, with it or without."""
         await self._begin()
 
-    def miss(self) -> bool:
-        """A token names a key that is not known: whether one that may be it is being fetched."""
-        if self._fetching is not None:
-            return True
+    def miss(self, named: bool) -> bool:
+        """No key is known for a token: whether one that may be it is being fetched. named: the token names its key.
+
+        Until there has been a set it may be any: a provider that is away must cost clients patience and no more.
+        """
+        wanted = named or not self.loaded
+        if not wanted or self._fetching is not None:
+            return wanted
         now = self._clock()
         if self._missed_at is not None and now - self._missed_at < MISSING_S:
-            return False
+            return not self.loaded
         self._missed_at = now
         self._begin()
         return True

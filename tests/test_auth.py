@@ -336,8 +336,8 @@ def test_a_key_that_is_being_fetched_is_worth_another_try():
     """100, temporary, for a kid that nobody knows, if somebody looks for it; 3500 for all else."""
     by, asked = judge(KeyRing([keys.of_pem(pem(RSA), "a")])), []
 
-    def missing() -> bool:
-        asked.append(1)
+    def missing(named: bool) -> bool:
+        asked.append(named)
         return len(asked) == 1
 
     by.missing = missing
@@ -349,7 +349,8 @@ def test_a_key_that_is_being_fetched_is_worth_another_try():
     for kid, algorithm, key in (("a", "EdDSA", ED), ("a", "HS256", SECRET)):
         refused(token(key, algorithm, {"kid": kid}), by)
     refused(signed({"alg": "none", "kid": "b"}, CLAIMS), by)
-    assert len(asked) == 2, "nothing else has keys fetched"
+    refused(token(EC, "ES256"), by)
+    assert asked == [True, True, False], "nothing else has keys fetched"
 
 
 # Subscriptions and tickets.

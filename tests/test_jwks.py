@@ -134,7 +134,7 @@ async def test_a_key_that_is_taken_out_is_good_no_more():
         assert verdict(by, A) == "ann"
         idp.serves(EC_B)
         await fetched(found, found.fetches + 2)
-        by.missing = lambda: False
+        by.missing = lambda named: False
         assert (verdict(by, A), verdict(by, B)) == ("3500", "ann")
 
 
@@ -214,6 +214,22 @@ async def test_a_bad_answer_leaves_the_keys_as_they_were(kind, caplog):
 
 @pytest.mark.expects_log
 @async_test
+async def test_before_there_is_a_set_any_key_may_be_in_it():
+    """With a provider that is away at the start, who needs its keys is told to try again, until it is back."""
+    async with provider() as idp, following(idp, refresh_s=0.05) as (found, by):
+        idp.answer = lambda: BAD["404"](idp)
+        await found.start()
+        assert verdict(by, A) == "100 temporary" and found.fetches == 2
+        await fetched(found, 2)
+        nameless = token(RSA, "RS256")
+        assert [verdict(by, text) for text in (A, nameless)] == ["100 temporary"] * 2 and found._fetching is None
+        idp.serves(RSA_A)
+        await fetched(found, 3)
+        assert [verdict(by, text) for text in (A, nameless, token(EC, "ES256"))] == ["ann", "ann", "3500"]
+
+
+@pytest.mark.expects_log
+@async_test
 async def test_a_silent_server_holds_nobody_up():
     """Two seconds at the start; who needs its keys meanwhile is told to try again at once, all others are served."""
     async with provider() as idp, following(idp) as (found, by):
@@ -275,7 +291,7 @@ async def test_the_allow_list_holds_for_the_set_too():
     async with provider() as idp, following(idp, algorithms=["RS256", "HS256"]) as (found, by):
         idp.serves(RSA_A, EC_B, jwk(ED, kid="c"))
         await found.start()
-        by.missing = lambda: False
+        by.missing = lambda named: False
         confused = jwt.encode({"sub": "evil", "exp": 9e9}, "x" * 32, "HS256", headers={"kid": "a"})
         assert [verdict(by, text) for text in (A, B, confused)] == ["ann", "3500", "3500"]
 
