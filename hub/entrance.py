@@ -126,13 +126,18 @@ class Entrance:
         return Visitor(address, found, self.authenticator.verify(found) if found else None)
 
     async def visit(self, peer: object, headers: Headers, token: str = "", ticket: str = "") -> Visitor:
-        """Who asks; only where it shows a ticket, which is used then, this waits. Raises as `visitor` does."""
+        """Who asks; only where it shows a ticket, which is used then, this waits. Raises as `visitor` does, and
+        CommandError 111 where others took its place meanwhile.
+        """
         address = self.address_of(peer, headers)
         if not ticket or not self.judges or bearer(headers) or token:
             return self.visitor(address, headers, token)
         if self._tickets is None:
             raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "there are no tickets here")
-        return Visitor(address, ticket, await self._tickets.redeem(ticket))
+        claims = await self._tickets.redeem(ticket)
+        if reason := self.quotas.no_room(address):
+            raise CommandError(errors.TOO_MANY_REQUESTS, REFUSALS[reason].text)
+        return Visitor(address, ticket, claims)
 
     def _of_cookie(self, headers: Headers) -> str:
         if not self.cookie or not (text := headers.get("cookie", "")):
@@ -162,6 +167,8 @@ def refusal(error: HubError) -> Refusal:
         return Refusal(403, error.close.reason, {})
     if isinstance(error, ProtocolError):
         return Refusal(401, error.close.reason, {"WWW-Authenticate": 'Bearer error="invalid_token"'})
+    if isinstance(error, CommandError) and error.reply is errors.TOO_MANY_REQUESTS:
+        return Refusal(429, str(error), TOO_MANY.headers)
     if errors.is_temporary(error):
         return Refusal(503, "who this is can't be told now; try again", {"Retry-After": "1"})
     text = error.reply.text if isinstance(error, CommandError) else errors.UNAUTHORIZED.text

@@ -115,11 +115,18 @@ class Quotas:
 
     def admit(self, address: str) -> str:
         """Count one handshake, or request that is one; why it can't be: a reason of refusals, '' where it may."""
-        settings, key = self.settings, self.key(address)
+        key = self.key(address)
         if key and self._handshake_s:
             now = self.clock()
             if not self._ips.touch(key, now).greet(now, self._handshake_s):
                 return self._refused("ip_handshakes")
+        return self.no_room(address)
+
+    def no_room(self, address: str) -> str:
+        """Why there can't be one more connection of this address, '' where there can. To be asked again by whoever has
+        waited since `admit`: others may have come in meanwhile.
+        """
+        settings, key = self.settings, self.key(address)
         if key and settings.ip_connections:
             found = self._by_ip.get(key, 0) + self.census.elsewhere(IP, key)
             if found >= settings.ip_connections:

@@ -16,6 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from hub import auth
+from hub.app import App
 from hub.forwarded import Proxies
 from hub.limits import Accounts
 from hub.quotas import MOST_REFUSED, MOST_STRIKES, UNLIMITED, Quotas
@@ -517,3 +518,54 @@ async def test_a_killed_worker_gives_its_users_connections_back():
                 with contextlib.suppress(OSError, ConnectionClosed):
                     if await comes_in():
                         break
+
+
+TICKETED = ("websocket", "socket.io websocket", "http_stream", "sse")
+
+
+@pytest.mark.parametrize("wire", TICKETED)
+@async_test
+async def test_who_waits_for_redis_takes_nobodys_place(valkey_url, prefix, wire):
+    """Requests with tickets of one address, all at a time: each is judged again once its ticket is known."""
+    async with plane(valkey_url, prefix, proxies=BEHIND, limits={"ip_connections": 2}) as hub:
+        requests = []
+        for _ in range(6):
+            first, _, rest = OPENINGS[wire](**FROM).partition(b" HTTP/1.1")
+            ticket = await hub.tickets.issue({"sub": "ann"})
+            requests.append(first + (b"&" if b"?" in first else b"?") + f"ticket={ticket} HTTP/1.1".encode() + rest)
+        begun = await asyncio.gather(*(begin(hub.port, request) for request in requests))
+        assert hub.services.quotas.by_ip() == {"203.0.113.7": 2}
+        if wire != "sse":
+            assert sorted(one.status for one in begun)[-4:] == [429] * 4
+        for one in begun:
+            one.close()
+
+
+@pytest.mark.parametrize("path", ["/sse?channel=open:a", "/poll?channel=open:a&wait=30"])
+@async_test
+async def test_who_waits_for_the_application_takes_nobodys_place(valkey_url, prefix, path):
+    """The same where it is asked who may come in."""
+    app, asked, answer = App(), 0, asyncio.Event()
+
+    @app.on_connect()
+    async def connect(client, data):
+        nonlocal asked
+        asked += 1
+        await answer.wait()
+
+    app.on_subscribe()(lambda client, channel: None)
+
+    async with plane(valkey_url, prefix, proxies=BEHIND, limits={"ip_connections": 2}, app=app) as hub:
+        opened = []
+        for _ in range(5):
+            opened.append(await asyncio.open_connection("127.0.0.1", hub.port))
+            opened[-1][1].write(http("GET", path, Accept="text/event-stream", **FROM))
+        async with asyncio.timeout(5):
+            while asked < 5:
+                await asyncio.sleep(0.01)
+            answer.set()
+            while hub.services.quotas.refusals.counts["ip_connections"] < 3:
+                await asyncio.sleep(0.01)
+        assert hub.services.quotas.by_ip() == {"203.0.113.7": 2}
+        for _, writer in opened:
+            writer.close()

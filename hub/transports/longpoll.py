@@ -443,7 +443,8 @@ class PollHandler(PlainHandler):
                 wait_s = self._wait_s()
             if gate is not None:
                 _, wish = await self.ask(gate, self.granted(gate, caller))
-                if self._door.entrance.draining():
+                entrance = self._door.entrance
+                if entrance.draining() or entrance.quotas.no_room(self.visitor.address):
                     raise CommandError(BUSY)
             wait_s = min(wait_s, self._left_s(caller), max(0.0, wish.ends_at - self._door.services.wall_clock()))
             poll = self._poll = Poll(self._door.services, wish)

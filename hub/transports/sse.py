@@ -509,7 +509,10 @@ class EventStreamHandler(PlainHandler):
             raise refused
 
         def begin() -> EventStreamConnection | None:
-            return self._begin(wish, guest) if self._is_there() and not self._door.entrance.draining() else None
+            entrance = self._door.entrance
+            if not self._is_there() or entrance.draining() or entrance.quotas.no_room(self.visitor.address):
+                return None
+            return self._begin(wish, guest)
 
         if self.request.method == "HEAD":
             self._answer(wish)
