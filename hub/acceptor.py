@@ -25,10 +25,11 @@ from http.client import responses
 
 from . import forwarded, handshake
 from .certificates import Certificates
-from .entrance import Visitor, query_token, refusal
+from .entrance import TOO_MANY, Visitor, query_token, refusal
 from .errors import Close, HubError
 from .httpd import Server, Stream, TlsStream
 from .log import Brake
+from .quotas import NOWHERE, Place
 from .reactor import Reactor
 from .tls import TlsSocket
 from .tls_handshake import Greeter
@@ -57,6 +58,7 @@ def _encode(refusal: handshake.Refusal) -> bytes:
     ).encode()
 
 
+CROWDED = _encode(TOO_MANY)
 FULL = _encode(handshake.Refusal(503, "this process has no descriptor left for clients", {"Retry-After": "5"}))
 
 
@@ -66,21 +68,24 @@ SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 class Newcomer:
     """A connection that has not sent anything yet. On the plane until it does, or until its deadline."""
 
-    __slots__ = ("_acceptor", "_address", "_since", "_sock", "due", "fd")
+    __slots__ = ("_acceptor", "_address", "_place", "_since", "_sock", "due", "fd")
 
-    def __init__(self, acceptor: Acceptor, sock: socket.socket, address: object, since: float) -> None:
-        """since: when it was accepted."""
+    def __init__(
+        self, acceptor: Acceptor, sock: socket.socket, address: object, since: float, place: Place = NOWHERE
+    ) -> None:
+        """since: when it was accepted. place: left where nobody takes it over."""
         self._acceptor = acceptor
         self._sock: socket.socket | None = sock
         """None once it has left the plane: somebody who goes through a list of connections may still hold it."""
         self._address = address
+        self._place = place
         self._since = since
         self.fd = sock.fileno()
         self.due = NEVER
 
     def on_readable(self) -> None:
         if (sock := self._leave()) is not None:
-            self._acceptor.receive(sock, self._address, self._since)
+            self._acceptor.receive(sock, self._address, self._since, self._place)
 
     def on_timer(self, now: float) -> None:
         self.abort()
@@ -91,6 +96,7 @@ class Newcomer:
     def abort(self) -> None:
         if (sock := self._leave()) is not None:
             sock.close()
+            self._place.leave()
 
     def _leave(self) -> socket.socket | None:
         sock, self._sock = self._sock, None
@@ -107,11 +113,13 @@ class Newcomer:
 class Proxied(Newcomer):
     """The same by way of a proxy that says first whose connection it is (PROXY protocol v1)."""
 
-    __slots__ = ("_secure",)
+    __slots__ = ("_peeked", "_secure")
 
     def __init__(self, acceptor: Acceptor, sock: socket.socket, address: object, since: float, secure: bool) -> None:
         """secure: what comes behind the line is TLS."""
         super().__init__(acceptor, sock, address, since)
+        self._peeked = 0
+        """Bytes of the line that were there."""
         self._secure = secure
 
     def on_readable(self) -> None:
@@ -121,7 +129,8 @@ class Proxied(Newcomer):
         try:
             data = sock.recv(forwarded.MAX_PROXY_BYTES, socket.MSG_PEEK)
             line = forwarded.read_proxy_line(data) if data else None
-            if line is None and data:
+            if line is None and len(data) > self._peeked:
+                self._peeked = len(data)
                 # Woken again by one more byte, and not by those that are there.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(data) + 1)
                 return
@@ -154,8 +163,11 @@ class Acceptor:
         margin: int = DESCRIPTOR_MARGIN,
         certificates: Certificates | None = None,
         tls_handshakes: int = 1000,
+        public: bool = True,
     ) -> None:
         """deadline_s: from the accept to the end of the first request's head. margin: descriptors that stay free.
+
+        public: sockets are counted by their addresses.
 
         certificates: for `listen_tls`, with so many unfinished handshakes at a time.
         """
@@ -164,6 +176,7 @@ class Acceptor:
         self._door = door
         self._deadline_s = deadline_s
         self._fast = fast
+        self._public = public
         self._loop = asyncio.get_running_loop()
         self._listeners: list[socket.socket] = []
         self._secure: set[socket.socket] = set()
@@ -208,20 +221,22 @@ class Acceptor:
             os.close(self._reserve)
             self._reserve = -1
 
-    def receive(self, sock: socket.socket, address: object, since: float) -> None:
-        """A newcomer's first bytes are there, or its end. since: when it was accepted."""
+    def receive(self, sock: socket.socket, address: object, since: float, place: Place) -> None:
+        """A newcomer's first bytes are there, or its end. since: when it was accepted. place: as it has it."""
         try:
             data = sock.recv(PEEK_BYTES, socket.MSG_PEEK)
         except OSError:
             data = b""  # reset by the peer
         if not data:
             sock.close()
+            place.leave()
             return
         head = handshake.read_head(data) if self._fast else None
         token = self._token(head) if head is not None else None
         if head is None or token is None:
-            self._to_tornado(sock, address, since)
+            self._to_tornado(sock, address, since, place)
             return
+        place.leave()  # what comes of it is counted as a connection
         sock.recv(len(data))  # the very bytes that were peeked at
         visitor = self._judge(address, head, token)
         if isinstance(visitor, Visitor):
@@ -249,13 +264,14 @@ class Acceptor:
         except HubError as error:
             return refusal(error)
 
-    def _enter(self, tls: TlsSocket, data: bytes, address: object, since: float) -> None:
+    def _enter(self, tls: TlsSocket, data: bytes, address: object, since: float, place: Place) -> None:
         """The same for one whose TLS handshake is done. data: what came first."""
         head = handshake.read_head(data) if self._fast else None
         token = self._token(head) if head is not None else None
         if head is None or token is None:
-            self._tls_to_tornado(tls, data, address, since)
+            self._tls_to_tornado(tls, data, address, since, place)
             return
+        place.leave()
         visitor = self._judge(address, head, token)
         if isinstance(visitor, Visitor):
             open_connection(self._door, tls, head.headers, data[head.size :], visitor)
@@ -301,27 +317,40 @@ class Acceptor:
 
     def greet(self, sock: socket.socket, address: object, since: float, secure: bool = False) -> None:
         """A client's connection, of which nothing has been read. since: when it was accepted. secure: it speaks TLS."""
-        if self.greeter is not None and secure:
-            self.greeter.greet(sock, address, since)
+        place = self._knock(address, secure)
+        if place is None:
+            if secure:
+                sock.close()
+            else:
+                _turn_away(sock, CROWDED)
+        elif self.greeter is not None and secure:
+            self.greeter.greet(sock, address, since, place)
         elif self._fast:
-            self._await(Newcomer(self, sock, address, since), since)
+            self._await(Newcomer(self, sock, address, since, place), since)
         else:
-            self._to_tornado(sock, address, since)
+            self._to_tornado(sock, address, since, place)
+
+    def _knock(self, address: object, secure: bool) -> Place | None:
+        if not self._public:
+            return NOWHERE
+        return self._door.entrance.quotas.knock(forwarded.address_of(address), secure=secure)
 
     def _await(self, newcomer: Newcomer, since: float) -> None:
         self.reactor.adopt(newcomer)
         self.reactor.schedule(newcomer, since + self._deadline_s)
 
-    def _to_tornado(self, sock: socket.socket, address: object, since: float) -> None:
+    def _to_tornado(self, sock: socket.socket, address: object, since: float, place: Place) -> None:
         server = self._server
         stream = Stream(sock, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size)
+        stream.place = place
         server.take(stream, address, self._deadline_s - (self.reactor.clock() - since))
 
-    def _tls_to_tornado(self, tls: TlsSocket, data: bytes, address: object, since: float) -> None:
+    def _tls_to_tornado(self, tls: TlsSocket, data: bytes, address: object, since: float, place: Place) -> None:
         server = self._server
         stream = TlsStream(
             tls.into_ssl_socket(), data, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size
         )
+        stream.place = place
         server.take(stream, address, self._deadline_s - (self.reactor.clock() - since))
 
     def _not_accepted(self, listener: socket.socket, error: OSError) -> None:

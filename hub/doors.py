@@ -133,12 +133,12 @@ class Doors:
             (internal, slot.internal, False, INTERNAL_MARGIN),
             (public + internal, slot.combined, fast, DESCRIPTOR_MARGIN),
         ):
-            acceptor = self._acceptor(routes, quick, margin)
+            acceptor = self._acceptor(routes, quick, margin, margin == DESCRIPTOR_MARGIN)
             proxied = [sock for sock in listeners if sock in slot.proxied]
             acceptor.listen([sock for sock in listeners if sock not in slot.secure], proxied)
             acceptor.listen_tls([sock for sock in listeners if sock in slot.secure], proxied)
 
-    def _acceptor(self, routes: httpd.Routes, fast: bool, margin: int) -> Acceptor:
+    def _acceptor(self, routes: httpd.Routes, fast: bool, margin: int, public: bool) -> Acceptor:
         http = self._settings.http
         server = httpd.Server(httpd.application(routes), http)
         self._servers.append(server)
@@ -151,6 +151,7 @@ class Doors:
             margin=margin,
             certificates=self._certificates,
             tls_handshakes=self._settings.tls.handshakes,
+            public=public,
         )
         self._acceptors.append(acceptor)
         return acceptor

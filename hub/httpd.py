@@ -37,6 +37,7 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from . import heads
 from .handshake import Refusal
+from .quotas import NOWHERE, Place
 from .sections import HttpSettings
 from .tls import TlsSocket, shut_down
 
@@ -64,6 +65,13 @@ def _head_or_too_much(most_bytes: int) -> bytes:
 
 class HeadStream(IOStream):
     """A stream on which a head that is too long can still be answered: Tornado closes the connection there."""
+
+    place: Place = NOWHERE
+    """Left when it is closed, or when somebody takes its socket away."""
+
+    def close_fd(self) -> None:
+        super().close_fd()
+        self.place.leave()
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """What Tornado reads heads with, and nothing else; also returns what is too long, for heads to judge."""
@@ -141,6 +149,7 @@ class TlsStream(Stream):
     def close_fd(self) -> None:
         TlsSocket(self.secure).abandon()
         self.socket = None  # type: ignore[assignment]
+        self.place.leave()
 
 
 class Server(HTTPServer):

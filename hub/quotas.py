@@ -3,7 +3,7 @@
 Does: count connections, handshakes, commands and bytes against the settings, say what is too much and when it has gone
 on for too long, give back what a connection had.
 Does not: answer (the wires do, each in its own words), find addresses (forwarded), or know other workers (census).
-Called by: entrance (admit), transports (open, close, requests of plain HTTP), session (spend, strike).
+Called by: acceptor (knock), entrance (admit), transports (open, close, requests of plain HTTP), session (spend, strike).
 Never break: what is opened is closed exactly once, whatever way a connection ends; `Meter.spend` is a plain call of
 less than a microsecond, for every message of every client passes it.
 
@@ -31,6 +31,8 @@ MOST_REFUSED = 1000
 """Answers 111 in one go: each is work, too. Whoever sends so many more has not read the first."""
 MOST_STRIKES = 100
 """Answers 106 to more channels, in one go. Clients that subscribe to all they know of should read the first."""
+SOCKETS = 2
+"""Of an address that are no client's, for each connection that it may have: who polls has another one for its posts."""
 UNLIMITED = LimitSettings.model_validate(
     {name: 0 for name in LimitSettings.model_fields if name not in ("tolerated_s", "ip_network_bits", "remembered")}
 )
@@ -90,6 +92,8 @@ class Quotas:
         self._proxies = proxies or Proxies()
         self._by_ip: dict[str, int] = {}
         """Connections."""
+        self._sockets: dict[str, int] = {}
+        """Those that are nobody's connection: newcomers, and whatever stays with plain HTTP."""
         self._ips = Accounts(settings.remembered)
         self._users = Accounts(settings.remembered)
         self._last = "", ""
@@ -110,6 +114,30 @@ class Quotas:
         if packed is None or len(packed) == 4:
             return address
         return str(ipaddress.IPv6Network((packed, self.settings.ip_network_bits), strict=False))
+
+    # Sockets.
+
+    def knock(self, address: str, *, secure: bool = False) -> Place | None:
+        """Count one socket of this address, of which nothing has been read, until its place is left; None: it has too
+        many, or has come too often: secure ones cost a signature before anything is known of them.
+        """
+        settings, key = self.settings, self.key(address)
+        if not key:
+            return NOWHERE
+        if secure and self._handshake_s:
+            # An account of its own: the request behind it counts, too.
+            now = self.clock()
+            if not self._ips.touch(f"tls {key}", now).greet(now, self._handshake_s):
+                self._refused("ip_handshakes")
+                return None
+        if not settings.ip_connections:
+            return NOWHERE
+        count = self._sockets.get(key, 0)
+        if count >= SOCKETS * settings.ip_connections:
+            self._refused("ip_sockets")
+            return None
+        self._sockets[key] = count + 1
+        return Place(self._sockets, key)
 
     # Handshakes.
 
@@ -212,6 +240,29 @@ class Quotas:
                 user.bytes_at -= size * self.user_cost.byte_s
             return False
         return True
+
+
+class Place:
+    """One socket's among those of its address."""
+
+    __slots__ = ("_key", "_sockets")
+
+    def __init__(self, sockets: dict[str, int], key: str) -> None:
+        """key: '' where it is not counted."""
+        self._sockets = sockets
+        self._key = key
+
+    def leave(self) -> None:
+        """It has become a client's, or is closed; once or more often."""
+        key, self._key = self._key, ""
+        if key:
+            count = self._sockets.pop(key) - 1
+            if count:
+                self._sockets[key] = count
+
+
+NOWHERE = Place({}, "")
+"""Of all who are not counted."""
 
 
 class Meter:

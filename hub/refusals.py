@@ -14,6 +14,7 @@ REASONS = {
     "draining": "handshakes while the worker was about to end",
     "ip_handshakes": "handshakes beyond limits.ip_handshakes_per_s",
     "ip_connections": "connections beyond limits.ip_connections",
+    "ip_sockets": "sockets of an address that are no client's, beyond twice limits.ip_connections",
     "user_connections": "connections beyond limits.user_connections",
     "connections": "connections beyond limits.connections",
     "commands": "commands beyond a connection's rate, or its bytes",

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from .certificates import Certificates
 from .errors import Close
+from .quotas import Place
 from .reactor import Reactor
 from .tls import TlsSocket
 from .wheel import NEVER
@@ -32,8 +33,8 @@ NOT_TLS = (
 )
 """To those who speak plain HTTP here."""
 
-Enter = Callable[[TlsSocket, bytes, object, float], None]
-"""Takes a socket whose handshake is done, what came first on it, its address and when it was accepted."""
+Enter = Callable[[TlsSocket, bytes, object, float, Place], None]
+"""Takes a socket whose handshake is done, what came first on it, its address, when it was accepted, and its place."""
 TurnAway = Callable[[socket.socket, bytes], None]
 """Answers and closes."""
 
@@ -64,9 +65,9 @@ class Greeter:
         self.pushed_out = 0
         """Handshakes cut as there were too many."""
 
-    def greet(self, sock: socket.socket, address: object, since: float) -> None:
-        """A connection, of which nothing has been read. since: when it was accepted."""
-        newcomer = TlsNewcomer(self, sock, address, since)
+    def greet(self, sock: socket.socket, address: object, since: float, place: Place) -> None:
+        """A connection, of which nothing has been read. since: when it was accepted. place: among its address's."""
+        newcomer = TlsNewcomer(self, sock, address, since, place)
         self.reactor.adopt(newcomer)
         self.reactor.schedule(newcomer, since + self.deadline_s)
 
@@ -81,10 +82,11 @@ class Greeter:
 class TlsNewcomer:
     """One connection that has not sent a request yet."""
 
-    __slots__ = ("_address", "_greeter", "_shaken", "_since", "_sock", "_watching", "due", "fd")
+    __slots__ = ("_address", "_greeter", "_place", "_shaken", "_since", "_sock", "_watching", "due", "fd")
 
-    def __init__(self, greeter: Greeter, sock: socket.socket, address: object, since: float) -> None:
+    def __init__(self, greeter: Greeter, sock: socket.socket, address: object, since: float, place: Place) -> None:
         self._greeter = greeter
+        self._place = place
         self._sock: socket.socket | None = sock
         """None once it has left the plane; an SSLSocket once it has said something."""
         self._address = address
@@ -112,7 +114,7 @@ class TlsNewcomer:
             return
         if data and self._shaken is not None:
             self._leave()
-            self._greeter.enter(self._shaken, data, self._address, self._since)
+            self._greeter.enter(self._shaken, data, self._address, self._since, self._place)
         elif self._sock is not None:
             self.abort()
 
@@ -125,6 +127,7 @@ class TlsNewcomer:
                 first = sock.recv(1, socket.MSG_PEEK)
                 if first and first != HANDSHAKE_RECORD:
                     self._leave()
+                    self._place.leave()
                     self._greeter.turn_away(sock, NOT_TLS)
                 if first != HANDSHAKE_RECORD:
                     return b""
@@ -147,6 +150,7 @@ class TlsNewcomer:
         except BaseException:
             greeter.unfinished.pop(self, None)
             sock.close()
+            self._place.leave()
             raise
         self._sock = secure
         greeter.reactor.adopt(self)
@@ -177,6 +181,7 @@ class TlsNewcomer:
     def abort(self) -> None:
         if (sock := self._leave()) is not None:
             sock.close()
+            self._place.leave()
 
     def _leave(self) -> socket.socket | None:
         sock, self._sock = self._sock, None

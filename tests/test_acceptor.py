@@ -145,6 +145,77 @@ async def test_without_any_descriptor_the_reserve_makes_room_for_an_answer(valke
         assert acceptor.turned_away == 1
 
 
+# Sockets of one address.
+
+
+async def opened(port, data=b"", **options):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, **options)
+    writer.write(data)
+    return reader, writer
+
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+LEFT = {
+    "silent": b"",
+    "half a head": b"GET / HTTP/1.1\r\n",
+    "kept alive": REQUEST,
+    "half a body": b"POST /publish HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
+    "a poll": b"GET /poll?channel=open:a&wait=30 HTTP/1.1\r\nHost: h\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("said", LEFT.values(), ids=LEFT)
+@async_test
+async def test_an_address_has_so_many_sockets_without_a_client(valkey_url, prefix, fast, said):
+    """Twice its connections; one more is answered 429 at once, and each that goes makes room."""
+    async with plane(valkey_url, prefix, fast=fast, limits={"ip_connections": 1}) as hub:
+        quotas = hub.services.quotas
+        held = [await opened(hub.port, said) for _ in range(2)]
+        await until(lambda: quotas._sockets == {"127.0.0.1": 2})
+        reader, over = await opened(hub.port, REQUEST)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.startswith(b"HTTP/1.1 429 ") and b"\r\nRetry-After: 10\r\n" in answer
+        assert quotas.refusals.counts["ip_sockets"] == 1
+        for (_, writer), end in zip(held, (writer_abort, writer_close), strict=True):
+            end(writer)
+        await until(lambda: not quotas._sockets)
+        over.close()
+
+
+def writer_abort(writer):
+    writer.transport.abort()
+
+
+def writer_close(writer):
+    writer.close()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@async_test
+async def test_who_becomes_a_client_leaves_its_place_among_the_sockets(valkey_url, prefix, fast):
+    """Then it is counted as a connection."""
+    async with plane(valkey_url, prefix, fast=fast, limits={"ip_connections": 4}) as hub:
+        quotas = hub.services.quotas
+        ends = []
+        for request in (head(), b"GET /sse?channel=open:a HTTP/1.1\r\nHost: h\r\nAccept: text/event-stream\r\n\r\n"):
+            reader, writer = await opened(hub.port, request)
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            ends.append(writer)
+        assert quotas._sockets == {} and quotas.by_ip() == {"127.0.0.1": 2}
+        for writer in ends:
+            writer.close()
+
+
+@async_test
+async def test_a_newcomer_at_its_deadline_leaves_its_place(valkey_url, prefix):
+    async with plane(valkey_url, prefix, limits={"ip_connections": 1}) as hub:
+        reader, writer = await opened(hub.port)
+        await until(lambda: hub.services.quotas._sockets)
+        assert await asyncio.wait_for(reader.read(), 5) == b"" and not hub.services.quotas._sockets
+        writer.close()
+
+
 # Behind a proxy that sends the PROXY protocol.
 
 LINE = b"PROXY TCP4 203.0.113.7 10.0.0.5 4711 443\r\n"
@@ -184,6 +255,22 @@ async def test_a_line_in_pieces_does_not_keep_the_loop_awake(valkey_url, prefix)
         assert hub.reactor._epoll.poll(0) == []
         writer.close()
         await until(lambda: not hub.reactor.connections)
+
+
+@async_test
+async def test_who_ends_within_the_line_is_cut_at_once(valkey_url, prefix):
+    """The end of file stays readable, too, and would keep the loop awake until the deadline."""
+    async with plane(valkey_url, prefix, proxies=TRUSTED, proxied=True) as hub:
+        reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+        writer.write(LINE[:9])
+        await until(lambda: hub.reactor.connections)
+        [newcomer] = hub.reactor.connections.values()
+        await until(lambda: newcomer._peeked == 9)
+        writer.write_eof()
+        with contextlib.suppress(ConnectionResetError):  # as what it wrote was never read
+            assert await asyncio.wait_for(reader.read(), 0.5) == b""
+        assert not hub.reactor.connections
+        writer.close()
 
 
 @async_test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 
@@ -11,6 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from hub.certificates import Certificates
+from hub.forwarded import Proxies
 from hub.message import Publication
 from tests.nodes import until
 from tests.pki import Authority
@@ -169,3 +171,93 @@ async def test_a_reset_in_any_state_frees_everything(valkey_url, prefix, certifi
             one.send(said)
             one.close()
             await until(lambda: not hub.reactor.connections and not hub.acceptor.greeter.unfinished)
+
+
+@async_test
+async def test_an_address_that_comes_too_often_is_cut_before_its_handshake(valkey_url, prefix, authority, certificates):
+    """A signature costs more than the request behind it. Of those who are left, each is counted until it goes."""
+    limits = {"ip_handshakes_per_s": 3, "ip_connections": 9}
+    async with plane(valkey_url, prefix, certificates=certificates, limits=limits) as hub:
+        quotas = hub.services.quotas
+        opened = [await asyncio.open_connection("127.0.0.1", hub.port) for _ in range(5)]
+        await until(lambda: quotas.refusals.counts["ip_handshakes"] == 2)
+        assert quotas._sockets == {"127.0.0.1": 3} and len(hub.reactor.connections) == 3
+        for (_, writer), said in zip(
+            opened, (b"GET / HTTP/1.1\r\n", b"\x16\x03\x01\x00\x01\x01", b"\x16nonsense"), strict=False
+        ):
+            writer.write(said)
+            writer.close()
+        await until(lambda: not quotas._sockets and not hub.reactor.connections)
+        for _, writer in opened:
+            writer.close()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@async_test
+async def test_a_place_is_left_however_a_tls_connection_ends(valkey_url, prefix, fast, authority, certificates):
+    """As a client, kept alive by Tornado, and refused."""
+    limits = {"ip_connections": 1}
+    async with plane(valkey_url, prefix, fast=fast, certificates=certificates, limits=limits) as hub:
+        quotas, trust = hub.services.quotas, authority.client()
+        async with client(hub.url, ssl=trust):
+            assert not quotas._sockets and quotas.connections == 1
+            reader, writer = await asyncio.open_connection("127.0.0.1", hub.port, ssl=trust)
+            writer.write(head())
+            assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 429 ")
+            writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", hub.port, ssl=trust)
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 200 ")
+        await until(lambda: quotas._sockets == {"127.0.0.1": 1})
+        writer.close()
+        await until(lambda: not quotas._sockets)
+
+
+LINE = b"PROXY TCP4 203.0.113.7 10.0.0.5 4711 443\r\n"
+
+
+class ByHand:
+    """A client behind a proxy that says whose connection it is: the line, and TLS behind it, piece by piece."""
+
+    def __init__(self, port: int, context: ssl.SSLContext, size: int) -> None:
+        """size: of the first pieces."""
+        self.sock = socket.create_connection(("127.0.0.1", port), 5)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._came, self._goes, server_hostname="localhost")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.do_handshake()
+        first = LINE + self._goes.read()
+        for at in range(0, len(first), size):
+            self.sock.sendall(first[at : at + size])
+        self._until_done(self._tls.do_handshake)
+
+    def ask(self, request: bytes) -> bytes:
+        self._tls.write(request)
+        return self._until_done(lambda: self._tls.read(65_536))
+
+    def _until_done(self, step):
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                self.sock.sendall(self._goes.read())
+                self._came.write(self.sock.recv(65_536))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("size", [1, 50, 10_000])
+@async_test
+async def test_tls_comes_behind_a_proxys_line(valkey_url, prefix, fast, size, authority, certificates):
+    """In one piece with it, or torn anywhere; and it is the address in the line that counts."""
+    proxies, limits = Proxies(["127.0.0.0/8"]), {"ip_connections": 1}
+    async with plane(
+        valkey_url, prefix, fast=fast, proxies=proxies, proxied=True, certificates=certificates, limits=limits
+    ) as hub:
+        one = await asyncio.to_thread(ByHand, hub.port, authority.client(), size)
+        assert (await asyncio.to_thread(one.ask, head())).startswith(b"HTTP/1.1 101 ")
+        assert hub.services.quotas.by_ip() == {"203.0.113.7": 1}
+        two = await asyncio.to_thread(ByHand, hub.port, authority.client(), size)
+        assert (await asyncio.to_thread(two.ask, head())).startswith(b"HTTP/1.1 429 ")
+        one.sock.close()
+        two.sock.close()

@@ -392,6 +392,8 @@ def leave_tornado(stream: iostream.IOStream) -> tuple[Descriptor, bytes]:
     """
     early = bytes(stream._read_buffer)
     sock = stream.socket
+    if isinstance(stream, httpd.HeadStream):
+        stream.place.leave()  # it is counted as a connection from now on
     stream.io_loop.remove_handler(sock)
     stream.socket = None  # type: ignore[assignment]
     if isinstance(sock, ssl.SSLSocket):
