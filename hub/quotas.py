@@ -3,7 +3,8 @@
 Does: count connections, handshakes, commands and bytes against the settings, say what is too much and when it has gone
 on for too long, give back what a connection had.
 Does not: answer (the wires do, each in its own words), find addresses (forwarded), or know other workers (census).
-Called by: acceptor (knock), entrance (admit), transports (open, close, requests of plain HTTP), session (spend, strike).
+Called by: acceptor (knock), entrance (admit), transports (open, close, requests of plain HTTP), session (spend,
+strike).
 Never break: what is opened is closed exactly once, whatever way a connection ends; `Meter.spend` is a plain call of
 less than a microsecond, for every message of every client passes it.
 

@@ -14,6 +14,7 @@ import pytest
 
 from hub import frames
 from hub.certificates import Certificates
+from hub.connection import Connection
 from hub.message import Publication
 from hub.tls import RECORD_BYTES, TlsSocket, discard
 from hub.transports import websocket
@@ -134,6 +135,50 @@ async def test_a_slow_reader_gets_whole_frames_and_the_newest_values(valkey_url,
         assert hub.reactor.backlog.conflated > 0
         numbers: dict[str, list[int]] = {channel: [] for channel in channels}
         while any(each[-1:] != [sent + 1] for each in numbers.values()):
+            received += await asyncio.to_thread(client.sock.recv, 65_536)
+            for text in whole_frames(received):
+                for line in text.split(b"\n"):
+                    push = orjson.loads(line)["push"]
+                    numbers[push["channel"]].append(push["pub"]["data"][0])
+        assert all(each == sorted(set(each)) for each in numbers.values())
+        client.close()
+
+
+@async_test
+async def test_a_value_in_a_record_that_waits_is_not_replaced(valkey_url, prefix, authority, certificates, monkeypatch):
+    """A backlog of many records, each taken by the socket in its turn while newer values keep coming: OpenSSL has
+    sealed one that it could not write, and what it is given again must be what it was given.
+    """
+    bounds = {"outbox_conflate_bytes": 0, "outbox_bytes": 1 << 24, "channels": 100}
+    async with plane(valkey_url, prefix, client=bounds, certificates=certificates) as hub:
+        client = Reader(hub.port, authority.client())
+        channels = [f"ticker:{number}" for number in range(100)]
+        await client.open(*channels)
+        chance = random.Random(11)
+        received, sent = bytearray(), 0
+        blocked_again = 0
+
+        def publish() -> None:
+            nonlocal sent
+            sent += 1
+            bodies = {channel: b'{"data":[%d,"%s"]}' % (sent, b"x" * chance.randrange(6000)) for channel in channels}
+            hub.fanout.deliver([Publication(channel, body) for channel, body in bodies.items()])
+
+        def drain(connection: Connection) -> None:
+            nonlocal blocked_again
+            Connection._drain(connection)
+            blocked_again += connection._outbox.size > 0
+
+        monkeypatch.setattr(websocket.WebSocketConnection, "_drain", drain)
+        while blocked_again < 20:
+            publish()
+            await asyncio.sleep(0)
+            received += await client.read(50_000)
+        assert hub.reactor.backlog.conflated > 100
+        sent += 1
+        hub.fanout.deliver([Publication(channel, b'{"data":[%d,"end"]}' % sent) for channel in channels])
+        numbers: dict[str, list[int]] = {channel: [] for channel in channels}
+        while any(each[-1:] != [sent] for each in numbers.values()):
             received += await asyncio.to_thread(client.sock.recv, 65_536)
             for text in whole_frames(received):
                 for line in text.split(b"\n"):
