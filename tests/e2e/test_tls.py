@@ -14,7 +14,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from tests.e2e import nodejs
 from tests.hubs import HubFailed, HubProcess
@@ -247,3 +248,43 @@ def test_a_client_without_tls_fills_no_log(hub: TlsHub) -> None:
                 while client.recv(1000):
                     pass
     assert len(hub.stderr.splitlines()) == lines
+
+
+def connected(hub: TlsHub, authority: Authority) -> ClientConnection:
+    client = connect(hub.ws_url, ssl=authority.client(), proxy=None)
+    client.send('{"id":1,"connect":{}}')
+    assert '"connect"' in client.recv(timeout=5)
+    return client
+
+
+def test_a_drain_says_the_end_to_clients_over_tls(authority: Authority, tmp_path: Path) -> None:
+    """3001, so that SDKs come back, and close_notify behind it; and no worker is waited for."""
+    with TlsHub(authority, tmp_path, workers=2) as hub:
+        clients = [connected(hub, authority) for _ in range(10)]
+        assert hub.stop() == 0
+        for client in clients:
+            with pytest.raises(ConnectionClosed):
+                while True:
+                    client.recv(timeout=5)
+            assert client.close_code == 3001
+
+
+def test_a_killed_worker_takes_only_its_own_tls_clients(authority: Authority, tmp_path: Path) -> None:
+    """The others' live on, and new ones are served by its successor, too."""
+    with TlsHub(authority, tmp_path, workers=2) as hub:
+        clients, workers = [connected(hub, authority) for _ in range(24)], hub.worker_pids()
+        os.kill(workers[0], 9)
+        wait(lambda: len(set(hub.worker_pids()) - set(workers)) == 1)
+        lived = 0
+        for client in clients:
+            try:
+                client.send('{"id":2,"rpc":{"method":"hub.time"}}')
+                while '"rpc"' not in client.recv(timeout=5):
+                    pass
+                lived += 1
+            except ConnectionClosed as closed:
+                assert closed.rcvd is None  # nobody was there to say a word
+            client.close()
+        assert 0 < lived < 24
+        for client in [connected(hub, authority) for _ in range(8)]:
+            client.close()

@@ -53,6 +53,8 @@ def faults(attack: Attack, pairs: list[Pair], timed: bool) -> list[str]:
     for slot in attacked:
         if not any(slot.counts.get(name) for name in attack.did):
             found.append(f"the attack did not take place: {slot.counts}")
+        elif (held := slot.counts.get("held", 0)) < attack.held:
+            found.append(f"the attack had {held} connections of {attack.held}: {slot.counts}")
     ratio = statistics.median(pair.ratio for pair in pairs)
     if timed and ratio > MOST_RATIO:
         found.append(f"p99 is {ratio:.2f} × the calm one; allowed: {MOST_RATIO:g}")
@@ -99,6 +101,7 @@ def text_of(arguments: argparse.Namespace, chosen: list[Attack], pairs: dict[str
         f"# Hostile\n\n{arguments.clients} normal clients, a publication to all of them every 50 ms, by the clock; the "
         "hub (supervisor, one worker, Valkey) on one core, attackers and clients on the other; "
         f"{arguments.rounds} rounds of {arguments.seconds:g} s, each behind a slot in which the attackers only burn. "
+        "No limit by address holds for the attackers: they come from that of a trusted proxy. "
         "p99 from the moment at which a publication was due to each receipt; median (lowest–highest) over the rounds; "
         "the ratio is formed in a round."
     )

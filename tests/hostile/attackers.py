@@ -3,8 +3,9 @@
 Does: say `ready` once it is in place, attack, and say in a line of JSON at the end what it did, by `Counts`.
 Does not: measure what it costs others (normals, rig).
 Called by: rig, as a process of its own.
-All raw sockets: no library would send this. All attackers come from SOURCE, so that limits of an address can tell them
-from the others. A new attack needs its function in ATTACKS and its row in rig.ATTACKS.
+All raw sockets: no library would send this. All attackers come from SOURCE, an address of loopback, which is trusted by
+default: so no limit by address helps the hub, and what is measured holds without. A new attack needs its function in
+ATTACKS and its row in rig.ATTACKS.
 """
 
 from __future__ import annotations
@@ -180,6 +181,7 @@ def _drip(attack: Attack, most: int, begin: bytes, drop: bytes) -> None:
                 attack.counts["refused"] += 1
                 break
         if not said:
+            attack.counts["held"] = len(socks)
             attack.ready()
             said = True
         time.sleep(max(0.05, DRIP_S - (time.monotonic() - began)))
@@ -282,7 +284,7 @@ def slow_readers(attack: Attack) -> None:
     publish = frame(b'{"id":3,"publish":{"channel":"open:fat","data":"%b"}}' % (b"x" * FAT_BYTES))
     writer = attack.upgraded()
     writer.setblocking(False)
-    attack.counts["readers"] = len(readers)
+    attack.counts["held"] = len(readers)
     for number in itertools.count():
         if number == FAT_FIRST:
             attack.ready()

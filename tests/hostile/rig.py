@@ -49,19 +49,21 @@ class Attack(NamedTuple):
     why: str
     did: tuple[str, ...]
     """Counts of attackers.py of which at least one must be there: an attack that does nothing would show nothing."""
+    held: int = 0
+    """So many connections, at least, the attack must have had in place before its slot began."""
     processes: int = 1
 
 
 ATTACKS = (
-    Attack("slow heads", 40, "1,000 connections in Tornado, 40 KB each", ("drips",)),
-    Attack("slow bodies", 40, "500 in Tornado with a part of a body", ("drips",)),
+    Attack("slow heads", 40, "1,000 connections in Tornado, 40 KB each", ("drips",), held=1000),
+    Attack("slow bodies", 40, "500 in Tornado with a part of a body", ("drips",), held=500),
     Attack("ping flood", 24, "8 outboxes at 1 MiB", ("bytes",)),
     Attack("fragment flood", 24, "8 unfinished messages", ("closed 1008",)),
     Attack("deflate bomb", 24, "8 windows and messages", ("closed 1009",)),
     Attack("JSON bomb", 32, "36 bytes for one of 64 KiB, for a moment", ("bytes",)),
     Attack("subscription flood", 32, "the channels of 8 connections", ("bytes",)),
     Attack("reconnect storm", 32, "the connections of a moment", ("handshakes", "HTTP 503", "HTTP 429")),
-    Attack("slow readers", 320, "worker.backlog_bytes, and 1,000 connections", ("published",)),
+    Attack("slow readers", 320, "worker.backlog_bytes, and 1,000 connections", ("published",), held=1000),
 )
 
 

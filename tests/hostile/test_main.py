@@ -10,7 +10,7 @@ from tests.hostile import attackers
 from tests.hostile.__main__ import chosen_of, faults, main, parsed, row
 from tests.hostile.rig import ATTACKS, Pair, Slot
 
-GOOD = Slot(200, 40_000, 0, 0, 0, 1.0, 2.0, 3.0, counts={"drips": 5})
+GOOD = Slot(200, 40_000, 0, 0, 0, 1.0, 2.0, 3.0, counts={"drips": 5, "held": 1000})
 HEADS = ATTACKS[0]
 
 
@@ -49,6 +49,7 @@ def test_nothing_is_found_where_nothing_is_wrong():
         ({"refused": 1}, "1 receipts missing"),
         ({"peak_mb": HEADS.budget_mb + 0.1}, "memory grew"),
         ({"counts": {"connections": 1000}}, "the attack did not take place"),
+        ({"counts": {"drips": 5, "held": 999}}, "the attack had 999 connections of 1000"),
     ],
 )
 def test_each_fault_is_found(change, word):
