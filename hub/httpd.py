@@ -299,6 +299,10 @@ class Handler(web.RequestHandler):
         self.set_header("Cache-Control", "no-store")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
+        if status_code == 405:  # RFC 9110 §15.5.6
+            unknown = web.RequestHandler._unimplemented_method
+            known = [name for name in self.SUPPORTED_METHODS if getattr(type(self), name.lower()) is not unknown]
+            self.set_header("Allow", ", ".join(known))
         self.plain(status_code, responses.get(status_code, "error"))
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:

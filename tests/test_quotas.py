@@ -167,6 +167,40 @@ def test_what_is_opened_is_given_back_once():
     assert room.by_ip() == {} and room.connections == 0
 
 
+def test_ipv6_addresses_of_one_network_are_one_address():
+    """However they are written; what is mapped from IPv4 is that address."""
+    room = quotas(ip_connections=1, ip_handshakes_per_s=100)
+    room.open("2001:db8:1:2::1")
+    assert room.admit("2001:0DB8:1:2:ffff:ffff:ffff:ffff") == "ip_connections"
+    assert room.admit("2001:db8:1:3::1") == ""
+    assert room.by_ip() == {"2001:db8:1:2::/64": 1}
+    narrow = quotas(ip_connections=1, ip_network_bits=128)
+    narrow.open("2001:db8::1")
+    assert narrow.admit("2001:db8::2") == "" and narrow.admit("2001:db8::1") == "ip_connections"
+    mapped = ("::ffff:203.0.113.7", 4711, 0, 0)
+    assert room.key(Proxies([]).client(mapped, "")) == "203.0.113.7"
+
+
+def test_a_limit_of_nothing_is_no_limit():
+    """Neither is anything counted for it."""
+    room = quotas(ip_connections=0, ip_handshakes_per_s=0)
+    assert all(room.knock("203.0.113.7", secure=True) for _ in range(5000)) and not room._sockets
+    assert {room.admit("203.0.113.7") for _ in range(5000)} == {""}
+
+
+def test_sockets_of_an_address_are_given_back_once():
+    """However often their place is left; twice as many as connections."""
+    room = quotas(ip_connections=2)
+    places = [room.knock("203.0.113.7") for _ in range(5)]
+    assert [place is not None for place in places] == [True] * 4 + [False]
+    for _ in range(2):
+        places[0].leave()
+    assert room._sockets == {"203.0.113.7": 3} and room.refusals.counts["ip_sockets"] == 1
+    for place in places[:4]:
+        place.leave()
+    assert room._sockets == {}
+
+
 def test_a_proxy_stands_for_anybody():
     """Its own address, and that of a Unix listener, have no limit."""
     room = quotas(proxies=Proxies(["10.0.0.0/8"]), ip_connections=1, ip_handshakes_per_s=1)

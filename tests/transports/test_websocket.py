@@ -163,7 +163,7 @@ async def test_only_get_is_allowed(valkey_url, prefix):
     async with plane(valkey_url, prefix) as hub:
         url = hub.url.replace("ws:", "http:")
         answer = await AsyncHTTPClient().fetch(url, method="POST", body=b"", raise_error=False)
-        assert answer.code == 405
+        assert answer.code == 405 and answer.headers["Allow"] == "GET"
 
 
 @pytest.mark.parametrize(
