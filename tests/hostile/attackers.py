@@ -43,6 +43,8 @@ FAT_FIRST = 60
 FAT_HZ = 10.0
 FIRST_HZ = 40.0
 TIMEOUT_S = 10.0
+ESTABLISHED = 1
+"""State of TCP."""
 AGAIN_S = 0.2
 """Behind a refused connection: a flood of refusals is the reconnect storm's business."""
 
@@ -284,9 +286,9 @@ def slow_readers(attack: Attack) -> None:
     publish = frame(b'{"id":3,"publish":{"channel":"open:fat","data":"%b"}}' % (b"x" * FAT_BYTES))
     writer = attack.upgraded()
     writer.setblocking(False)
-    attack.counts["held"] = len(readers)
     for number in itertools.count():
         if number == FAT_FIRST:
+            attack.counts["held"] = sum(map(_lives, readers))
             attack.ready()
         time.sleep(1 / (FIRST_HZ if number < FAT_FIRST else FAT_HZ))
         try:
@@ -303,6 +305,11 @@ def slow_readers(attack: Attack) -> None:
                 writer.setblocking(False)
             except OSError:
                 attack.counts["refused"] += 1
+
+
+def _lives(sock: socket.socket) -> bool:
+    """The hub has not ended it; told without reading."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == ESTABLISHED
 
 
 def burn(attack: Attack) -> None:

@@ -66,3 +66,11 @@ def test_times_are_judged_by_the_median_and_not_in_the_short_version():
     assert faults(HEADS, [good, slow, good], timed=True) == []
     assert len(faults(HEADS, [slow, slow, good], timed=True)) == 1
     assert faults(HEADS, [slow], timed=False) == []
+
+
+def test_a_machine_that_is_busy_otherwise_shows_nothing():
+    """A calm slot as slow as an attacked one makes any ratio good."""
+    busy = Pair(replace(GOOD, p99_ms=744.0), replace(GOOD, p99_ms=53.0))
+    [found] = faults(HEADS, [busy], timed=True)
+    assert "nothing can be told" in found and row(HEADS, [busy], True)[-1] == "missed"
+    assert faults(HEADS, [busy], timed=False) == []
