@@ -43,7 +43,8 @@ The rooms, and what each is for; the head of each says more:
     worker seat supervisor processes heartbeat         processes: who builds all rooms, and who watches over them
     relay neighbours handover tunnel                   what a worker asks of, or gives to, the one with the session
     listeners activation embedded state systemd        what a process stands on: sockets, a store, its manager
-    secret_files prctl log tasks                       and what it is careful with
+    secret_files prctl tasks                           and what it is careful with
+    log journal tcp_info                               its lines, how they look, what the kernel has counted
     cli serve options remote client urls tune          the command line
     saving backup restore archive                      mailboxes and history into a file, and back
 

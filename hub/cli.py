@@ -108,7 +108,7 @@ def serve(path: Path | None) -> int:
     from . import log, worker
     from . import serve as server
 
-    log.configure(settings.log_level)
+    log.configure(settings.log_level, settings.log_format, settings.log_burst)
     for line in _exposed(settings, path):
         logger.warning("%s", line)
     return server.run(settings, os.environ, worker.main, _announce)

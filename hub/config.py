@@ -88,6 +88,8 @@ class Settings(BaseSettings):
     log_addresses: bool = Field(False, description="clients' IP addresses in the log: personal data")
     heartbeat_timeout_s: Number = Field(10.0, ge=1, le=600, description="a worker silent for so long is replaced")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+    log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: json for journald, text elsewhere")
+    log_burst: Whole = Field(1000, ge=0, le=1_000_000, description="lines of a kind in 10 s, of a process. 0: no limit")
     redis: RedisSettings = RedisSettings.model_validate({})
     embedded: EmbeddedSettings = EmbeddedSettings.model_validate({})
     auth: AuthSettings = AuthSettings.model_validate({})

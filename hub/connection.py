@@ -17,11 +17,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Mapping
 
+from . import log
 from .audience import ELSEWHERE, Audience, Group, Volatile, WireForm
 from .errors import CLOSE_NORMAL, CLOSE_SERVER_ERROR, CLOSE_SLOW, CLOSE_WRITE_ERROR, Close
 from .outbox import Limits, Outbox, Verdict
 from .reactor import Reactor
+from .tcp_info import tcp_traffic
 from .tls import Descriptor, TlsSocket, shut_down
 from .wheel import NEVER
 
@@ -53,6 +56,8 @@ class Connection:
         "fd",
         "group",
         "heard_at",
+        "messages",
+        "opened_at",
         "place",
         "reactor",
         "read_bytes",
@@ -71,6 +76,9 @@ class Connection:
         self.state = OPEN
         self.heard_at = reactor.clock()
         """When the client's last byte came."""
+        self.opened_at = self.heard_at
+        self.messages = 0
+        """Those that came from the client; a wire counts them."""
         self.closed_with: Close = CLOSE_NORMAL
         self.due = NEVER
         self.group: Group | None = None
@@ -117,6 +125,10 @@ class Connection:
         """The connection is over; `closed_with` says why. Called once, last."""
         raise NotImplementedError
 
+    def about(self) -> Mapping[str, object]:
+        """Who this is, for the log: wire, client, user, address. Empty: what happens to it is not worth a line."""
+        return {}
+
     def on_caught_up(self, dropped: int) -> None:
         """The backlog is gone; `dropped` messages of `none` channels were not queued meanwhile."""
 
@@ -153,6 +165,7 @@ class Connection:
         self._arm()
         self.closed_with = close
         self.state = CLOSING
+        self.note("closing", code=close.code, reason=close.reason)
         self.reactor.batches.forget(self)
         self.reactor.schedule(self, self.reactor.clock() + self.reactor.close_timeout_s)
 
@@ -183,10 +196,40 @@ class Connection:
             self._tls.leave()
         self.reactor.bury(self)
         try:
-            self.on_gone()
+            try:
+                self._tell_end()
+            finally:
+                self.on_gone()
         except Exception:
             # The border of one connection: a fault in its own clean-up must not stop the sweep that ended it.
             logger.exception("a connection's end failed")
+
+    def note(self, event: str, **fields: object) -> None:
+        """One line at debug about an event of this client's life; nothing of what it sends or is sent."""
+        if logger.isEnabledFor(logging.DEBUG) and (about := self.about()):
+            log.event(logger, logging.DEBUG, event, **about, **fields)
+
+    def _tell_end(self) -> None:
+        """The one line that each client leaves behind."""
+        if not logger.isEnabledFor(logging.INFO) or not (about := self.about()):
+            return
+        fields: dict[str, object] = {
+            "code": self.closed_with.code,
+            "reason": self.closed_with.reason,
+            "seconds": round(self.reactor.clock() - self.opened_at, 1),
+            "messages": self.messages,
+        }
+        if (traffic := self.traffic()) is not None:
+            fields["bytes_in"], fields["bytes_out"] = traffic
+        log.event(logger, logging.INFO, "closed", **about, **fields)
+
+    def traffic(self) -> tuple[int, int] | None:
+        """Bytes from the client and to it since its TCP connection was opened, as the kernel has counted them.
+
+        Not counted here: the sweep knows descriptors only, and would have to look up whose each is. None where the
+        kernel has no count, as of a Unix socket.
+        """
+        return tcp_traffic(self.fd)
 
     # What the reactor calls.
 
@@ -251,6 +294,7 @@ class Connection:
             if written < len(data):
                 return self._account()
         self._blocked = False
+        self.note("drained")
         self._account()
         self._wait()
         self.reactor.batches.replace(self)
@@ -358,6 +402,7 @@ class Connection:
     def _block(self) -> None:
         if not self._blocked:
             self._blocked = True
+            self.note("blocked", waiting=self._outbox.size)
             self._wait()
             self.reactor.batches.replace(self)
         self._account()

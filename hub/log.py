@@ -1,8 +1,8 @@
-"""Log: how lines leave the process, and a brake for lines that repeat.
+"""Log: how lines leave the process, and brakes for lines that repeat.
 
-Does: one line per event on stderr, where journald or a terminal takes it.
-Does not: decide what is worth a line; each room has its own logger.
-Called by: serve (configure), every room (`logging.getLogger(__name__)`).
+Does: one line per event on stderr, where journald or a terminal takes it; no more of one kind than are of use.
+Does not: decide what is worth a line, each room has its own logger; nor how it looks (journal).
+Called by: cli (configure), seat (sit), every room (`logging.getLogger(__name__)`, `event`).
 Never break: no tokens and no payloads in a line; nothing on the hot path; a log that nobody reads holds nobody up.
 """
 
@@ -16,19 +16,51 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from . import journal
+
 PIECE_BYTES = 4096
+BURST_PERIOD_S = 10.0
+MAX_KINDS = 1000
+"""Texts that are counted; there are some hundreds of them in all."""
 
 
-def configure(level: str) -> None:
-    """Send lines at `level` ('debug' … 'error') and above to stderr. Call once, before anything is forked."""
-    handler = PatientHandler(sys.stderr) if sys.stderr is not None else logging.NullHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
+def configure(level: str, form: journal.Form = "auto", burst: int = 0) -> None:
+    """Send lines at `level` ('debug' … 'error') and above to stderr. Call once, before anything is forked.
+
+    form: 'auto' is JSON where stderr is journald's, and text elsewhere. burst: as Throttle has it.
+    """
     root = logging.getLogger()
+    handler: logging.Handler = logging.NullHandler()
+    if sys.stderr is not None:
+        handler = PatientHandler(sys.stderr, burst)
+        journald = journal.under_journald(os.environ, sys.stderr.fileno())
+        handler.setFormatter(journal.formatter(form, journald))
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    set_level(level)
     # Tornado writes a warning for each 4xx; that is the client's doing, and a flood of it the client's choice.
     logging.getLogger("tornado.access").setLevel(logging.ERROR)
     logging.getLogger("tornado.general").setLevel(logging.ERROR)
+
+
+def set_level(level: str) -> None:
+    """Change the least severe level in place, for this process and what it forks from now on."""
+    logging.getLogger().setLevel(level.upper())
+
+
+def sit(slot: int, generation: int) -> None:
+    """From now on lines say which worker they are of. Call in the child."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, journal.Text | journal.Json):
+            handler.formatter.seat = {"slot": slot, "generation": generation}
+
+
+def event(logger: logging.Logger, level: int, name: str, **fields: object) -> None:
+    """Log something that happened, as its name ('closed') and what belongs to it, such as `client` and `code`.
+
+    fields: texts and numbers; never a token and nothing of a payload. Not named time, level, logger, event or pid.
+    """
+    if logger.isEnabledFor(level):
+        logger.log(level, name, extra={journal.FIELDS: fields})
 
 
 class PatientHandler(logging.StreamHandler[TextIO]):
@@ -37,24 +69,48 @@ class PatientHandler(logging.StreamHandler[TextIO]):
     A line that finds no room is dropped; the next one that is written says how many were.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, burst: int = 0) -> None:
+        """burst: as Throttle has it."""
         super().__init__(stream)
         self.dropped = 0
+        self._throttle = Throttle(burst)
         self._room = select.poll()
         self._room.register(stream.fileno(), select.POLLOUT)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = self.format(record) + self.terminator
-            if self.dropped:
-                text = f"{self.dropped} log lines were dropped, as nobody read them in time\n{text}"
-            if self._write(text.encode(errors="backslashreplace")):
+            if not self._throttle.admit(record):
+                return
+            if self._write(self._notes() + self._line(record)):
                 self.dropped = 0
             else:
                 self.dropped += 1
         except Exception:
             # As logging has it: a line that can't be written is reported where that is possible, and never raises.
             self.handleError(record)
+
+    def close(self) -> None:
+        """Write what is still to be told of lines that were held back."""
+        self._throttle.end_period()
+        try:
+            self._write(self._notes())
+        except OSError:
+            pass  # whoever read the log is gone
+        super().close()
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return (self.format(record) + self.terminator).encode(errors="backslashreplace")
+
+    def _notes(self) -> bytes:
+        """Lines about lines that are missing."""
+        held = self._throttle.take_held()
+        texts = [f"{self.dropped} log lines were dropped, as nobody read them in time"] if self.dropped else []
+        if held:
+            each = ", ".join(f"{count} of {name}: {text}" for (name, text), count in held.items())
+            texts.append(f"{sum(held.values())} lines were held back, {each}")
+        return b"".join(
+            self._line(logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)) for text in texts
+        )
 
     def _write(self, data: bytes) -> bool:
         """Write in pieces that a pipe with any room takes whole (PIPE_BUF, pipe(7)); False if nothing was written."""
@@ -64,6 +120,55 @@ class PatientHandler(logging.StreamHandler[TextIO]):
                 return at > 0  # the end of a long line is lost
             os.write(self.stream.fileno(), data[at : at + PIECE_BYTES])
         return True
+
+
+Kind = tuple[str, object]
+"""A logger's name, and a line's text before anything is put into it."""
+
+
+class Throttle:
+    """Lets `burst` lines of one kind through in each BURST_PERIOD_S; 0: all of them.
+
+    So a hundred thousand clients that are closed at once, or a fault that each of them meets, leave room for what else
+    is worth knowing: journald for its part drops whatever comes once there were 10,000 lines in 30 s. Lines at debug
+    are not counted: whoever asks for them wants them all.
+    """
+
+    __slots__ = ("_burst", "_clock", "_counts", "_held", "_until")
+
+    def __init__(self, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._burst = burst
+        self._clock = clock
+        self._counts: dict[Kind, int] = {}
+        self._held: dict[Kind, int] = {}
+        """Of periods that are over."""
+        self._until = 0.0
+
+    def admit(self, record: logging.LogRecord) -> bool:
+        """Whether the line is to be written."""
+        if not self._burst or record.levelno <= logging.DEBUG:
+            return True
+        now = self._clock()
+        if now >= self._until:
+            self.end_period()
+            self._until = now + BURST_PERIOD_S
+        kind = (record.name, record.msg)
+        if kind not in self._counts and len(self._counts) >= MAX_KINDS:
+            return True
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        return self._counts[kind] <= self._burst
+
+    def end_period(self) -> None:
+        """What was held back until now is to be told."""
+        for kind, count in self._counts.items():
+            if count > self._burst:
+                self._held[kind] = self._held.get(kind, 0) + count - self._burst
+        self._counts.clear()
+
+    def take_held(self) -> dict[Kind, int]:
+        """How many of each kind were held back, told once."""
+        held, self._held = self._held, {}
+        return held
 
 
 class Brake:

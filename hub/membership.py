@@ -10,11 +10,12 @@ the answer comes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
-from . import errors, wants, wishes
+from . import errors, log, wants, wishes
 from .audience import Terms, WireForm
 from .channels import Channels, Namespace
 from .errors import CommandError, HubError
@@ -32,6 +33,8 @@ from .stream import StreamSubscriber
 from .subscribe import CACHED, Subscriptions
 from .wants import PLAIN, Wants
 from .watch import WatchList
+
+logger = logging.getLogger(__name__)
 
 KEPT_S = 3600.0
 """So long what a client changed is kept without it having gone, as a killed worker can't say so."""
@@ -283,6 +286,7 @@ def _settle(member: Member, asked: Attempt, entry: Namespace | Held, outcome: Jo
         member.keep_grant(channel, asked.grant)
     info = ClientInfo(member.user, member.client)
     member.services.presence.enter(channel, asked.namespace, info, member.transport, asked.watch)
+    log.event(logger, logging.DEBUG, "subscribed", client=member.client, user=member.user, channel=channel)
     return None
 
 
@@ -334,6 +338,7 @@ def leave(member: Member, channel: str, hold: bool = False) -> bool:
         member.services.remembered.save_now(entry.name)
     _out(member, channel, entry)
     member.services.presence.exit(channel, member.client, hold)
+    log.event(logger, logging.DEBUG, "unsubscribed", client=member.client, user=member.user, channel=channel)
     return True
 
 
@@ -355,6 +360,7 @@ def displaced(member: Member, channel: str) -> bool:
         return False
     member.on_left(channel)
     member.services.presence.exit(channel, member.client, hold=True)
+    log.event(logger, logging.DEBUG, "displaced", client=member.client, user=member.user, channel=channel)
     return True
 
 

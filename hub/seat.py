@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from . import log
 from .certificates import Certificates
 from .config import Settings
 from .errors import EXIT_BOOT, EXIT_FAILED, BootError
@@ -89,6 +90,7 @@ def _live(
         die_with_parent(signal.SIGKILL, parent_pid)
         leave()
         _reset_signals()
+        log.sit(seat.slot.index, seat.generation)
         if settings.pin:
             os.sched_setaffinity(0, {cpus[seat.slot.index % len(cpus)]})
         # The supervisor's SIGABRT to a worker that hangs then shows where.

@@ -19,7 +19,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from . import __version__, asking, auth, errors, expiry, membership, permissions, protocol, rpc, wants
+from . import __version__, asking, auth, errors, expiry, log, membership, permissions, protocol, rpc, wants
 from .app_gate import Gate
 from .app_session import AppSession, Transport
 from .audience import WireForm
@@ -253,6 +253,11 @@ class Session(AppSession):
         if self._services.gate is not None:
             self._services.gate.gone(self)
 
+    def about(self) -> dict[str, object]:
+        """Who this is, for the log."""
+        address = self._services.shown(self.visitor.address)
+        return {"wire": self.kind, "client": self.client, "user": self.user, "address": address}
+
     def on_displaced(self, channel: str) -> None:
         """It gets no more of a channel: SDKs subscribe anew on this code, with the position that they have."""
         if membership.displaced(self, channel):
@@ -386,7 +391,7 @@ class Session(AppSession):
         self._entered_at = self._services.clock()
         self._account = quotas.account_of(self.user)
         users.enter(self, self._transport)
-        logger.debug("client %s: connected as user %r", self.client, self.user)
+        log.event(logger, logging.DEBUG, "connected", client=self.client, user=self.user)
         try:
             self._services.check_access(self.user, self.claims)
         except ProtocolError as error:

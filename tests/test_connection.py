@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import socket
 import struct
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from hub import journal
 from hub.connection import Connection, take_over
 from hub.errors import CLOSE_NORMAL, CLOSE_SHUTDOWN, Close
 from hub.outbox import Limits
@@ -256,3 +258,88 @@ async def test_over_the_workers_bound_the_largest_backlog_goes():
         assert large.gone == 1 and large.closed_with.code == 3008 and reactor.backlog.slow == 1
         assert small.open and reactor.backlog.bytes <= 500_000
         theirs.close()
+
+
+class Named(Recorder):
+    """One whose events are worth a line."""
+
+    __slots__ = ("fails",)
+
+    def __init__(self, fd: int, reactor: Reactor, outbox_bytes: int = 1_000_000) -> None:
+        super().__init__(fd, reactor, outbox_bytes)
+        self.fails = False
+
+    def about(self):
+        if self.fails:
+            raise RuntimeError("a fault of ours")
+        return {"wire": "test", "client": "c"}
+
+
+@contextlib.asynccontextmanager
+async def named() -> AsyncIterator[tuple[Named, socket.socket]]:
+    """Such a one, and the client's end."""
+    async with pair() as (_, _, reactor):
+        ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        theirs.setblocking(False)
+        connection = Named(take_over(ours), reactor)
+        reactor.adopt(connection)
+        with theirs:
+            yield connection, theirs
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, dict]]:
+    """Level, event and fields of the lines of connections."""
+    return [
+        (record.levelname, record.msg, getattr(record, journal.FIELDS))
+        for record in caplog.records
+        if hasattr(record, journal.FIELDS)
+    ]
+
+
+@async_test
+async def test_who_goes_leaves_one_line(caplog):
+    """At info, once, with the reason; who has no name, such as a probe, leaves none."""
+    caplog.set_level(logging.INFO, "hub.connection")
+    async with named() as (connection, theirs), pair() as (nameless, _, _):
+        connection.close(Close(4001, "enough"))
+        theirs.close()
+        await until(lambda: connection.gone)
+        connection.abort()
+        nameless.abort()
+        assert nameless.gone
+        [(level, event, fields)] = told(caplog)
+        assert (level, event) == ("INFO", "closed")
+        expected = {"wire": "test", "client": "c", "code": 4001, "reason": "enough", "messages": 0}
+        assert fields == {**expected, "seconds": fields["seconds"]}
+
+
+@async_test
+async def test_a_slow_reader_is_told_of_at_debug(caplog):
+    """When it blocks, with what waits, and when it has caught up; not the frames."""
+    caplog.set_level(logging.DEBUG, "hub.connection")
+    async with named() as (connection, theirs):
+        connection.put(b"x" * 500_000)
+        await until(lambda: told(caplog))
+        received = 0
+        while received < 500_000:
+            try:
+                received += len(theirs.recv(65_536))
+            except BlockingIOError:
+                await asyncio.sleep(0)
+        await until(lambda: len(told(caplog)) == 2)
+        (level, blocked, fields), (_, drained, _) = told(caplog)
+        assert (level, blocked, drained) == ("DEBUG", "blocked", "drained")
+        assert set(fields) == {"wire", "client", "waiting"} and fields["waiting"] > 0
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_a_line_that_fails_does_not_keep_a_client(caplog):
+    """Its own end is carried out all the same: rooms behind it would count it for ever."""
+    caplog.set_level(logging.INFO, "hub.connection")
+    async with named() as (connection, _):
+        connection.fails = True
+        connection.abort()
+        assert connection.gone == 1
+        assert "a connection's end failed" in caplog.text

@@ -1,14 +1,17 @@
-"""The log: its format, and the brake on repeated lines."""
+"""The log: where its lines go, from which level on, and the brakes on lines that repeat."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import subprocess
 import sys
 
 import pytest
 
-from hub.log import Brake
+from hub import journal
+from hub.log import BURST_PERIOD_S, MAX_KINDS, Brake, PatientHandler, Throttle
 from tests.support import FakeClock
 
 logger = logging.getLogger("hub.tests")
@@ -35,3 +38,120 @@ def test_lines_go_to_stderr_from_the_chosen_level_on():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "" and "hidden" not in done.stderr
     assert " WARNING " in done.stderr and "hub.x: shown" in done.stderr
+
+
+def lines_of(program: str, **environ: str) -> list[str]:
+    """What a program of its own writes to standard error."""
+    text = f"import logging, os; from hub import log; logger = logging.getLogger('hub.x'); {program}"
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, check=True, env={**os.environ, **environ}
+    )
+    return done.stderr.splitlines()
+
+
+def test_the_level_is_changed_in_place() -> None:
+    """A process that logs warnings logs debug lines from set_level on, and less again when it is told so."""
+    program = (
+        "log.configure('warning', 'json'); logger.debug('1'); log.set_level('debug'); logger.debug('2');"
+        "log.set_level('error'); logger.warning('3'); logger.error('4')"
+    )
+    assert [json.loads(line)["event"] for line in lines_of(program)] == ["2", "4"]
+
+
+def test_a_worker_s_lines_say_which_it_is() -> None:
+    """From `sit` on; not before, in the supervisor."""
+    program = "log.configure('info', 'json'); logger.info('a'); log.sit(3, 9); logger.info('b')"
+    before, after = (json.loads(line) for line in lines_of(program))
+    assert "slot" not in before
+    assert (after["slot"], after["generation"]) == (3, 9)
+
+
+def test_an_event_has_its_fields_and_costs_nothing_below_the_level() -> None:
+    program = (
+        "log.configure('info', 'json'); log.event(logger, logging.INFO, 'closed', code=1);"
+        "log.event(logger, logging.DEBUG, 'opened', code=2)"
+    )
+    [line] = (json.loads(line) for line in lines_of(program))
+    assert (line["event"], line["code"], line["level"]) == ("closed", 1, "info")
+
+
+def test_journald_gets_json_by_itself() -> None:
+    """With $JOURNAL_STREAM naming standard error, as systemd sets it; without, text."""
+    program = (
+        "s = os.fstat(2); os.environ['JOURNAL_STREAM'] = f'{s.st_dev}:{s.st_ino}';"
+        "log.configure('info'); logger.warning('x')"
+    )
+    [line] = lines_of(program)
+    assert line.startswith("<4>{") and json.loads(line[3:])["event"] == "x"
+    [line] = lines_of("log.configure('info'); logger.warning('x')", JOURNAL_STREAM="1:2")
+    assert line.endswith(" hub.x: x")
+
+
+def test_of_one_kind_only_a_burst_is_written_and_the_rest_counted() -> None:
+    """A thousand closes leave room for the one line that matters; at the end the count of the others is told."""
+    program = (
+        "log.configure('debug', 'json', 3); [logger.info('closed %d', n) for n in range(1000)];"
+        "logger.warning('what matters'); [logger.debug('step') for n in range(5)]; logging.shutdown()"
+    )
+    events = [json.loads(line)["event"] for line in lines_of(program)]
+    assert events == [
+        "closed 0",
+        "closed 1",
+        "closed 2",
+        "what matters",
+        *["step"] * 5,
+        "997 lines were held back, 997 of hub.x: closed %d",
+    ]
+
+
+def info(text: str) -> logging.LogRecord:
+    return logging.LogRecord("hub.x", logging.INFO, "", 0, text, (), None)
+
+
+def test_a_throttle_begins_anew_each_period() -> None:
+    """What was held back is told once, when the next period begins."""
+    clock = FakeClock()
+    throttle = Throttle(2, clock)
+    assert [throttle.admit(info("a")) for _ in range(4)] == [True, True, False, False]
+    assert throttle.admit(info("b"))
+    assert throttle.take_held() == {}
+    clock.advance(BURST_PERIOD_S)
+    assert throttle.admit(info("b"))
+    assert throttle.take_held() == {("hub.x", "a"): 2}
+    assert throttle.take_held() == {}
+
+
+def test_a_throttle_of_none_lets_everything_through() -> None:
+    throttle = Throttle(0)
+    assert all(throttle.admit(info("a")) for _ in range(5000))
+
+
+def test_a_throttle_remembers_a_bounded_number_of_kinds() -> None:
+    """Texts that somebody makes up each time pass, and are not kept."""
+    throttle = Throttle(1, FakeClock())
+    assert all(throttle.admit(info(str(n))) for n in range(MAX_KINDS + 5))
+    assert throttle.admit(info(str(MAX_KINDS + 1)))
+    assert not throttle.admit(info("0"))
+
+
+def test_lines_that_nobody_read_are_counted_in_a_line_of_the_same_form() -> None:
+    """A full pipe holds nobody up; once there is room, the first line says how many are missing, as JSON too."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as pipe, os.fdopen(writer, "w") as stream:
+        os.set_blocking(writer, False)
+        handler = PatientHandler(stream)
+        handler.setFormatter(journal.Json(journald=False))
+        try:
+            while True:
+                os.write(writer, b" " * 4096)
+        except BlockingIOError:
+            pass
+        for _ in range(3):
+            handler.emit(info("lost"))
+        os.set_blocking(reader, False)
+        while pipe.read(65_536):
+            pass
+        handler.emit(info("heard"))
+        missing, heard = (json.loads(line) for line in pipe.read().splitlines())
+    assert missing["event"] == "3 log lines were dropped, as nobody read them in time"
+    assert heard["event"] == "heard"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -147,7 +147,9 @@ class EngineConnection(FramedConnection):
     __slots__ = (
         "_ping_due",
         "_poll",
+        "_polled_bytes",
         "_pong_due",
+        "_posted_bytes",
         "_posting",
         "engine",
         "meter",
@@ -170,6 +172,7 @@ class EngineConnection(FramedConnection):
         """It has been answered: the client waits for its poll to end."""
         self._posting = False
         """A post is being handled."""
+        self._posted_bytes = self._polled_bytes = 0
         self._blocked = self.polls
         self._poll: asyncio.Future[bytes] | None = None
         """The one that waits."""
@@ -238,6 +241,7 @@ class EngineConnection(FramedConnection):
         """Join the plane without a socket."""
         self.engine.polling += 1
         self.reactor.adopt(self)
+        self.note("opened")
         self._schedule()
 
     def check_due(self) -> None:
@@ -270,6 +274,7 @@ class EngineConnection(FramedConnection):
             return False
         self.heard_at = self.reactor.clock()
         self._posting = True
+        self._posted_bytes += len(body)
         try:
             for at, packet in enumerate(engineio.decode_payload(body, self.max_packets)):
                 if at and not at % engineio.MAX_PACKETS:
@@ -303,6 +308,7 @@ class EngineConnection(FramedConnection):
     def on_message(self, opcode: int, message: bytes) -> None:
         try:
             if opcode == frames.BINARY:
+                self.messages += 1
                 self.on_packet(message, True)
             else:
                 self._handle(engineio.decode_text(message))
@@ -312,6 +318,7 @@ class EngineConnection(FramedConnection):
 
     def _handle(self, packet: engineio.Packet) -> None:
         if packet.kind == engineio.MESSAGE:
+            self.messages += 1
             self.on_packet(packet.data, packet.binary)
         elif packet.kind == engineio.PONG:
             if self._pong_due != inf:
@@ -385,6 +392,19 @@ class EngineConnection(FramedConnection):
     def on_flood(self) -> None:
         self.engine.quotas.refusals.count("pings")
 
+    def about(self) -> Mapping[str, object]:
+        return {
+            "wire": "engineio",
+            "transport": "polling" if self.polls else "websocket",
+            "session": self.name,
+            "user": ",".join(sorted(self.users)),
+        }
+
+    def traffic(self) -> tuple[int, int] | None:
+        """Of its polls the bodies, as each has a connection of its own; and what its WebSocket has carried."""
+        came, left = (0, 0) if self.polls else super().traffic() or (0, 0)
+        return came + self._posted_bytes, left + self._polled_bytes
+
     def on_gone(self) -> None:
         self.meter.close()
         self.engine.sessions.pop(self.sid, None)
@@ -395,6 +415,7 @@ class EngineConnection(FramedConnection):
 
     def _take_body(self, most: int = POLL_BYTES) -> bytes:
         body = engineio.encode_payload(unframe(self._outbox.take(most)))
+        self._polled_bytes += len(body)
         self.reactor.backlog.holds(self, self._outbox.size)
         return body
 
@@ -413,6 +434,7 @@ class EngineConnection(FramedConnection):
     def take_over(self, probe: Probe, fd: int, reader: frames.FrameReader, rest: list[Event]) -> None:
         """Live on a WebSocket from now on. rest: what came on it behind the upgrade packet."""
         self._answer_poll(engineio.ENCODED_NOOP)
+        self.note("upgraded")
         number, self.fd, self._tls = self.fd, fd, probe._tls
         self.engine.polling -= 1
         self.reactor.move(self, number)

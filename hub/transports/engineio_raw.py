@@ -59,7 +59,7 @@ class Raw:
 class RawConnection(EngineConnection):
     """One client."""
 
-    __slots__ = ("_accepted", "_bytes", "_calls", "_client", "_opened_at", "_raw", "_working")
+    __slots__ = ("_accepted", "_bytes", "_calls", "_client", "_raw", "_working")
 
     def __init__(self, fd: Descriptor, engine: Engine, visitor: Visitor, raw: Raw) -> None:
         super().__init__(fd, engine, visitor)
@@ -70,7 +70,6 @@ class RawConnection(EngineConnection):
         self._bytes = 0
         """Of all those messages."""
         self._working = self._accepted = False
-        self._opened_at = self.heard_at
 
     def begin_polling(self) -> None:
         super().begin_polling()
@@ -148,15 +147,10 @@ class RawConnection(EngineConnection):
         # Behind what it had sent before it went, which was taken and so is handled.
         self._calls.append((Call(apps.DISCONNECT, "", ()), 0))
         self._work()
-        logger.info(
-            "closed session=%s path=%s code=%d reason=%r seconds=%.1f address=%s",
-            self.name,
-            self._raw.path,
-            self.closed_with.code,
-            self.closed_with.reason,
-            self.reactor.clock() - self._opened_at,
-            self._raw.services.shown(self.visitor.address),
-        )
+
+    def about(self) -> Mapping[str, object]:
+        address = self._raw.services.shown(self.visitor.address)
+        return {**super().about(), "client": self._client.id, "address": address, "path": self._raw.path}
 
     # The application's turn.
 

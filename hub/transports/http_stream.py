@@ -23,6 +23,7 @@ Source: https://centrifugal.dev/docs/transports/sse and /http_stream
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from .. import cors, httpd, protocol
@@ -122,7 +123,7 @@ class EmulatedSession(Session):
 class StreamConnection(Connection):
     """A client that speaks the native protocol over a stream and requests to /emulation."""
 
-    __slots__ = ("_due_at", "_opened_at", "_session", "_sessions", "wire")
+    __slots__ = ("_due_at", "_session", "_sessions", "wire")
 
     def __init__(self, fd: Descriptor, emulation: Emulation, wire: WireForm, visitor: Visitor) -> None:
         super().__init__(fd, emulation.reactor, emulation.services.outbox)
@@ -132,12 +133,12 @@ class StreamConnection(Connection):
         self._session = EmulatedSession(emulation.services, self, visitor, meter)
         self._session.node = str(self._sessions.owner)
         self._session.id = self._sessions.enter(self)
-        self._opened_at = self.heard_at
 
     def begin(self, head: bytes, message: bytes) -> None:
         """Join the plane: send the answer's head, then handle the first commands."""
         self.reactor.adopt(self)
-        self._due_at = self._session.first_deadline(self._opened_at)
+        self.note("opened")
+        self._due_at = self._session.first_deadline(self.opened_at)
         self.reactor.schedule(self, self._due_at)
         self.put(head)
         self.hear(message)
@@ -151,6 +152,7 @@ class StreamConnection(Connection):
 
     def hear(self, message: bytes) -> None:
         self.heard_at = self.reactor.clock()
+        self.messages += 1
         try:
             self._session.handle(message)
         except Exception:
@@ -200,15 +202,9 @@ class StreamConnection(Connection):
         session.meter.close()
         self._sessions.leave(session.id)
         session.on_gone()
-        logger.info(
-            "closed client=%s user=%r code=%d reason=%r seconds=%.1f address=%s",
-            session.client,
-            session.user,
-            self.closed_with.code,
-            self.closed_with.reason,
-            self.reactor.clock() - self._opened_at,
-            session.services.shown(session.visitor.address),
-        )
+
+    def about(self) -> Mapping[str, object]:
+        return self._session.about()
 
 
 class StreamHandler(CorsHandler):

@@ -125,7 +125,6 @@ class SocketIOConnection(EngineConnection):
         "_joining",
         "_leaves",
         "_main",
-        "_opened_at",
         "_pinged",
         "_sessions",
         "_unfinished_since",
@@ -146,8 +145,7 @@ class SocketIOConnection(EngineConnection):
         self._leaves: TokenBucket | None = None
         self._main: SocketSession | None = None
         self._pinged = -1
-        self._opened_at = self.heard_at
-        self._connect_by = self._opened_at + engine.settings.connect_timeout_ms / TO_MS
+        self._connect_by = self.opened_at + engine.settings.connect_timeout_ms / TO_MS
         self._unfinished_since = inf
 
     # What engineio calls.
@@ -243,14 +241,14 @@ class SocketIOConnection(EngineConnection):
             if record is not None:
                 self._door.recall.save(session.pid, record.pack())
             session.on_gone()
-        logger.info(
-            "closed session=%s code=%d reason=%r seconds=%.1f address=%s",
-            self.name,
-            self.closed_with.code,
-            self.closed_with.reason,
-            self.reactor.clock() - self._opened_at,
-            self._door.services.shown(self.visitor.address),
-        )
+
+    def about(self) -> Mapping[str, object]:
+        return {
+            **super().about(),
+            "wire": self.kind,
+            "clients": ",".join(one.client for one in self._sessions.values()),
+            "address": self._door.services.shown(self.visitor.address),
+        }
 
     def on_caught_up(self, dropped: int) -> None:
         for namespace in self._sessions:

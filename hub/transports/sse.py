@@ -110,14 +110,12 @@ class EventStreamConnection(Connection):
     """A client that listens to an event stream."""
 
     __slots__ = (
-        "_address",
         "_channels",
         "_ended",
         "_ends_at",
         "_guest",
         "_holdings",
         "_meter",
-        "_opened_at",
         "_positions",
         "_services",
         "_stamp",
@@ -153,7 +151,6 @@ class EventStreamConnection(Connection):
         """
         super().__init__(fd, reactor, services.outbox)
         self._services = services
-        self._address = address
         self._meter = services.quotas.open(address, self)
         self._watch = watch
         self._ends_at = caller.expires_at + services.authenticator.grace_s
@@ -170,7 +167,6 @@ class EventStreamConnection(Connection):
         """So many `stream` channels are asked for."""
         self._stamp = b""
         """The group's cursor, to be queued behind what is queued now; a slow reader needs none but the last."""
-        self._opened_at = self.heard_at
         self.wire = PLAIN
         self._guest = guest
         self.client = services.new_id() if guest is None else guest.client
@@ -196,6 +192,7 @@ class EventStreamConnection(Connection):
         if wish.ends_at < self._ends_at:
             self._ends_at, self._ended = wish.ends_at, errors.CLOSE_SUBSCRIPTION_EXPIRED
         self.reactor.adopt(self)
+        self.note("opened")
         self._services.users.enter(self, self)
         # The first heartbeat at another time for each, so that clients that came together don't stay in step.
         self._schedule(self._services.jitter() * self._services.client.ping_interval_s)
@@ -380,17 +377,12 @@ class EventStreamConnection(Connection):
         for channel, namespace in channels.items():
             self._leave(channel, namespace)
             self._services.presence.exit(channel, self.client, hold=True)
-        logger.info(
-            "closed client=%s user=%r code=%d reason=%r seconds=%.1f address=%s",
-            self.client,
-            self.user,
-            self.closed_with.code,
-            self.closed_with.reason,
-            self.reactor.clock() - self._opened_at,
-            self._services.shown(self._address),
-        )
         if self._guest is not None:
             self._guest.on_gone()
+
+    def about(self) -> Mapping[str, object]:
+        address = self._services.shown(self.address)
+        return {"wire": self.kind, "client": self.client, "user": self.user, "address": address}
 
     # What streams and users call.
 
@@ -412,7 +404,7 @@ class EventStreamConnection(Connection):
 
     @property
     def age_s(self) -> float:
-        return self.reactor.clock() - self._opened_at
+        return self.reactor.clock() - self.opened_at
 
     def channels(self) -> Collection[str]:
         """Those that it is in."""

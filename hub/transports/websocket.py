@@ -114,6 +114,7 @@ class FramedConnection(Connection):
     def begin(self, head: bytes, early: bytes) -> None:
         """Join the plane: send the handshake's answer, then handle what was pipelined behind the request."""
         self.reactor.adopt(self)
+        self.note("opened")
         self._schedule()
         self.put(head)
         if early:
@@ -224,7 +225,7 @@ class FramedConnection(Connection):
 class WebSocketConnection(FramedConnection):
     """A client that speaks the native protocol over WebSocket."""
 
-    __slots__ = ("_opened_at", "_replies", "_session", "_session_due")
+    __slots__ = ("_replies", "_session", "_session_due")
 
     kind = "websocket"
 
@@ -235,8 +236,7 @@ class WebSocketConnection(FramedConnection):
         self._session = Session(services, self, visitor, services.quotas.open(visitor.address, self))
         self._replies: list[bytes] | None = None
         """Of the read at hand; None outside of one."""
-        self._opened_at = self.heard_at
-        self._session_due = self._session.first_deadline(self._opened_at)
+        self._session_due = self._session.first_deadline(self.opened_at)
 
     @property
     def name(self) -> str:
@@ -271,6 +271,7 @@ class WebSocketConnection(FramedConnection):
             self._replies = None
 
     def on_message(self, opcode: int, message: bytes) -> None:
+        self.messages += 1
         if opcode == frames.TEXT:
             self._session.handle(message)
         else:
@@ -303,15 +304,9 @@ class WebSocketConnection(FramedConnection):
         session = self._session
         session.meter.close()
         session.on_gone()
-        logger.info(
-            "closed client=%s user=%r code=%d reason=%r seconds=%.1f address=%s",
-            session.client,
-            session.user,
-            self.closed_with.code,
-            self.closed_with.reason,
-            self.reactor.clock() - self._opened_at,
-            session.services.shown(session.visitor.address),
-        )
+
+    def about(self) -> Mapping[str, object]:
+        return self._session.about()
 
     def on_caught_up(self, dropped: int) -> None:
         self.reply(protocol.encode_message({"hub": {"dropped": dropped}}))

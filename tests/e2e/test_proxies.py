@@ -390,7 +390,7 @@ async def comes_in_again(front: Front, source: str) -> int:
 
 
 def addresses(hub: HubProcess) -> set[str]:
-    return set(re.findall(r"closed client=.* address=(\S+)", hub.stderr))
+    return set(re.findall(r"closed wire=.* address=(\S+)", hub.stderr))
 
 
 BEHIND = {"trusted_proxies": ["127.0.0.1"], "log_addresses": True, "limits": {"ip_connections": 1}, "workers": 1}

@@ -46,7 +46,7 @@ MAX_PAUSE_S = 1.0
 
 ERROR = re.compile(r"[\d-]+ [\d:,]+ (?:ERROR|CRITICAL) |Traceback")
 WARNING = re.compile(r"[\d-]+ [\d:,]+ (?:WARNING|ERROR|CRITICAL) |Traceback")
-ENDED = re.compile(r"code=(\d+) reason='[^']*'")
+ENDED = re.compile(r"code=(\d+) reason=(?:'[^']*'|\S+)")
 NORMAL = {"1000", "1001", "3000"}
 MAX_TOLD = 20
 PING_TIMEOUT_MS = 120_000

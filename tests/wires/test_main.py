@@ -67,16 +67,18 @@ def test_the_hub_s_own_words_are_listed():
     words = [
         "INFO 7 hub.serve: ready",
         "WARNING 7 hub.supervisor: worker 1 ended",
-        "INFO 8 hub.transports.socketio: closed session=a code=3012 reason='no pong'",
-        "INFO 8 hub.transports.socketio: closed session=b code=1000 reason=''",
-        "INFO 8 hub.transports.socketio: closed session=c code=3012 reason='no pong'",
+        "INFO 8 hub.connection: closed wire=socketio session=a code=3012 reason='no pong' seconds=1.0",
+        "INFO 8 hub.connection: closed wire=socketio session=b code=1000 reason='' seconds=1.0",
+        "INFO 8 hub.connection: closed wire=socketio session=c code=3012 reason='no pong' seconds=1.0",
+        "INFO 8 hub.connection: closed wire=websocket client=d code=3008 reason=slow seconds=1.0",
         "ERROR 8 hub.connection: a connection failed",
     ]
     log = "\n".join(["7:M # WARNING Memory", *[f"2026-01-01 00:00:00,000 {line}" for line in words]])
-    error = f"the hub: 2026-01-01 00:00:00,000 {words[5]}"
+    error = f"the hub: 2026-01-01 00:00:00,000 {words[6]}"
     assert told(log, False) == [error]
     assert told(log, True) == [
         f"the hub: 2026-01-01 00:00:00,000 {words[1]}",
         error,
         "the hub: 2 × code=3012 reason='no pong'",
+        "the hub: 1 × code=3008 reason=slow",
     ]
