@@ -45,7 +45,8 @@ The rooms, and what each is for; the head of each says more:
     listeners activation embedded state systemd        what a process stands on: sockets, a store, its manager
     secret_files prctl tasks                           and what it is careful with
     log journal tcp_info                               its lines, how they look, what the kernel has counted
-    cli serve options remote client urls tune          the command line
+    cli serve options remote client urls               the command line
+    tune tuning changes                                kernel settings and limits: which, installed, taken back
     saving backup restore archive                      mailboxes and history into a file, and back
 
 The path of a message:

@@ -29,6 +29,7 @@ from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, BootError, Comm
 from .options import config_option, json_option, load_own
 from .remote import EXIT_INTERRUPTED, make_token, publish, tail
 from .saving import backup, restore
+from .tuning import tune
 from .values import ALGORITHMS
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ hub.add_command(publish)
 hub.add_command(tail)
 hub.add_command(backup)
 hub.add_command(restore)
+hub.add_command(tune)
 
 
 @hub.command()
@@ -191,18 +193,6 @@ def token(user: str, ttl_s: int, path: Path | None, **options: Any) -> None:
                hub token --user ann --key-file private.pem --kid a
     """
     click.echo(make_token(load_own(path), user, ttl_s, **options))
-
-
-@hub.command(short_help="Print kernel settings and limits for very many connections.")
-def tune() -> None:
-    """Print sysctl and limits drop-ins for very many connections, compared with this machine; changes nothing.
-
-    \b
-    Example:  hub tune | less
-    """
-    from .tune import report
-
-    click.echo(report(), nl=False)
 
 
 @hub.command()

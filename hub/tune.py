@@ -1,10 +1,11 @@
 """Tune: the kernel settings and limits that suit very many sockets, as drop-in files, each line with its reason.
 
-Does: hold the one table of recommendations, write it as a sysctl.d and a limits.d file, compare it with this machine.
-Does not: change anything; the operator installs the files.
-Called by: cli (`hub tune`) prints `report`; config/sysctl/60-hub.conf and config/limits/60-hub.conf are the drop-ins.
-Never break: the files under config/ equal `sysctl_dropin` and `limits_dropin` byte for byte (a test compares them), and
-no line that stands uncommented takes anything from a machine that has more already.
+Does: hold the one table of recommendations, write it as a sysctl.d and a limits.d file, compare it with this machine;
+write the unit's drop-in.
+Does not: change anything; tuning and changes install the files, or the operator does.
+Called by: tuning (`hub tune`); config/sysctl, config/limits and config/systemd hold the drop-ins as they come.
+Never break: the files under config/ equal `sysctl_dropin`, `limits_dropin` and `systemd_dropin` byte for byte (a test
+compares them), and no line that stands uncommented takes anything from a machine that has more already.
 A new line needs its row in `RECOMMENDED` with the reason, and the file written anew.
 """
 
@@ -20,6 +21,7 @@ SYSCTL_PATH = "/etc/sysctl.d/60-hub.conf"
 LIMITS_PATH = "/etc/security/limits.d/60-hub.conf"
 # The default of fs.nr_open, and what systemd/hub.service asks for: a million sockets in each worker.
 OPEN_FILES = 1_048_576
+UNIT = "hub.service"
 
 
 class Group(Enum):
@@ -153,7 +155,7 @@ RECOMMENDED = {Group.SAFE: SAFE, Group.RAISE: RAISE, Group.MILLION: MILLION, Gro
 
 SYSCTL_HEAD = f"""\
 # Kernel settings for hub. Install as {SYSCTL_PATH}, then run: sysctl --system
-# `hub tune` prints them compared with the machine that it runs on.
+# `hub tune` prints them compared with the machine that it runs on, `hub tune --apply` installs what suits it.
 """
 SYSCTL_FOOT = """
 # Not a sysctl: the boot parameter thash_entries=1048576 keeps lookups short at a million sockets (automatic is at most
@@ -168,6 +170,31 @@ LIMITS_HEAD = f"""\
 # One descriptor for each client; the hub raises its soft limit to the hard one itself.
 """
 
+SYSTEMD_HEAD = """\
+# What hub's unit gets on this machine. Install as {path}, then run:
+# systemctl daemon-reload && systemctl restart {unit}
+[Service]
+# One descriptor for each client of a worker; at most fs.nr_open.
+LimitNOFILE={nofile}
+"""
+SYSTEMD_CPUS = """\
+# Only these CPUs, and one worker on each of them; leave one or two for the kernel's network work, Redis and the rest.
+# `workers = "auto"` counts what this leaves.
+{mark}CPUAffinity={cpus}
+{mark}Environment=HUB_PIN=true
+"""
+
+
+def systemd_path(unit: str = UNIT) -> str:
+    """Where the drop-in of a unit goes."""
+    return f"/etc/systemd/system/{unit}.d/60-tune.conf"
+
+
+def systemd_dropin(nofile: int = OPEN_FILES, cpus: str = "", unit: str = UNIT) -> str:
+    """The systemd.unit(5) drop-in. cpus: a list as of CPUAffinity=, such as '2-7'; '' leaves a commented example."""
+    cpu_lines = SYSTEMD_CPUS.format(mark="" if cpus else "# ", cpus=cpus or "2-7")
+    return SYSTEMD_HEAD.format(path=systemd_path(unit), unit=unit, nofile=nofile) + cpu_lines
+
 
 def sysctl_dropin() -> str:
     """The sysctl.d(5) file: what is safe everywhere stands, the rest is commented out."""
@@ -178,9 +205,29 @@ def sysctl_dropin() -> str:
     return "".join([*parts, SYSCTL_FOOT])
 
 
-def limits_dropin() -> str:
+def limits_dropin(nofile: int = OPEN_FILES) -> str:
     """The limits.conf(5) file."""
-    return f"{LIMITS_HEAD}hub - nofile {OPEN_FILES}\n"
+    return f"{LIMITS_HEAD}hub - nofile {nofile}\n"
+
+
+def fitted_dropin(proc_sys: Path = Path("/proc/sys")) -> str:
+    """The sysctl.d(5) file as it suits this machine: the same lines stand as in `report`, without what holds now.
+
+    It is the same before and after it was installed, so that installing it twice is installing it once.
+    """
+    parts = [SYSCTL_HEAD]
+    for group, lines in RECOMMENDED.items():
+        parts.append(f"\n## {group.value}\n")
+        for line in lines:
+            _, stands = _compared(line, current_value(proc_sys, line.key), group in (Group.SAFE, Group.RAISE))
+            parts.append(_entry(line, "", stands))
+    return "".join([*parts, SYSCTL_FOOT])
+
+
+def assignments(dropin: str) -> dict[str, str]:
+    """The lines of a sysctl.d(5) file that stand: key → value."""
+    lines = (line for line in dropin.splitlines() if line and not line.startswith("#"))
+    return {key: value for key, _, value in (line.partition(" = ") for line in lines)}
 
 
 def report(proc_sys: Path = Path("/proc/sys"), nofile: int | None = None) -> str:
@@ -189,24 +236,27 @@ def report(proc_sys: Path = Path("/proc/sys"), nofile: int | None = None) -> str
     proc_sys: where the kernel shows its settings. nofile: the hard RLIMIT_NOFILE; None is this process's own.
     Uncommented are the safe lines and the ceilings, except those that would lower a value or are not on this kernel.
     """
-    release = _current(proc_sys, "kernel.osrelease") or "of an unknown version"
+    release = current_value(proc_sys, "kernel.osrelease") or "of an unknown version"
     parts = [f"# Linux {release}. Nothing was changed.\n\n{SYSCTL_HEAD}"]
     for group, lines in RECOMMENDED.items():
         parts.append(f"\n## {group.value}\n")
-        parts += [_compared(line, _current(proc_sys, line.key), group in (Group.SAFE, Group.RAISE)) for line in lines]
+        for line in lines:
+            mark, stands = _compared(line, current_value(proc_sys, line.key), group in (Group.SAFE, Group.RAISE))
+            parts.append(_entry(line, mark, stands))
     limit = f"# now: {_limit(nofile)}\nhub - nofile {OPEN_FILES}\n"
     return "".join([*parts, SYSCTL_FOOT, "\n", LIMITS_HEAD, limit])
 
 
-def _compared(line: Line, current: str | None, wanted: bool) -> str:
+def _compared(line: Line, current: str | None, wanted: bool) -> tuple[str, bool]:
+    """What holds now, in words, and whether the line stands."""
     if current is None:
-        return _entry(line, "not on this kernel", False)
+        return "not on this kernel", False
     if current == line.value:
-        return _entry(line, "already so", wanted)
+        return "already so", wanted
     if _suffices(line, current):
         change = "raise" if line.check is Check.AT_MOST else "lower"
-        return _entry(line, f"already so: {current}, which this line would {change}", False)
-    return _entry(line, f"{current} → {line.value}", wanted)
+        return f"already so: {current}, which this line would {change}", False
+    return f"{current} → {line.value}", wanted
 
 
 def _entry(line: Line, mark: str, stands: bool) -> str:
@@ -216,7 +266,7 @@ def _entry(line: Line, mark: str, stands: bool) -> str:
     return f"{reason}\n{now}{'' if stands else '# '}{line.setting}\n"
 
 
-def _current(proc_sys: Path, key: str) -> str | None:
+def current_value(proc_sys: Path, key: str) -> str | None:
     """The value in force with single spaces between numbers; None where the kernel has no such setting, or hides it."""
     try:
         return " ".join((proc_sys / key.replace(".", "/")).read_text().split())

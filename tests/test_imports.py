@@ -43,6 +43,7 @@ LADDER = (
     (
         "activation",
         "app",
+        "changes",
         "channels",
         "deflate",
         "engineio_protocol",
@@ -111,6 +112,7 @@ LADDER = (
         "roll",
         "streams",
         "term",
+        "tuning",
         "users",
     ),
     ("errands", "orders"),

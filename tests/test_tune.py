@@ -6,7 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from hub.tune import MEASURE, MILLION, OPEN_FILES, PORTS, RAISE, RECOMMENDED, SAFE, limits_dropin, report, sysctl_dropin
+from hub.tune import (
+    MEASURE,
+    MILLION,
+    OPEN_FILES,
+    PORTS,
+    RAISE,
+    RECOMMENDED,
+    SAFE,
+    assignments,
+    fitted_dropin,
+    limits_dropin,
+    report,
+    sysctl_dropin,
+    systemd_dropin,
+)
 
 CONFIG = Path(__file__).parent.parent / "config"
 
@@ -40,6 +54,7 @@ def test_the_files_are_the_codes() -> None:
     """The installed drop-ins equal the text of `hub tune`'s table, byte for byte."""
     assert (CONFIG / "sysctl" / "60-hub.conf").read_bytes() == sysctl_dropin().encode()
     assert (CONFIG / "limits" / "60-hub.conf").read_bytes() == limits_dropin().encode()
+    assert (CONFIG / "systemd" / "60-tune.conf").read_bytes() == systemd_dropin().encode()
 
 
 def test_only_the_safe_set_stands_uncommented() -> None:
@@ -88,6 +103,30 @@ def test_what_the_kernel_lacks_is_said(machine) -> None:
     assert text.startswith("# Linux 4.4.0. Nothing was changed.\n")
     assert text.count("# now: not on this kernel\n") == sum(map(len, RECOMMENDED.values()))
     assert settings(text) == [f"hub - nofile {OPEN_FILES}"]
+
+
+def test_the_fitted_file_is_the_reports_without_what_holds_now(machine) -> None:
+    """The same lines stand, and they still do once it is installed: what is raised is not lowered or dropped again."""
+    root = machine(
+        {
+            "net.core.somaxconn": "131072",
+            "fs.nr_open": "1048576",
+            "vm.overcommit_memory": "0",
+            "net.ipv4.tcp_mem": "1 1 1",
+        }
+    )
+    fitted = fitted_dropin(root)
+    assert assignments(fitted) == {"vm.overcommit_memory": "1", "fs.nr_open": "2097152"}
+    assert settings(fitted) == settings(report(root))[:-1]
+    assert "# now: " not in fitted and fitted.count(" = ") >= sysctl_dropin().count(" = ")
+    machine(assignments(fitted))
+    assert fitted_dropin(root) == fitted
+
+
+def test_the_units_dropin_names_the_cpus_only_where_they_are_given() -> None:
+    """An example stands in their place as a comment."""
+    assert settings(systemd_dropin()) == ["[Service]", f"LimitNOFILE={OPEN_FILES}"]
+    assert "# CPUAffinity=2-7\n# Environment=HUB_PIN=true\n" in systemd_dropin()
 
 
 def test_the_limit_is_compared(machine) -> None:
