@@ -47,6 +47,8 @@ The rooms, and what each is for; the head of each says more:
     log journal tcp_info                               its lines, how they look, what the kernel has counted
     cli serve options remote client urls               the command line
     tune tuning changes                                kernel settings and limits: which, installed, taken back
+    doctor examination machine storefacts capacity     what breaks on this machine: facts, what a connection costs
+    diagnosis kernelrules hostrules storerules         and the rules that judge them
     saving backup restore archive                      mailboxes and history into a file, and back
 
 The path of a message:

@@ -25,6 +25,7 @@ import orjson
 
 from . import __version__
 from .config import DEFAULT_PATH, Settings, exposed
+from .doctor import doctor
 from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, BootError, CommandError, ConfigError, HubError
 from .options import config_option, json_option, load_own
 from .remote import EXIT_INTERRUPTED, make_token, publish, tail
@@ -93,6 +94,7 @@ hub.add_command(tail)
 hub.add_command(backup)
 hub.add_command(restore)
 hub.add_command(tune)
+hub.add_command(doctor)
 
 
 @hub.command()
