@@ -121,7 +121,8 @@ def test_sockets_are_one_for_each_worker(name: str, port: str, protocol: str) ->
     found = dict(directives(path))
     assert (found["ListenStream"], found["ReusePort"], found["Service"]) == (port, "yes", "hub.service")
     assert found["FileDescriptorName"] == name
-    assert int(found["Backlog"]) == Settings().tcp.backlog
+    tcp = Settings().tcp
+    assert (int(found["Backlog"]), int(found["ReceiveBuffer"])) == (tcp.backlog, tcp.receive_buffer_bytes)
     assert f'listen = ["{protocol}systemd:{name}"]' in path.read_text()
 
 
@@ -175,9 +176,10 @@ def test_pinning_is_allowed() -> None:
     assert [text for key, text in directives() if key == "SystemCallFilter"][-1] == "sched_setaffinity"
 
 
-def test_credentials_are_named_like_settings() -> None:
+@pytest.mark.parametrize(("name", "directory"), [("hub.service", "/etc/hub"), ("hub@.service", "/etc/hub/%i")])
+def test_credentials_are_named_like_settings(name: str, directory: str) -> None:
     """The commented examples name secret settings, so that uncommenting one is enough."""
-    names = re.findall(r"^# LoadCredential=([^:]+):/etc/hub/\w+$", UNIT.read_text(), re.MULTILINE)
+    names = re.findall(rf"^# LoadCredential=([^:]+):{directory}/\w+$", (DIRECTORY / name).read_text(), re.MULTILINE)
     secrets = [
         f"{table}.{name}"
         for table, field in Settings.model_fields.items()
