@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -138,6 +139,21 @@ def test_plain_http_clients(hub: TlsHub, authority: Authority) -> None:
     assert json.loads(answer.stdout), answer
     page = subprocess.run([*curl, "-i", f"{hub.https_url}/hub.js"], capture_output=True, timeout=30)
     assert page.stdout.startswith(b"HTTP/1.1 200 ") and len(page.stdout) > 10_000
+
+
+def test_the_line_of_a_client_that_goes_counts_its_records(hub: TlsHub, authority: Authority) -> None:
+    """The kernel's count of what passed the descriptor, which TLS has left by then: certificates and all."""
+    token = hub.token("counted")
+    with connect(hub.ws_url, ssl=authority.client()) as client:
+        client.send(json.dumps({"id": 1, "connect": {"token": token}}))
+        client.recv()
+    line = r"closed wire=websocket client=\S+ user=counted address=- code=1000 .*bytes_in=(\d+) bytes_out=(\d+)"
+    deadline = time.monotonic() + 10
+    while (found := re.search(line, hub.stderr)) is None:
+        assert time.monotonic() < deadline, hub.stderr
+        time.sleep(0.02)  # nothing tells when a process has written a line
+    came, left = map(int, found.groups())
+    assert len(token) + 500 < came < 10_000 and 1000 < left < 10_000
 
 
 def s_client(hub: TlsHub, *options: str, said: bytes = b"") -> tuple[int, str]:

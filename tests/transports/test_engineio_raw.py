@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from hub import auth
+from hub import auth, journal
 from hub.app import App, Reject
 from hub.revocation import USER, Entry
 from tests.nodes import until
@@ -88,6 +89,27 @@ async def test_messages_come_back_in_order_by_every_transport(valkey_url, prefix
                 await socket.send(message)
             assert [await receive(socket), await receive(socket)] == ["3probe", "4hi"]
         await until(lambda: not hub.engine.sessions)
+
+
+@async_test
+async def test_its_life_is_in_the_log(valkey_url, prefix, caplog):
+    """Through both transports, under one name, with the path and without the address that is not asked for."""
+    caplog.set_level(logging.DEBUG, "hub.connection")
+    raw = Raw()
+    async with plane(valkey_url, prefix, app=raw.app) as hub:
+        sid = (await ask(hub, QUERY)).body.split(b'"')[3].decode()
+        assert (await ask(hub, f"{QUERY}&sid={sid}", "POST", b"4a")).body == b"ok"
+        async with connect(f"ws://127.0.0.1:{hub.port}/raw?EIO=4&transport=websocket&sid={sid}", proxy=None) as socket:
+            for message in ("2probe", "5", "4hi"):
+                await socket.send(message)
+            assert await receive(socket) == "3probe"
+        await until(lambda: not hub.engine.sessions)
+    found = [(one.msg, getattr(one, journal.FIELDS)) for one in caplog.records if hasattr(one, journal.FIELDS)]
+    assert [name for name, _ in found] == ["opened", "upgraded", "closing", "closed"]
+    assert [fields["transport"] for _, fields in found] == ["polling", "polling", "websocket", "websocket"]
+    told = {(fields["wire"], fields["path"], fields["address"], fields["client"]) for _, fields in found}
+    assert told == {("engineio", "/raw/", "-", raw.clients[0].id)}
+    assert found[-1][1]["messages"] == 2
 
 
 @async_test
