@@ -240,7 +240,10 @@ class PatternList(WatchList):
         symbols, name = self._subscriptions.symbols, self._name
         total = len(wanted) + sum(symbols.count(name, prefix) for prefix in prefixes)
         total -= sum(_is_among(prefixes, one) and symbols.knows(name, one) for one in wanted)
-        wanted |= {one: None for one in self._symbols if _is_among(prefixes, one) and symbols.knows(name, one)}
+        for one in self._symbols:
+            # Names may have taken the room of what patterns hold, while it was not known which symbols there are.
+            if len(wanted) < self._most and _is_among(prefixes, one) and symbols.knows(name, one):
+                wanted[one] = None
         for prefix in prefixes:
             for symbol in symbols.matching(name, prefix, self._most + len(wanted)):
                 if len(wanted) >= self._most:

@@ -188,9 +188,9 @@ class Symbols:
         return f"{name}:{symbol}" in self._known
 
     def count(self, name: str, prefix: str) -> int:
-        """How many symbols begin so."""
+        """How many symbols begin so, those included that came while all are read anew: `knows` has them, too."""
         first, behind = self._span(name, prefix)
-        return behind - first
+        return behind - first + sum(symbol.startswith(prefix) for symbol in self._books[name].found)
 
     def matching(self, name: str, prefix: str, most: int) -> list[str]:
         """The first of the symbols that begin so, in alphabetical order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from itertools import chain
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hub.audience import Terms
@@ -513,6 +513,28 @@ def test_a_list_holds_what_the_rules_say(there, steps):
 ANSWERS = st.tuples(st.just("answer"), st.integers(0, 9), st.sampled_from([None, None, None, AWAY]))
 
 
+@example(
+    set(),
+    [
+        ("alter", ["AY1", "A*"], []),
+        ("answer", 0, None),
+        ("gap", [], None),
+        ("publish", "AX", True),
+        ("alter", ["AX", "AX1", "AY"], []),
+        ("alter", ["AX2", "AY2"], []),
+    ],
+)
+@example(
+    {"AX1", "AX"},
+    [
+        ("alter", ["AY2", "A*"], []),
+        ("answer", 0, None),
+        ("gap", [], None),
+        ("publish", "AX2", True),
+        ("alter", ["AX2", "AY1"], []),
+        ("alter", ["AY"], []),
+    ],
+)
 @settings(max_examples=300, deadline=None)
 @given(st.sets(st.sampled_from(SYMBOLS), max_size=4), st.lists(st.one_of(STEP, ANSWERS, ANSWERS), max_size=30))
 def test_late_and_failing_answers_leave_nothing_wrong(there, steps):
