@@ -53,7 +53,9 @@ KINDS = [
 ]
 
 
-def replacements(kind: Kind, directory: str, upstreams: tuple[str, str], tls: int, plain: int) -> dict[str, str]:
+def replacements(
+    kind: Kind, directory: str, upstreams: tuple[str, str], tls: int, plain: int, log_port: int
+) -> dict[str, str]:
     """What of the shipped file becomes what."""
     there = {"10.0.0.5:8000": upstreams[0], "10.0.0.6:8000": upstreams[1], "/etc/ssl/hub/": f"{directory}/"}
     if kind is NGINX:
@@ -70,7 +72,7 @@ def replacements(kind: Kind, directory: str, upstreams: tuple[str, str], tls: in
     return there | {
         "bind :443 ": f"bind 127.0.0.1:{tls} ",
         "bind :80\n": f"bind 127.0.0.1:{plain}\n",
-        "/dev/log": f"{directory}/log.sock",
+        "/dev/log": f"127.0.0.1:{log_port}",
     }
 
 
@@ -103,12 +105,16 @@ class Front:
         self.port, self.plain_port = free_port(), free_port()
         self.certificate = self.directory / "fullchain.pem"
         self._config = self.directory / kind.file
-        changes = replacements(kind, str(self.directory), (upstreams[0], upstreams[-1]), self.port, self.plain_port)
+        # Not a Unix socket as /dev/log is: the kernel keeps ten datagrams of such a one, and the rest are lost.
+        self._log = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._log.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        self._log.bind(("127.0.0.1", 0))
+        ports = self.port, self.plain_port, self._log.getsockname()[1]
+        changes = replacements(kind, str(self.directory), (upstreams[0], upstreams[-1]), *ports)
         self.shipped = (CONFIG / kind.file).read_text()
         self.adapted = adapt(self.shipped, changes)
         self._config.write_text(self.adapted)
         self._logged = ""
-        self._log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     @property
     def url(self) -> str:
@@ -121,9 +127,6 @@ class Front:
     def __enter__(self) -> Self:
         try:
             self._certify()
-            log = str(self.directory / "log.sock")
-            self._log.bind(log)
-            os.chmod(log, 0o777)
             with (self.directory / "stderr").open("wb") as stderr:
                 command = self.kind.command(self._config)
                 self.process = subprocess.Popen(

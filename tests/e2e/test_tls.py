@@ -266,8 +266,8 @@ def test_a_client_without_tls_fills_no_log(hub: TlsHub) -> None:
     assert len(hub.stderr.splitlines()) == lines
 
 
-def connected(hub: TlsHub, authority: Authority) -> ClientConnection:
-    client = connect(hub.ws_url, ssl=authority.client(), proxy=None)
+def connected(hub: TlsHub, authority: Authority, stack: contextlib.ExitStack) -> ClientConnection:
+    client = stack.enter_context(connect(hub.ws_url, ssl=authority.client(), proxy=None))
     client.send('{"id":1,"connect":{}}')
     assert '"connect"' in client.recv(timeout=5)
     return client
@@ -275,8 +275,8 @@ def connected(hub: TlsHub, authority: Authority) -> ClientConnection:
 
 def test_a_drain_says_the_end_to_clients_over_tls(authority: Authority, tmp_path: Path) -> None:
     """3001, so that SDKs come back, and close_notify behind it; and no worker is waited for."""
-    with TlsHub(authority, tmp_path, workers=2) as hub:
-        clients = [connected(hub, authority) for _ in range(10)]
+    with TlsHub(authority, tmp_path, workers=2) as hub, contextlib.ExitStack() as stack:
+        clients = [connected(hub, authority, stack) for _ in range(10)]
         assert hub.stop() == 0
         for client in clients:
             with pytest.raises(ConnectionClosed):
@@ -287,8 +287,8 @@ def test_a_drain_says_the_end_to_clients_over_tls(authority: Authority, tmp_path
 
 def test_a_killed_worker_takes_only_its_own_tls_clients(authority: Authority, tmp_path: Path) -> None:
     """The others' live on, and new ones are served by its successor, too."""
-    with TlsHub(authority, tmp_path, workers=2) as hub:
-        clients, workers = [connected(hub, authority) for _ in range(24)], hub.worker_pids()
+    with TlsHub(authority, tmp_path, workers=2) as hub, contextlib.ExitStack() as stack:
+        clients, workers = [connected(hub, authority, stack) for _ in range(24)], hub.worker_pids()
         os.kill(workers[0], 9)
         wait(lambda: len(set(hub.worker_pids()) - set(workers)) == 1)
         lived = 0
@@ -302,5 +302,5 @@ def test_a_killed_worker_takes_only_its_own_tls_clients(authority: Authority, tm
                 assert closed.rcvd is None  # nobody was there to say a word
             client.close()
         assert 0 < lived < 24
-        for client in [connected(hub, authority) for _ in range(8)]:
+        for client in [connected(hub, authority, stack) for _ in range(8)]:
             client.close()

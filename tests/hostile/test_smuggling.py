@@ -79,7 +79,6 @@ async def test_a_proxy_and_the_hub_agree_on_every_request(hub: HubProcess, kind)
     loop = asyncio.get_running_loop()
     with Front(kind, urlsplit(hub.ws_url).netloc) as front, contextlib.ExitStack() as stack:
         context = ssl.create_default_context(cafile=str(front.certificate))
-        # The kernel keeps few lines of HAProxy's log for us.
         loop.add_reader(front._log.fileno(), front.log)
         stack.callback(loop.remove_reader, front._log.fileno())
         shapes = numbered(2000 if kind.name == "nginx" else 3000)
