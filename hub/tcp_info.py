@@ -19,7 +19,8 @@ CLOSE_WAIT = 8
 
 def tcp_traffic(fd: int) -> tuple[int, int] | None:
     """Bytes that came, and bytes that were sent, without those sent again. None of what is no TCP socket."""
-    sock = socket.socket(fileno=fd)
+    # With its kind said, right or wrong: otherwise Python asks the kernel for each part of it.
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=fd)
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, FIELDS.size)
     except OSError:
