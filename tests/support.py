@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
@@ -26,6 +28,17 @@ def async_test(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         uvloop.run(bounded())
 
     return run
+
+
+def tell_child(child: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Send a signal to a child of asyncio that may just be ending by itself.
+
+    Not by the child's own methods: they reap one that has ended, and asyncio's thread that waits for it then warns
+    that it does not know it.
+    """
+    if child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(child.pid, number)
 
 
 class FakeClock:

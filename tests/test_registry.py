@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import sys
 import time
 
@@ -18,7 +19,7 @@ from hub.notice import Notices
 from hub.sections import RedisSettings
 from hub.store import Keys, Store
 from tests.nodes import is_listed, node, own_valkey, until
-from tests.support import async_test
+from tests.support import async_test, tell_child
 from tests.test_notice import Form, Listener
 
 CHILD = """
@@ -86,7 +87,7 @@ async def test_a_killed_worker_vanishes_with_its_lease_and_leaves_nothing(valkey
             uid = (await child.stdout.readline()).decode().strip()
             await until(lambda: is_listed(one, uid))
         finally:
-            child.kill()
+            tell_child(child, signal.SIGKILL)
             await child.wait()
         killed_at = time.monotonic()
         await until(lambda: is_missing(one, uid))

@@ -26,7 +26,7 @@ from hub.store import Store
 from hub.term import RULES, read_place
 from hub.tick import Batch, LastTicks, Row
 from hub.ticker import Ticker
-from tests.support import async_test
+from tests.support import async_test, tell_child
 
 STOCKS = Path(data.stocks.filepath)
 # A child that leads with a source of its own: a tick of price 1 every ms, without end.
@@ -183,7 +183,7 @@ async def test_after_a_leader_is_killed_another_goes_on(valkey_url, prefix):
             await until(lambda: len(hub.ticks) >= 50)
             hub.ticker(Counting(2, 0.001))
         finally:
-            child.kill()
+            tell_child(child, signal.SIGKILL)
             await child.wait()
         killed_at = time.monotonic()
         await until(lambda: 2 in hub.column("price"))
@@ -211,7 +211,7 @@ async def test_a_suspended_leader_publishes_nothing_after_the_takeover(valkey_ur
             count = len(hub.ticks)
             await until(lambda: len(hub.ticks) > count + 100)
         finally:
-            child.kill()
+            tell_child(child, signal.SIGKILL)
             await child.wait()
         prices = hub.column("price")
         assert 1 not in prices[prices.index(2) :]
@@ -231,12 +231,12 @@ async def test_each_bar_comes_once_and_is_of_the_ticks_that_were_published(valke
                 count = len(hub.ticks)
                 await until(lambda count=count: len(hub.ticks) >= count + 300)
                 if turn < 2:
-                    children[-1].send_signal(number)
+                    tell_child(children[-1], number)
                     await hub.redis.delete(hub.store.keys.lease("ticker"))
             for child in children[:2]:
                 if number == signal.SIGSTOP:
                     refused = await refusals(hub)
-                    child.send_signal(signal.SIGCONT)
+                    tell_child(child, signal.SIGCONT)
                     # Or its link has timed out meanwhile: then its term has ended without another attempt.
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(3):
@@ -250,8 +250,7 @@ async def test_each_bar_comes_once_and_is_of_the_ticks_that_were_published(valke
                 starts = [int(bar["time_ns"]) // 10**9 for bar in found] or [0]
         finally:
             for child in children:
-                if child.returncode is None:
-                    child.kill()
+                tell_child(child, signal.SIGKILL)
                 await child.wait()
         by_second: dict[int, list[dict]] = {}
         for tick in hub.ticks:

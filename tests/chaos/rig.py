@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import json
 import random
+import signal
 import sys
 import time
 import urllib.request
@@ -28,6 +29,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 from redis.exceptions import RedisError
 
 from tests.hubs import HubProcess
+from tests.support import tell_child
 
 from . import events
 from .checker import Checker
@@ -118,7 +120,7 @@ class LoadProcess:
         try:
             await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
         except TimeoutError:
-            self._process.kill()
+            tell_child(self._process, signal.SIGKILL)
             await self._process.wait()
 
 

@@ -7,10 +7,10 @@
 import { createWriteStream } from "node:fs";
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
+import { Socket } from "../e2e/socket.mjs";
 
 const require = createRequire(new URL("../e2e/", import.meta.url));
 const { Centrifuge } = require("centrifuge");
-const WebSocket = require("ws");
 
 const POLL_MS = 20;
 const READY_TIMEOUT_S = 60;
@@ -26,21 +26,13 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 function make(name, channels) {
   let port = 0;
   // The checker finds the worker that served a connection by its port.
-  class Socket extends WebSocket {
-    constructor(address, protocols = []) {
-      // As in browsers, each message is an event of its own. With two in one turn the SDK (5.7.4) hands a publication
-      // to the application before the subscribe reply that came in front of it.
-      super(address, protocols, { allowSynchronousEvents: false });
+  class Noted extends Socket {
+    constructor(...args) {
+      super(...args);
       this.once("upgrade", (response) => { port = response.socket.localPort; });
     }
-
-    // Nor has a browser's socket any message once it is being closed. The SDK would take it for one of the connection
-    // that it has by then, which has recovered it already.
-    emit(type, ...rest) {
-      return (type !== "message" || this.readyState === WebSocket.OPEN) && super.emit(type, ...rest);
-    }
   }
-  const client = new Centrifuge(config.url, { websocket: Socket, minReconnectDelay: 100, maxReconnectDelay: 2000 });
+  const client = new Centrifuge(config.url, { websocket: Noted, minReconnectDelay: 100, maxReconnectDelay: 2000 });
   let up = false;
   client.on("connected", () => { up = true; write("c", now(), name, port); });
   const down = (asked) => (context) => { if (up) write("g", now(), name, context.code ?? 1006, asked); up = false; };

@@ -6,12 +6,12 @@
 
 import assert from "node:assert/strict";
 import { Centrifuge } from "centrifuge";
-import WebSocket from "ws";
 import { next } from "./events.mjs";
+import { Socket } from "./socket.mjs";
 
 
 /** A client, not connected yet; the SDK waits at most a second between its attempts. */
-const make = (options = {}) => new Centrifuge(url, { websocket: WebSocket, minReconnectDelay: 50, maxReconnectDelay: 1000, ...options });
+const make = (options = {}) => new Centrifuge(url, { websocket: Socket, minReconnectDelay: 50, maxReconnectDelay: 1000, ...options });
 
 async function connect(options) {
   const client = make(options);

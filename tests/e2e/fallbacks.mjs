@@ -8,8 +8,8 @@
 import assert from "node:assert/strict";
 import { Centrifuge } from "centrifuge";
 import { EventSource } from "eventsource";
-import WebSocket from "ws";
 import { next } from "./events.mjs";
+import { Socket } from "./socket.mjs";
 
 const [scenario, url, names, ...rest] = process.argv.slice(2);
 const PATHS = { websocket: "connection/websocket", http_stream: "connection/http_stream", sse: "connection/sse" };
@@ -37,7 +37,7 @@ function make(options = {}) {
   const endpoint = (name) => `${name === "websocket" ? url.replace(/^http/, "ws") : url}/${PATHS[name]}`;
   return new Centrifuge(names.split(",").map((name) => ({ transport: name, endpoint: endpoint(name) })), {
     emulationEndpoint: `${url}/emulation`,
-    websocket: WebSocket,
+    websocket: Socket,
     eventsource: Events,
     fetch: ask,
     minReconnectDelay: 50,

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import re
+import signal
 import sys
 import time
 import urllib.request
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.hubs import HubProcess
+from tests.support import tell_child
 
 from . import events
 from .checker import Checker, Figures
@@ -122,12 +124,11 @@ class _Process:
 
     async def end(self) -> None:
         if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):  # it ends by itself just now
-                self._process.terminate()
+            tell_child(self._process, signal.SIGTERM)  # it may be ending by itself just now
             try:
                 await asyncio.wait_for(self._process.wait(), END_TIMEOUT_S)
             except TimeoutError:
-                self._process.kill()
+                tell_child(self._process, signal.SIGKILL)
                 await self._process.wait()
         self._reading.cancel()
 
