@@ -7,6 +7,7 @@ import importlib
 import itertools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -410,6 +411,20 @@ def test_every_work_runs_from_start_to_end(words: str):
     for name in words.partition("--servers ")[2].split():
         assert f"| {name} " in text, text
     assert "| ---" in text
+
+
+@two_cpus
+def test_many_counts_all_connections_of_all_workers_and_what_has_reached_them():
+    """From one process of clients; those of the workers are all of them together."""
+    text = bench(*["many.py", "--connections", "60", "--workers", "2", "--watch", "0.1", "--messages", "2"])
+    cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("| ")]
+    rows = {row[1]: row[2] for row in cells}
+    assert rows["connections, each subscribed"] == "60"
+    workers, emptiest, fullest = re.split(r"[;,] ", rows["workers; connections of the emptiest, of the fullest"])
+    assert workers == "2" and int(emptiest) + int(fullest) == 60
+    assert float(rows["the last one has it in"].split()[0]) >= float(
+        rows["one message to all, of 2: half have it in"].split()[0]
+    )
 
 
 def test_the_summary_makes_its_table_and_its_picture(tmp_path, monkeypatch):

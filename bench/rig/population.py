@@ -248,10 +248,27 @@ class Population:
 
 
 @contextlib.contextmanager
-def population(load: Load, connections: int, cpu: int | None = None, opening: int = 128) -> Iterator[Population]:
-    """Start `connections` clients, at most `opening` of them in their handshake at a time. See `wait_ready`."""
+def population(
+    load: Load, connections: int, cpu: int | None = None, opening: int = 128, sources: int = 8
+) -> Iterator[Population]:
+    """Start `connections` clients, at most `opening` of them in their handshake at a time. See `wait_ready`.
+
+    sources: addresses that they connect from. Each has 28,000 ports; the kernel's search for a free one is the longer,
+    the fewer there are.
+    """
     command = [program("population"), "--server", load.server, "--path", load.path]
-    command += ["--connections", str(connections), "--opening", str(opening), "--ping", load.ping, "--pong", load.pong]
+    command += [
+        "--connections",
+        str(connections),
+        "--opening",
+        str(opening),
+        "--sources",
+        str(sources),
+        "--ping",
+        load.ping,
+        "--pong",
+        load.pong,
+    ]
     for text in load.sends:
         command += ["--send", text]
     for name in ("ready_text", "publish", "publish_hello", "each", "post"):
