@@ -13,6 +13,9 @@ appears beyond it is left out, and whoever has the list is told how many are, 0 
 
 Those that are in stay in; where there is room again, others come in, in alphabetical order. One that comes back and
 outgrew it before is told so too, and not refused: it has done nothing but stay.
+
+What would outgrow the worker's own `limits.channels` is left out in the same way, and `allowed` is what the list has
+then; it comes in by the list's next change, or as it comes back.
 """
 
 from __future__ import annotations
@@ -208,6 +211,8 @@ class PatternList(WatchList):
             return
         self._take_over(entries)
         missing = self._let_go(wanted, total)
+        if self._lenient and not self._opened:
+            missing = self._fitting(missing)
         self.add(missing, partial(self._added, call))
 
     def _added(self, call: _Call, outcome: list[bytes] | HubError) -> None:
@@ -267,6 +272,15 @@ class PatternList(WatchList):
         self._note_left_out(max(0, total - len(wanted)))
         return [symbol for symbol in wanted if symbol not in self._symbols]
 
+    def _fitting(self, symbols: list[str]) -> list[str]:
+        """Those of them that the worker may have; the others are left out."""
+        found = self._subscriptions.fitting([self._channel(symbol) for symbol in symbols])
+        if len(found) == len(symbols):
+            return symbols
+        self._note_left_out(self._left_out + len(symbols) - len(found))
+        head = len(self._channel(""))
+        return [channel[head:] for channel in found]
+
     def _unwant(self, entry: str) -> None:
         if is_pattern(entry):
             self._subscriptions.symbols.unwant(self._name, self, entry[:-1])
@@ -283,7 +297,7 @@ class PatternList(WatchList):
             return  # it will be asked for, or is already
         if len(self._symbols) >= self._most:
             self._note_left_out(self._left_out + 1)
-        else:
+        elif self._fitting([symbol]):
             self.appear(symbol)
 
     def recheck(self) -> None:
@@ -296,7 +310,7 @@ class PatternList(WatchList):
 
     def _fill(self) -> None:
         """What belongs in comes in."""
-        missing = self._let_go(*self._choose(self._entries))
+        missing = self._fitting(self._let_go(*self._choose(self._entries)))
         if missing:
             self.add(missing, self._filled)
 
@@ -319,7 +333,9 @@ class PatternList(WatchList):
         self._telling = False
         if self._opened and not self._closed and self._left_out != self._told_left_out:
             self._told_left_out = self._left_out
-            self._holder.left_out(self._left_out, self._most)
+            # Less than the namespace allows where the worker has no more room.
+            allowed = min(self._most, len(self._symbols)) if self._left_out else self._most
+            self._holder.left_out(self._left_out, allowed)
 
 
 def _is_among(prefixes: list[str], symbol: str) -> bool:

@@ -105,10 +105,8 @@ class Subscriptions:
         terms: of a `latest` channel, None for the usual ones. `done(BrokerUnavailable)` if it can't be let in, and
         `done(CommandError)` 111 where the worker has as many channels as it may.
         """
-        lines = self._fanout.lines
-        if self._most and len(lines) >= self._most and channel not in lines.by_channel:
-            self._refusals.count("worker_channels")
-            done(CommandError(errors.TOO_MANY_REQUESTS, "this process has all the channels that it may have"))
+        if not self.fits(channel):
+            done(self._full())
             return
         if namespace.mode == "stream":
             self._streams.subscribe(channel, namespace, subscriber, since, done)
@@ -116,6 +114,26 @@ class Subscriptions:
         self.hold(
             channel, namespace, partial(self._enter, channel, namespace, subscriber, done, since is not None, terms)
         )
+
+    def fits(self, channel: str, coming: int = 0) -> bool:
+        """Whether this worker may have the channel. coming: so many others come in before it."""
+        lines = self._fanout.lines
+        return not self._most or len(lines) + coming < self._most or channel in lines.by_channel
+
+    def fitting(self, channels: Iterable[str]) -> list[str]:
+        """Those of these that this worker may have together: what is here already, and of others the first ones."""
+        here, found, coming = self._fanout.lines.by_channel, [], 0
+        for channel in channels:
+            if self.fits(channel, coming):
+                found.append(channel)
+                coming += channel not in here
+            else:
+                self._refusals.count("worker_channels")
+        return found
+
+    def _full(self) -> CommandError:
+        self._refusals.count("worker_channels")
+        return CommandError(errors.TOO_MANY_REQUESTS, "this process has all the channels that it may have")
 
     def hold(self, channel: str, namespace: Namespace, ready: Callable[[HubError | None], None]) -> None:
         """Have what carries a channel that is no `stream` channel, for one more; `ready` once, perhaps at once.
@@ -138,7 +156,10 @@ class Subscriptions:
             topic.waiting.append(ready)
 
     def join_new(self, channel: str, namespace: Namespace, subscriber: StreamSubscriber, terms: Terms) -> None:
-        """Let `subscriber` at once into a `latest` channel whose first value is about to be delivered, and no other."""
+        """Let `subscriber` at once into a `latest` channel whose first value is about to be delivered, and no other.
+
+        The caller has looked whether it fits.
+        """
         self._topics[self._topic_name(channel, namespace)].subscribers += 1
         self._give_up(channel, namespace, subscriber, terms)
         self._fanout.join(channel, namespace, subscriber, terms)
@@ -287,6 +308,10 @@ class Subscriptions:
             return
         self._give_up(channel, namespace, subscriber, terms)
         if namespace.mode != "latest":
+            if not self.fits(channel):
+                self.release(channel, namespace)
+                done(self._full())
+                return
             self._fanout.join(channel, namespace, subscriber)
             done(IN)
             return
@@ -320,6 +345,8 @@ class Subscriptions:
         if self._entering.get((channel, subscriber, terms)) is not done:
             return  # it has been told already
         del self._entering[channel, subscriber, terms]
+        if not isinstance(value, HubError) and not self.fits(channel):
+            value = self._full()  # others came while Redis was asked: a list's hundreds are asked for at once
         if isinstance(value, HubError):
             self.release(channel, namespace)
             done(value)

@@ -56,6 +56,8 @@ class Store:
         """The newest value of each symbol, as the client has it."""
         self.live: list[str] = []
         """What it was sent as it came."""
+        self.room = 1000
+        """Symbols that the worker may have."""
 
     # What symbols asks.
 
@@ -94,6 +96,12 @@ class Store:
         if error is None:
             self.entrance.append(symbol)
         done(error or Joined())
+
+    def fitting(self, channels) -> list[str]:
+        here = {*self.inside, *self.entrance, *self.waiting}
+        new = [channel for channel in channels if channel[2:] not in here]
+        left_out = new[max(0, self.room - len(here)) :]
+        return [channel for channel in channels if channel not in left_out]
 
     def knows(self, channels, namespace) -> bool:
         return bool(channels) and all(channel[2:] in self.known for channel in channels)
@@ -236,6 +244,27 @@ async def test_nested_and_overlapping_entries_count_once():
     assert rig.alter("A* AB* ABB* AB1 X") == [b"AB1 1", b"A1 1", b"A2 1", b"AB2 1"]
     assert rig.inside == "A1 A2 AB1 AB2 X" and rig.notes == []
     assert isinstance(rig.alter("Y"), CommandError)
+
+
+@async_test
+async def test_what_the_worker_has_no_room_for_is_left_out():
+    """As it appears, and as a list comes back; by a call, all of it is refused, by whoever lets symbols in."""
+    rig = Rig("A1")
+    rig.store.room = 2
+    rig.alter("A*")
+    rig.store.publish("A2")
+    rig.store.publish("A3")
+    await asyncio.sleep(0)
+    assert rig.inside == "A1 A2" and rig.notes == [(1, 2)]
+    rig.store.room = 3
+    rig.list.recheck()
+    await asyncio.sleep(0)
+    assert rig.inside == "A1 A2 A3" and rig.notes[-1][0] == 0
+    back = Rig("A1", "A2", "A3", lenient=True)
+    back.store.room = 2
+    back.alter("A*")
+    await asyncio.sleep(0)
+    assert back.inside == "A1 A2" and back.notes == [(1, 2)] and back.failures == 0
 
 
 class Counted(str):

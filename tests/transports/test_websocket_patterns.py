@@ -126,6 +126,23 @@ async def test_what_appears_beyond_the_bound_is_left_out_and_told(valkey_url, pr
 
 
 @async_test
+async def test_lists_have_no_more_channels_than_the_worker(valkey_url, prefix):
+    """Names that are asked for at once are refused together; what patterns take in by itself is left out, and told."""
+    async with plane(valkey_url, prefix, limits={"channels": 2}) as hub, client(hub.url) as one:
+        asked = {"channel": WATCH, "data": {"symbols": ["A", "B", "C"]}}
+        assert (await one.command(subscribe=asked))["error"]["code"] == 111
+        assert len(hub.fanout.lines) == 0
+        await subscribe(one, WATCH, symbols=["A*"])
+        for symbol in ("A1", "A2", "A3", "A4"):
+            await put(hub, symbol, 1)
+        assert [await seen(one) for _ in range(2)] == [("A1", 1), ("A2", 1)]
+        told = await left_out(one)
+        while told != (2, 2):
+            told = await left_out(one)
+        assert len(hub.fanout.lines) == 2 and hub.services.quotas.refusals.counts["worker_channels"] == 3
+
+
+@async_test
 async def test_who_comes_back_to_a_list_that_has_outgrown_its_bound_is_not_refused(valkey_url, prefix):
     """It has patterns and names as it changed them, and is told what is left out."""
     async with market(valkey_url, prefix, "A1", "A2", "A3", "A4") as (hub, _):
