@@ -122,8 +122,10 @@ class Authenticator:
         self.grace_s = grace_s + self._rules.leeway_s
         self.expects_keys = False
         """Keys may come later."""
-        self.missing: Callable[[bool], bool] = lambda named: False
-        """Called where no key is known for a token, with whether it names one: whether that is being looked for."""
+        self.missing: Callable[[str | None], bool] = lambda kid: False
+        """Called where no key is known for a token, with the name of its key, if it has one: whether that is being
+        looked for.
+        """
         self.judge: Callable[[Claims], None] = lambda claims: None
         """Asked about every token that is good otherwise, also about remembered ones; raises ProtocolError 3500 for
         one that is revoked, 3507 for a blocked user.
@@ -217,7 +219,7 @@ def _ring(found: KeyRing | str) -> KeyRing:
     return found
 
 
-def _payload(token: str, ring: KeyRing, missing: Callable[[bool], bool]) -> object:
+def _payload(token: str, ring: KeyRing, missing: Callable[[str | None], bool]) -> object:
     """What a token carries, once its signature holds. Raises ProtocolError, CommandError 100."""
     parts = TOKEN.fullmatch(token)
     if parts is None:
@@ -241,7 +243,7 @@ def _payload(token: str, ring: KeyRing, missing: Callable[[bool], bool]) -> obje
                 return orjson.loads(_decode(parts[2]))
             except ValueError:
                 raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "its claims can't be read") from None
-    if algorithm in keys.CHECKS and (kid is None or not ring.knows(kid)) and missing(kid is not None):
+    if algorithm in keys.CHECKS and (kid is None or not ring.knows(kid)) and missing(kid):
         raise CommandError(NOT_YET)
     found = "no key for it" if not candidates else "signed with another key"
     raise ProtocolError(errors.CLOSE_INVALID_TOKEN, found)

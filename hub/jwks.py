@@ -7,13 +7,17 @@ Called by: worker (start, close), auth through `missing`.
 Never break: the URL is the settings' own, and nothing of a token gets into it (CVE-2026-32301); whatever tokens say, at
 most one fetch begins in MISSING_S; a fetch that fails leaves the keys as they were. Nobody waits for a fetch: who needs
 its keys is told to come back.
+
+Anybody can make up names of keys, so those must not hold up a real new key: a name that no fetch has looked for yet is
+always told to come back, and the next fetch looks for all of them at once. One that was not found is refused, and
+nothing is fetched for it, for ABSENT_S.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import orjson
 from tornado.httpclient import HTTPRequest
@@ -33,8 +37,14 @@ MAX_BYTES = 262_144
 MAX_HEADER_BYTES = 16_384
 MAX_KEYS = 100
 """Of one set; those behind them are not looked at."""
-MISSING_S = 60.0
-"""Between two fetches for keys that tokens name and nobody knows: any client can name one."""
+MISSING_S = 6.0
+"""Between two fetches for keys that tokens name and nobody knows: any client can name one. Ten a minute are what other
+clients of such servers allow themselves (jwks-rsa's jwksRequestsPerMinute).
+"""
+ABSENT_S = 60.0
+"""So long a name that a fetch did not find is not looked for again."""
+MAX_NAMES = 10_000
+"""Names that are remembered of those, and of those to be looked for; beyond, the oldest is forgotten."""
 FIRST_RETRY_S = 1.0
 """Until there is a first set; then twice as long each time, to the refresh interval."""
 
@@ -71,6 +81,10 @@ class Jwks:
         self._next: asyncio.TimerHandle | None = None
         self._missed_at: float | None = None
         """When a fetch for a missing key began last."""
+        self._sought: set[int] = set()
+        """Hashes of names that the next fetch looks for; each is as long as its token would like it to be."""
+        self._absent: dict[int, float] = {}
+        """Of those that a fetch has not found, and when; the oldest first."""
         self._retry_s = FIRST_RETRY_S
         self._failed = Brake()
         self.fetches = 0
@@ -84,20 +98,35 @@ class Jwks:
         """Fetch the set for the first time; returns after TIMEOUT_S at the latest, with it or without."""
         await self._begin()
 
-    def miss(self, named: bool) -> bool:
-        """No key is known for a token: whether one that may be it is being fetched. named: the token names its key.
+    def miss(self, kid: str | None) -> bool:
+        """No key is known for a token: whether one that may be it is being fetched, or soon will be.
 
-        Until there has been a set it may be any: a provider that is away must cost clients patience and no more.
+        kid: as the token names its key. Until there has been a set it may be any: a provider that is away must cost
+        clients patience and no more.
         """
-        wanted = named or not self.loaded
-        if not wanted or self._fetching is not None:
-            return wanted
+        if self.loaded:
+            if kid is None or self._is_absent(hash(kid)):
+                return False
+            if len(self._sought) < MAX_NAMES:
+                self._sought.add(hash(kid))
         now = self._clock()
-        if self._missed_at is not None and now - self._missed_at < MISSING_S:
-            return not self.loaded
-        self._missed_at = now
-        self._begin()
+        if self._fetching is None and (self._missed_at is None or now - self._missed_at >= MISSING_S):
+            self._missed_at = now
+            self._begin()
         return True
+
+    def _is_absent(self, name: int) -> bool:
+        found_at = self._absent.get(name)
+        return found_at is not None and self._clock() - found_at < ABSENT_S
+
+    def _note_absent(self, names: Iterable[int]) -> None:
+        """A fetch that began after these were asked for has ended. Those that it found are never asked for again."""
+        now = self._clock()
+        for name in names:
+            self._absent.pop(name, None)
+            self._absent[name] = now
+        while len(self._absent) > MAX_NAMES:
+            del self._absent[next(iter(self._absent))]
 
     async def close(self) -> None:
         """Fetch no more."""
@@ -119,6 +148,7 @@ class Jwks:
         return self._fetching
 
     async def _renew(self) -> None:
+        sought, self._sought = self._sought, set()
         try:
             found = read(await self._fetch())
         except Exception as error:
@@ -127,6 +157,7 @@ class Jwks:
         else:
             self._authenticator.renew(KeyRing([*self._own, *found], self._algorithms))
             self.loaded = True
+            self._note_absent(sought)
         finally:
             self._fetching = None
         self._next = asyncio.get_running_loop().call_later(self._wait_s(), self._begin)

@@ -267,7 +267,7 @@ async def test_tokens_of_an_application_are_its_own(wire, way, valkey_url, prefi
 async def test_who_can_t_be_judged_now_is_told_to_come_back(wire, valkey_url, prefix):
     """503 with Retry-After while keys are fetched: it is not the client's fault."""
     by = Authenticator("", time.time)
-    by.expects_keys, by.missing = True, lambda named: True
+    by.expects_keys, by.missing = True, lambda kid: True
     token = auth.make("ann", SECRET, 60, time.time(), kid="new")
     async with hub_for(wire, valkey_url, prefix, authenticator=by) as hub:
         answer = await ask(hub, wire, "header", token)

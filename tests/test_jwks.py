@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import ipaddress
+import itertools
 import logging
 import ssl
 import time
@@ -20,9 +21,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
 from hub import auth, keys
+from hub import jwks as jwks_room
 from hub.auth import Authenticator
 from hub.errors import CommandError, ProtocolError
-from hub.jwks import MAX_BYTES, MAX_KEYS, Jwks, read
+from hub.jwks import MAX_BYTES, MAX_KEYS, MISSING_S, Jwks, read
 
 from .nodes import until
 from .support import FakeClock, async_test
@@ -134,29 +136,67 @@ async def test_a_key_that_is_taken_out_is_good_no_more():
         assert verdict(by, A) == "ann"
         idp.serves(EC_B)
         await fetched(found, found.fetches + 2)
-        by.missing = lambda named: False
+        by.missing = lambda kid: False
         assert (verdict(by, A), verdict(by, B)) == ("3500", "ann")
 
 
 @async_test
-async def test_an_unknown_kid_has_the_set_fetched_once_a_minute():
-    """Who shows it is told to come back, and is let in then; what nobody knows afterwards is refused."""
+async def test_an_unknown_kid_has_the_set_fetched():
+    """Who shows it is told to come back, and is let in then; what nobody knows afterwards is refused for a minute."""
     clock = FakeClock()
     async with provider() as idp, following(idp, clock=clock) as (found, by):
         idp.serves(RSA_A)
         await found.start()
         idp.serves(RSA_A, EC_B)
-        assert [verdict(by, B) for _ in range(3)] == ["100 temporary"] * 3
+        made_up = token(RSA, "RS256", "made-up")
+        assert [verdict(by, text) for text in (B, made_up, B)] == ["100 temporary"] * 3
         await fetched(found, 2)
         assert verdict(by, B) == "ann"
-        flood = [token(RSA, "RS256", f"kid-{number}") for number in range(20)]
-        assert {verdict(by, text) for text in flood} == {"3500"}
         clock.advance(59.9)
-        assert verdict(by, flood[0]) == "3500" and found.fetches == len(idp.requests) == 2
+        assert verdict(by, made_up) == "3500" and found.fetches == len(idp.requests) == 2
         clock.advance(0.2)
-        assert verdict(by, flood[0]) == "100 temporary" and verdict(by, A) == "ann"
+        assert verdict(by, made_up) == "100 temporary" and verdict(by, A) == "ann"
         await fetched(found, 3)
-        assert verdict(by, flood[0]) == "3500" and len(idp.requests) == 3
+        assert verdict(by, made_up) == "3500" and len(idp.requests) == 3
+
+
+@async_test
+async def test_made_up_kids_do_not_hold_up_a_new_key():
+    """Whoever makes them up has the set fetched every few seconds and no more often; a new key is found with them."""
+    clock = FakeClock()
+    async with provider() as idp, following(idp, clock=clock) as (found, by):
+        idp.serves(RSA_A)
+        await found.start()
+        numbers = itertools.count()
+
+        def flood() -> set[str]:
+            return {verdict(by, token(RSA, "RS256", f"kid-{next(numbers)}")) for _ in range(20)}
+
+        assert flood() == {"100 temporary"}
+        await fetched(found, 2)
+        idp.serves(RSA_A, EC_B)
+        assert flood() == {"100 temporary"} and verdict(by, B) == "100 temporary" and found.fetches == 2
+        clock.advance(MISSING_S)
+        assert flood() == {"100 temporary"}
+        await fetched(found, 3)
+        assert verdict(by, B) == "ann" and len(idp.requests) == 3
+
+
+@async_test
+async def test_so_many_made_up_kids_are_remembered(monkeypatch):
+    """The oldest are forgotten, before and behind a fetch."""
+    monkeypatch.setattr(jwks_room, "MAX_NAMES", 5)
+    clock = FakeClock()
+    async with provider() as idp, following(idp, clock=clock) as (found, _):
+        idp.serves(RSA_A)
+        await found.start()
+        for round_ in range(3):
+            clock.advance(MISSING_S)
+            assert all(found.miss(f"{round_}-{number}") for number in range(8))
+            assert len(found._sought) <= 5
+            await fetched(found, 2 + round_)
+            assert len(found._absent) == 5
+        assert not found.miss("2-0") and found.miss("0-0")
 
 
 @async_test
@@ -291,7 +331,7 @@ async def test_the_allow_list_holds_for_the_set_too():
     async with provider() as idp, following(idp, algorithms=["RS256", "HS256"]) as (found, by):
         idp.serves(RSA_A, EC_B, jwk(ED, kid="c"))
         await found.start()
-        by.missing = lambda named: False
+        by.missing = lambda kid: False
         confused = jwt.encode({"sub": "evil", "exp": 9e9}, "x" * 32, "HS256", headers={"kid": "a"})
         assert [verdict(by, text) for text in (A, B, confused)] == ["ann", "3500", "3500"]
 
