@@ -44,6 +44,8 @@ FRESH_S = 2.0
 """So long a total counts before a handshake: an address that was over its limit is refused without asking anew."""
 MAX_KNOWN = 10_000
 """Totals that are remembered for that."""
+MAX_CHANGED = 100_000
+"""Changes that wait for Redis, some 20 MB; with more, while it is away, all is compared when it is back."""
 RETRY_S = 1.0
 
 Everything = Callable[[], Iterable[tuple[str, str, int]]]
@@ -86,6 +88,8 @@ class Census:
         self._clock = clock
         self._changed: dict[tuple[str, str], int] = {}
         """What Redis has yet to be told."""
+        self._overrun = False
+        """There was more of it than is kept."""
         self._newcomers: dict[tuple[str, str], list[Closable]] = {}
         """Who has come since it was told last, in their order."""
         self._known: dict[tuple[str, str], Known] = {}
@@ -111,6 +115,8 @@ class Census:
         if self._runner is not None:
             await self._runner
             with suppress(RedisError, OSError):
+                if self._overrun:
+                    await self._compare()
                 self._changed.update({(kind, key): 0 for kind, key, _ in self._everything()})
                 while self._changed:
                     await self._call()
@@ -131,7 +137,15 @@ class Census:
         self._changed[name] = count if count > quiet else 0
         if newcomer is not None:
             self._newcomers.setdefault(name, []).append(newcomer)
+        if len(self._changed) > MAX_CHANGED:
+            self._forget_changes()
         self._wake.set()
+
+    def _forget_changes(self) -> None:
+        """Addresses come and go while Redis is away, and each would be told, if only that it has none."""
+        self._changed.clear()
+        self._newcomers.clear()
+        self._overrun = True
 
     def elsewhere(self, kind: str, key: str) -> int:
         """So many other workers have; 0 where that was not heard just now."""
@@ -145,6 +159,8 @@ class Census:
     async def _run(self) -> None:
         while not self._closing:
             try:
+                if self._overrun:
+                    await self._compare()
                 if self._changed or self._clock() >= self._renew_at:
                     await self._call()
                 else:
@@ -178,12 +194,25 @@ class Census:
             # Told again, with what has changed meanwhile. Who came stays: nobody could say that it was one too many.
             self._changed = told | self._changed
             self._newcomers.clear()
+            if len(self._changed) > MAX_CHANGED:
+                self._forget_changes()
             raise
         self._renew_at = self._clock() + self._lease_s / RENEWALS_PER_LEASE
         if not answer[0]:
             self._tell_all(told)
         for (name, count), total in zip(told.items(), answer[1:], strict=True):
             self._heard(name, count, total, came.get(name, []))
+
+    async def _compare(self) -> None:
+        """Have Redis told whatever is not there as it is here."""
+        there: dict[tuple[str, str], int] = {}
+        async for name, _ in self._redis.hscan_iter(self._keys[2], count=BATCH):
+            kind, space, key = name.decode().partition(" ")
+            if space:  # the script's own field has none
+                there[kind, key] = 0
+        # From here on in one go: what was noted meanwhile is in it.
+        self._overrun, self._changed = False, there
+        self._tell_all({})
 
     async def _send(self, told: Mapping[tuple[str, str], int]) -> list[int]:
         words: list[Any] = [self._uid, int(self._lease_s * 1000), int(KEEP_S * 1000), self._prefix, DEAD_BATCH]
@@ -192,11 +221,14 @@ class Census:
         return list(await self._tell(keys=self._keys, args=words))
 
     def _tell_all(self, told: Mapping[tuple[str, str], int]) -> None:
-        """Redis has nothing of this worker: it is the first call, or the lease had ended, or Redis was emptied."""
+        """Redis has nothing of this worker: it is the first call, or the lease had ended, or Redis was emptied.
+
+        told: what it has just been told.
+        """
         for kind, key, count in self._everything():
             name, most = (kind, key), self._limits.get(kind, 0)
             if most and count > most // QUIET and name not in told:
-                self._changed.setdefault(name, count)
+                self._changed[name] = count
 
     def _heard(self, name: tuple[str, str], count: int, total: int, came: list[Closable]) -> None:
         most = self._limits[name[0]]

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from hub import census
 from hub.census import QUIET, Census
 from hub.errors import CLOSE_CONNECTION_LIMIT
 from hub.refusals import Refusals
@@ -238,6 +239,34 @@ async def test_without_redis_newcomers_stay_and_are_told_later(prefix):
 
             await until(told)
             assert not any(one.closed for one in ones)
+
+
+@async_test
+async def test_what_waits_for_redis_is_bounded(valkey_url, prefix, monkeypatch):
+    """Beyond, all is compared: who has gone meanwhile, who has come, and who has stayed."""
+    monkeypatch.setattr(census, "MAX_CHANGED", 20)
+    async with nodes(valkey_url, prefix, 1) as [here]:
+        for key in ("gone away", "stayed", "more"):
+            here.come(key)
+
+        async def three():
+            return await here.totals() == {"user gone away": 1, "user stayed": 1, "user more": 1}
+
+        await until(three)
+        # Without a moment for Redis, as where it is away.
+        here.go("gone away")
+        here.come("more")
+        for number in range(50):
+            here.come(f"{number}")
+            here.go(f"{number}")
+            assert len(here.census._changed) <= 20 and len(here.census._newcomers) <= 20
+        assert here.census._overrun
+
+        async def compared():
+            return await here.totals() == {"user stayed": 1, "user more": 2}
+
+        await until(compared)
+        assert not here.census._overrun
 
 
 @async_test
