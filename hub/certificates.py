@@ -27,7 +27,7 @@ from typing import NamedTuple
 from cryptography import x509
 
 from .errors import ConfigError
-from .secret_files import check_private
+from .secret_files import check_private, read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -157,8 +157,7 @@ def _load_pair(key: str, pair: Pair, now: float) -> tuple[ssl.SSLContext, list[s
 def _read(key: str, path: str) -> x509.Certificate:
     """The first certificate of a file, which is the hub's own."""
     try:
-        with open(path, "rb") as file:
-            return x509.load_pem_x509_certificate(file.read(MAX_FILE_BYTES))
+        return x509.load_pem_x509_certificate(read_regular(path, MAX_FILE_BYTES))
     except OSError as error:
         raise ConfigError(f"{key}: found {path}: {error.strerror}; allowed: a PEM file that can be read") from None
     except ValueError:

@@ -9,16 +9,18 @@ Never break: no message holds a secret or what a file says.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from . import keys
 from .auth import Authenticator, Rules
 from .errors import ConfigError
 from .keys import Key, KeyRing
+from .secret_files import read_regular
 from .sections import AuthSettings
 
 MAX_PEM_BYTES = 65_536
-"""A key has less than one."""
+"""A key has a few hundred."""
+MAX_AUTHORITIES_BYTES = 4_194_304
+"""All that a Linux machine trusts take some 200 KB."""
 
 
 def authenticator(settings: AuthSettings, now: Callable[[], float]) -> Authenticator:
@@ -43,7 +45,17 @@ def key_ring(settings: AuthSettings) -> KeyRing:
     ring = KeyRing(own_keys(settings), settings.algorithms)
     if settings.algorithms and ring.keys and not ring and not settings.jwks_url:
         raise ConfigError(f"auth.algorithms: found {', '.join(settings.algorithms)}, which none of the keys can do")
+    _check_authorities(settings.jwks_ca_file)
     return ring
+
+
+def _check_authorities(path: str) -> None:
+    # A worker that waits for a named pipe, in the middle of a fetch, would do nothing else any more.
+    try:
+        if path:
+            read_regular(path, MAX_AUTHORITIES_BYTES)
+    except OSError as error:
+        raise ConfigError(f"auth.jwks_ca_file: found {path}: {error.strerror}; allowed: a PEM file") from None
 
 
 def own_keys(settings: AuthSettings) -> list[Key]:
@@ -56,8 +68,7 @@ def _of_files(texts: list[str]) -> Iterator[Key]:
     for index, text in enumerate(texts):
         kid, path = text.split("=", 1) if "=" in text else ("", text)
         try:
-            with Path(path).open("rb") as file:
-                yield keys.of_pem(file.read(MAX_PEM_BYTES), kid)
+            yield keys.of_pem(read_regular(path, MAX_PEM_BYTES), kid)
         except OSError as error:
             raise ConfigError(f"auth.keys[{index}]: found {path}: {error.strerror}; allowed: a PEM file") from None
         except ValueError as error:

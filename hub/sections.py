@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from .mistakes import Number, Whole
 from .values import (
     AlgorithmText,
+    ApiKeyText,
     CookieText,
     HttpUrl,
     IntervalText,
@@ -100,7 +101,7 @@ class AuthSettings(Section):
 
 
 class ApiSettings(Section):
-    key: str = Field("", description="what X-API-Key must carry; empty: the server API is off", repr=False)
+    key: ApiKeyText = Field("", description="what X-API-Key must carry; empty: the server API is off", repr=False)
     key_file: str = Field("", description=SECRET_FILE)
 
 

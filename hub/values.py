@@ -23,6 +23,8 @@ from .origin import EVERYBODY, WILDCARD
 # sun_path holds 108 bytes with the closing NUL (unix(7)).
 MAX_UNIX_PATH_BYTES = 107
 TICKER_SOURCES = ("none", "simulate", "replay", "stream")
+MIN_KEY_LENGTH = 16
+"""Of the server API's key, which nobody types: whoever finds it out by trying does anything to anybody."""
 TLS = "tls:"
 DESCRIPTOR_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,200}")
 """What systemd calls a socket: the name of its unit, or FileDescriptorName= (at most 255 characters, no colon)."""
@@ -212,6 +214,12 @@ def _secret(text: str) -> str:
     return text
 
 
+def _api_key(text: str) -> str:
+    if text and len(text) < MIN_KEY_LENGTH:
+        raise ValueError(f"at least {MIN_KEY_LENGTH} characters (`openssl rand -hex 32` makes some), or empty")
+    return text
+
+
 def _socketio_namespace(text: str) -> str:
     if not re.fullmatch(r"/[A-Za-z0-9_.\-/]{1,63}", text):
         raise ValueError("/ and 1 to 63 of A-Z a-z 0-9 _ . - /")
@@ -248,6 +256,7 @@ CookieText = Annotated[str, AfterValidator(_cookie)]
 JwksUrl = Annotated[str, AfterValidator(_jwks_url)]
 KeyFileText = Annotated[str, AfterValidator(_key_file)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+ApiKeyText = Annotated[str, AfterValidator(_api_key)]
 SecretText = Annotated[str, AfterValidator(_secret)]
 SocketIONamespace = Annotated[str, AfterValidator(_socketio_namespace)]
 IntervalText = Annotated[str, AfterValidator(_interval)]

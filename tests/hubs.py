@@ -25,7 +25,7 @@ from typing import Any, Self
 from hub import auth
 
 SECRET = "a secret for tests, 32 bytes or more"
-KEY = "a-key-for-tests"
+KEY = "a-key-for-the-tests"
 BASE: dict[str, Any] = {
     "workers": 2,
     "listen": ["127.0.0.1:0"],

@@ -112,6 +112,9 @@ def test_mistakes(authority: Authority, tmp_path: Path) -> None:
     cert = "tls.certificates[0].cert: found CERT"
     assert mistake(pair) == f"{cert}, which holds no certificate; allowed: a certificate in PEM"
     os.unlink(pair.cert)
+    os.mkfifo(pair.cert)
+    assert mistake(pair) == f"{cert}: Not a regular file; allowed: a PEM file that can be read"
+    os.unlink(pair.cert)
     assert mistake(pair) == f"{cert}: No such file or directory; allowed: a PEM file that can be read"
     os.unlink(pair.key)
     assert mistake(pair) == f"{key}: No such file or directory; allowed: a file that the hub can read"

@@ -220,6 +220,7 @@ BOTH = "found one of redis.sentinels and redis.master; allowed: both or neither"
 ONE = "found together with redis.sentinels; allowed: one of the two"
 EITHER = "found one of relay.url and relay.secret; allowed: both or neither"
 HTTP_URL = "http://HOST:PORT or https://HOST:PORT, or empty"
+KEY = "at least 16 characters (`openssl rand -hex 32` makes some), or empty"
 LONG = "at least 32 bytes (RFC 7518 §3.2), or empty"
 FILE = 'the path of a CSV or JSONL file, which source = "replay" reads'
 LATEST = '[namespaces.t]\nmode = "latest"\n[ticker]\nnamespace = "t"\n'
@@ -304,6 +305,7 @@ BAD_VALUES = [
     ('[auth]\ncookie = "t"', f"auth.cookie: {LISTED}"),
     ('allowed_origins = ["*"]\n[auth]\ncookie = "t"', f"auth.cookie: {LISTED}"),
     ("[api]\nkey = 12345", f"api.key: found {HIDDEN}; allowed: text"),
+    (f'[api]\nkey = "{"k" * 15}"', f"api.key: found {HIDDEN}; allowed: {KEY}"),
     ('[relay]\nurl = "h:1"', f"relay.url: found 'h:1'; allowed: {HTTP_URL}"),
     ('[relay]\nurl = "http://h:99999"', f"relay.url: found 'http://h:99999'; allowed: {HTTP_URL}"),
     ('[relay]\nurl = "http://u:p@h:1"', f"relay.url: found 'http://…@h:1'; allowed: {HTTP_URL}"),
@@ -356,7 +358,7 @@ def test_secrets_stay_out_of_the_settings_text() -> None:
     """A logged Settings object shows no secret."""
     relay = {"url": "http://h:1", "secret": SECRET}
     redis = {"url": "redis://:hidden@h"}
-    text = repr(Settings(auth={"hmac_secret": SECRET}, api={"key": "hidden"}, redis=redis, relay=relay))
+    text = repr(Settings(auth={"hmac_secret": SECRET}, api={"key": "hidden-hidden-hidden"}, redis=redis, relay=relay))
     assert SECRET not in text and "hidden" not in text
     with pytest.raises(ValidationError) as caught:
         Settings(auth={"hmac_secret": SECRET}, listen=["tls:127.0.0.1:443"])
@@ -395,7 +397,7 @@ def test_mistakes_of_secret_files(file: Any, tmp_path: Path, monkeypatch: pytest
     assert mistakes(file('[auth]\nhmac_secret_file = "secret"')) == [
         f"auth.hmac_secret: found {HIDDEN}; allowed: at least 32 bytes (RFC 7518 §3.2), or empty"
     ]
-    monkeypatch.setenv("HUB_API__KEY", "k")
+    monkeypatch.setenv("HUB_API__KEY", "k" * 16)
     assert mistakes(file('[auth]\nhmac_secret_file = "none"\n[api]\nkey_file = "secret"')) == [
         f"auth.hmac_secret_file: found {tmp_path}/none: No such file or directory; allowed: a file that the hub can"
         " read",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -33,10 +34,19 @@ def refuses(by: auth.Authenticator, *tokens: str) -> None:
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
     """PEM files by name."""
-    contents = {"rsa": pem(RSA), "ec": pem(EC), "small": pem(SMALL), "private": private_pem(RSA), "empty": b""}
+    contents = {
+        "rsa": pem(RSA),
+        "ec": pem(EC),
+        "small": pem(SMALL),
+        "private": private_pem(RSA),
+        "empty": b"",
+        "large": pem(RSA) + b"\n" * 65_536,
+    }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    return {name: str(tmp_path / name) for name in [*contents, "missing"]}
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "directory").mkdir()
+    return {name: str(tmp_path / name) for name in [*contents, "missing", "pipe", "directory"]}
 
 
 def test_both_secrets_are_good_and_no_other():
@@ -66,6 +76,9 @@ def test_a_file_with_a_kid_is_for_tokens_that_name_it(files):
         ("empty", "allowed: a public key in PEM"),
         ("private", "allowed: a public key: the hub only checks tokens"),
         ("small", "allowed: RSA keys of 2048 bits and more"),
+        ("pipe", "Not a regular file; allowed: a PEM file"),
+        ("directory", "Is a directory; allowed: a PEM file"),
+        ("large", "More than 65536 bytes; allowed: a PEM file"),
     ],
 )
 def test_a_bad_file_is_one_line(name, allowed, files):
@@ -74,6 +87,14 @@ def test_a_bad_file_is_one_line(name, allowed, files):
         judge(keys=[files["rsa"], f"k={files[name]}"])
     line = str(error.value)
     assert line.startswith(f"auth.keys[1]: found {files[name]}") and allowed in line and "\n" not in line
+
+
+def test_who_signs_the_key_sets_server_is_read_before_a_start(files):
+    """A worker that waited for a pipe, in the middle of a fetch, would serve nobody."""
+    for name in ("pipe", "directory", "missing"):
+        with pytest.raises(ConfigError, match=r"^auth\.jwks_ca_file: found .*; allowed: a PEM file$"):
+            judge(jwks_url="https://idp.example/", jwks_ca_file=files[name])
+    assert judge(jwks_url="https://idp.example/", jwks_ca_file=files["rsa"]).expects_keys
 
 
 def test_only_allowed_algorithms_count(files):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import time
 import urllib.error
@@ -13,7 +14,7 @@ import pytest
 
 from hub import auth
 from hub.errors import ConfigError
-from hub.secret_files import MAX_BYTES, check_private, is_open, read_secret
+from hub.secret_files import MAX_BYTES, check_private, is_open, read_regular, read_secret
 from tests.hubs import HubProcess, run_hub
 
 CANARY = "canary-canary-canary-canary-canary"
@@ -22,6 +23,22 @@ CANARY = "canary-canary-canary-canary-canary"
 def secret(path: Path, mode: int = 0o600, data: bytes = CANARY.encode() + b"\r\n") -> Path:
     path.write_bytes(data)
     path.chmod(mode)
+    return path
+
+
+def special(kind: str, directory: Path) -> Path:
+    """What is at a path, and is no file."""
+    path = directory / "special"
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path, 0o600)
+    if kind == "link to a pipe":
+        (directory / "link").symlink_to(path)
+        return directory / "link"
     return path
 
 
@@ -84,7 +101,7 @@ def test_what_is_no_secret_is_told_without_its_content(tmp_path: Path) -> None:
     here = "auth.hmac_secret_file: found PATH"
     assert mistake(tmp_path / "a") == f"{here}: No such file or directory; allowed: a file that the hub can read"
     large = secret(tmp_path / "b", data=CANARY.encode() * (MAX_BYTES // 30))
-    assert mistake(large) == f"{here}, of more than {MAX_BYTES} bytes; allowed: a secret"
+    assert mistake(large) == f"{here}: More than {MAX_BYTES} bytes; allowed: a file that the hub can read"
     assert mistake(secret(tmp_path / "c", data=CANARY.encode() + b"\xff")) == (
         f"{here}, which is no UTF-8; allowed: a text"
     )
@@ -92,6 +109,22 @@ def test_what_is_no_secret_is_told_without_its_content(tmp_path: Path) -> None:
         assert mistake(secret(tmp_path / "e", data=nothing)) == f"{here}, which is empty; allowed: a secret"
     (tmp_path / "d").mkdir(mode=0o700)
     assert mistake(tmp_path / "d") == f"{here}: Is a directory; allowed: a file that the hub can read"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "socket", "device"])
+def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
+    """At once: nobody waits for who may write into a pipe, and no device is read without end."""
+    path = special(kind, tmp_path)
+    assert (
+        mistake(path) == "auth.hmac_secret_file: found PATH: Not a regular file; allowed: a file that the hub can read"
+    )
+    with pytest.raises(OSError, match=r"Not a regular file|No such device"):
+        read_regular(path, 100)
+    with pytest.raises(IsADirectoryError):
+        read_regular(tmp_path, 100)
+    assert read_regular(secret(tmp_path / "good", data=b"x" * 100), 100) == b"x" * 100
+    with pytest.raises(OSError, match="More than 99 bytes"):
+        read_regular(tmp_path / "good", 99)
 
 
 def test_no_secret_is_ever_seen(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from hub.errors import EXIT_BOOT, EXIT_OK, EXIT_USAGE, ConfigError
 from hub.listeners import Listeners
 from hub.state import lock_state_dir
 
-from .hubs import HubProcess, clean_environment, run_hub, to_toml
+from .hubs import KEY, HubProcess, clean_environment, run_hub, to_toml
 from .test_activation import activated
 
 LOOPBACK: dict[str, Any] = {"workers": 1, "listen": ["127.0.0.1:0"], "internal": ["127.0.0.1:0"], "demo": True}
@@ -45,7 +45,7 @@ def test_without_demo_and_secret_a_hub_does_not_start() -> None:
         ConfigError, match=r"^auth\.hmac_secret, api\.key: found neither; allowed: at least one of them"
     ):
         serve.check(Settings())
-    for enough in ({"demo": True}, {"api": {"key": "k"}}, {"auth": {"hmac_secret": "x" * 32}}):
+    for enough in ({"demo": True}, {"api": {"key": KEY}}, {"auth": {"hmac_secret": "x" * 32}}):
         serve.check(Settings(**enough))
 
 
@@ -60,7 +60,7 @@ def test_without_a_key_others_can_not_reach_the_internal_listener(address: str) 
         with pytest.raises(ConfigError) as caught:
             serve.check(Settings(demo=True, listen=[listen], internal=[address], tls=tls))
         assert str(caught.value) == line
-        serve.check(Settings(listen=[listen], internal=[address], tls=tls, api={"key": "k"}))
+        serve.check(Settings(listen=[listen], internal=[address], tls=tls, api={"key": KEY}))
     for good in ("127.0.0.2:8001", "[::1]:8001", "unix:/run/hub/api.sock", "systemd:api"):
         serve.check(Settings(demo=True, internal=[good]))
 
@@ -104,7 +104,7 @@ def ready_line(**values: Any) -> str:
 
 def test_the_ready_line_has_the_actual_ports() -> None:
     """Port 0 is resolved, and nothing more than the line's parts is in it."""
-    line = ready_line(workers=2, demo=False, api={"key": "k"})
+    line = ready_line(workers=2, demo=False, api={"key": KEY})
     head, clients, api = line.split("; ")
     assert head.endswith(" ready: 2 workers")
     assert clients.startswith("clients ws://127.0.0.1:") and clients.endswith("/connection/websocket")
@@ -127,7 +127,7 @@ def test_an_address_in_both_settings_is_named_for_both() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    line = ready_line(listen=[address], internal=[address], api={"key": "k"})
+    line = ready_line(listen=[address], internal=[address], api={"key": KEY})
     assert f"clients ws://{address}/connection/websocket; server API http://{address}/api" in line
 
 
@@ -221,7 +221,11 @@ def read_until(process: subprocess.Popen[bytes], text: bytes) -> bytes:
 
 def test_the_summary_shows_no_secret() -> None:
     """Redis URLs hold passwords, so they are not repeated."""
-    secrets = {"auth": {"hmac_secret": "s3cret" * 6}, "api": {"key": "k3y"}, "redis": {"url": "redis://:passw0rd@r/0"}}
+    secrets = {
+        "auth": {"hmac_secret": "s3cret" * 6},
+        "api": {"key": "k3y-k3y-k3y-k3y-"},
+        "redis": {"url": "redis://:passw0rd@r/0"},
+    }
     text = str(serve.summary(Settings(**secrets), {}))
     assert not [word for word in ("s3cret", "k3y", "passw0rd") if word in text]
     assert "configured by redis.url" in text
@@ -247,7 +251,7 @@ def test_pages_need_an_index_and_are_named_in_the_ready_line(tmp_path: Path) -> 
         serve.check(wanted)
     (tmp_path / "index.html").write_text("<p>")
     serve.check(wanted)
-    assert "; page http://127.0.0.1:" in ready_line(demo=False, api={"key": "k"}, app={"pages": str(tmp_path)})
+    assert "; page http://127.0.0.1:" in ready_line(demo=False, api={"key": KEY}, app={"pages": str(tmp_path)})
 
 
 def test_a_check_loads_the_application_and_names_what_is_wrong(tmp_path) -> None:

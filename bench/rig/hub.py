@@ -53,7 +53,7 @@ state_dir = "%(directory)s/state"
 [auth]
 hmac_secret = "{SECRET}"
 [api]
-key = "not-used-here"
+key = "not-used-here-at-all"
 [redis]
 pending_publishes = 100_000
 [worker]
