@@ -41,6 +41,8 @@ from .registry import Ordered, Registry
 from .revocation import Entry, Revocations
 
 DEFAULT_LIMIT = 100
+MAX_AHEAD_S = 60.0
+"""Before which tokens of a user may be revoked, for clocks that differ."""
 MAX_ID_LENGTH = 128
 TARGETS = ("user", "client", "session")
 UNAVAILABLE_OF_SUBSCRIBE = ("info", "b64info", "data", "b64data", "recover_since", "override", "expire_at")
@@ -158,11 +160,19 @@ async def revoke_token(api: Api, params: Params) -> Result:
 
 
 async def invalidate_user_tokens(api: Api, params: Params) -> Result:
-    """The same of all tokens of a user that were issued before a time, which is now unless said otherwise."""
+    """The same of all tokens of a user that were issued before a time, which is now unless said otherwise.
+
+    `iat` mostly is in whole seconds, and rounded down. So without `issued_before` all tokens of this very second are
+    out, also those that are issued right behind this call; those of the next second are good. With it, `iat` must be
+    less: a token of that second is good.
+    """
     if params.get("channel"):
         raise CommandError(errors.NOT_AVAILABLE, "channel is not available")
     before = params.get("issued_before") or time.time()
     _time("issued_before", before)
+    if before > time.time() + MAX_AHEAD_S:
+        # It would keep out what has not been issued yet, and nothing takes it back; such as milliseconds.
+        raise _bad("issued_before", before, f"seconds since 1970, at most {MAX_AHEAD_S:g} s from now")
     return await _revoke(api, Entry(revocation.ISSUED, _name(params, "user"), _until(params), float(before)))
 
 

@@ -13,6 +13,9 @@ Three kinds of entries, each until it ends; no end is for ever, so `auth.revocat
     token JTI     the token with this claim `jti`
     issued USER   all tokens of a user whose claim `iat` is before a time; one without `iat` was issued before any time
     user USER     the user, however it comes
+
+A second entry takes the first one's place, but for `issued`: of two the later time and the later end hold, in whatever
+order they come, as what was kept out once must not come in by a call for an earlier time.
 """
 
 from __future__ import annotations
@@ -166,7 +169,8 @@ class Revocations:
         """
         value = b"" if entry.gone else orjson.dumps(entry.params())
         ends = repr(entry.expires_at)  # 'inf' is what a sorted set calls it, too
-        arguments: list[str | bytes] = [entry.key, value, ends, str(self._most), self._control, message]
+        keep = "keep" if entry.kind == ISSUED else ""
+        arguments: list[str | bytes] = [entry.key, value, ends, str(self._most), self._control, message, keep]
         heard = int(await self._revoke(keys=self._keys, args=arguments))
         if heard < 0:
             raise CommandError(errors.LIMIT_EXCEEDED, f"{self._most} revocations are noted (auth.revocations)")
@@ -187,8 +191,12 @@ class Revocations:
     def _take(self, entries: dict[str, Entry], entry: Entry) -> None:
         if entry.gone:
             entries.pop(entry.key, None)
-        else:
-            entries[entry.key] = entry
+            return
+        old = entries.get(entry.key) if entry.kind == ISSUED else None
+        if old is not None and old.expires_at > self._clock():
+            ends, before = max(old.expires_at, entry.expires_at), max(old.before, entry.before)
+            entry = entry._replace(expires_at=ends, before=before)
+        entries[entry.key] = entry
 
     def _living(self, entries: dict[str, Entry]) -> dict[str, Entry]:
         now = self._clock()

@@ -352,6 +352,24 @@ async def test_a_users_older_tokens_are_revoked(valkey_url, prefix):
 
 
 @async_test
+async def test_tokens_of_the_second_of_the_call_are_revoked_with_it(valkey_url, prefix):
+    """As `iat` is in whole seconds; a time that is given is exact, and an earlier one takes nothing back."""
+    async with hubs(valkey_url, prefix) as (one, other, api):
+        await done(api, "invalidate_user_tokens", user="ann")
+        now = int(time.time())
+        assert await connecting(one, token("ann", iat=now)) == 3500
+        for later in (now + 1, now + 2):
+            async with client(one.url, token("ann", iat=later)):
+                pass
+        await done(api, "invalidate_user_tokens", user="bob", issued_before=now)
+        await done(api, "invalidate_user_tokens", user="bob", issued_before=now - 10, expire_at=now + 60)
+        for hub in (one, other):
+            assert await connecting(hub, token("bob", iat=now - 1)) == 3500
+            async with client(hub.url, token("bob", iat=now)):
+                pass
+
+
+@async_test
 async def test_a_revoked_channel_token_ends_the_subscription_alone(valkey_url, prefix):
     """The connection stays, and can't subscribe with it again; an event stream can't go on without the channel."""
     granted = auth.make("ann", SECRET, 3600, time.time(), channel="tokens:a", jti="g1")
@@ -527,6 +545,12 @@ BAD: list[tuple[str, dict, int, str]] = [
     ("revoke_token", {"uid": "j", "expire_at": -1}, 107, "expire_at: found -1"),
     ("invalidate_user_tokens", {"user": ""}, 107, "user: found ''; allowed: a text of 1 to 255"),
     ("invalidate_user_tokens", {"user": "a", "issued_before": "x"}, 107, "issued_before: found 'x'"),
+    (
+        "invalidate_user_tokens",
+        {"user": "a", "issued_before": 1.8e12},
+        107,
+        "issued_before: found 1800000000000.0; allowed",
+    ),
     ("invalidate_user_tokens", {"user": "a", "channel": "c"}, 108, "channel is not available"),
     ("block_user", {"user": 7}, 107, "user: found 7"),
     ("unblock_user", {}, 107, "user: found None"),

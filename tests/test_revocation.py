@@ -76,6 +76,43 @@ async def test_older_tokens_of_a_user_are_good_no_more(valkey_url, prefix):
 
 
 @async_test
+async def test_of_two_calls_for_older_tokens_the_stronger_holds(valkey_url, prefix):
+    """The later time and the later end, in Redis and in memory, in whatever order; what has ended counts no more."""
+    name = 'a","expires_at":1,"before":1,"gone":false}'
+    early, late = Entry(ISSUED, name, NOW + 9.25, before=500.123456), Entry(ISSUED, name, before=1764000000.123457)
+    short, older = Entry(ISSUED, "b", NOW + 1, before=9.0), Entry(ISSUED, "b", NOW + 60.5, before=5.0)
+    for first, second in ((early, late), (late, early), (short, older), (older, short)):
+        merged = first._replace(
+            expires_at=max(first.expires_at, second.expires_at), before=max(first.before, second.before)
+        )
+        async with revocations(valkey_url, prefix) as one, revocations(valkey_url, prefix) as two:
+            for entry in (first, second):
+                await one.store(entry, b"{}")
+                one.learn(entry)
+            two.reread()
+            await until(lambda two=two: two._entries)
+            assert one._entries == two._entries == {first.key: merged}
+            await one._redis.delete(*one._keys)
+    clock = FakeClock(NOW)
+    async with revocations(valkey_url, prefix, wall_clock=clock) as one:
+        one.learn(short)
+        clock.advance(2)
+        one.learn(older)
+        assert one._entries == {"issued b": older}
+
+
+@async_test
+async def test_a_call_that_was_forged_in_redis_is_overwritten(valkey_url, prefix):
+    """What there is to keep of it can't be told."""
+    entry = Entry(ISSUED, "b", before=5.0)
+    async with revocations(valkey_url, prefix) as one:
+        for text in ("", "null", '{"x":1,"expires_at":{},"before":7,"gone":false}'):
+            await one._redis.hset(one._keys[1], entry.key, text)
+            await one.store(entry, b"{}")
+            assert orjson.loads(await one._redis.hget(one._keys[1], entry.key)) == entry.params()
+
+
+@async_test
 async def test_entries_end(valkey_url, prefix):
     """At their time, to the second."""
     clock = FakeClock(NOW)
