@@ -21,6 +21,8 @@ import ssl
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +49,14 @@ class Pair(NamedTuple):
     key: str
 
 
+class NotYetValid(ConfigError):
+    """A certificate that is good from `begins_at` on, in seconds since 1970."""
+
+    def __init__(self, begins_at: float, text: str) -> None:
+        super().__init__(text)
+        self.begins_at = begins_at
+
+
 Mark = tuple[int, int, int]
 """Of a file: changed when, its inode, its size."""
 
@@ -66,6 +76,8 @@ class Certificates:
         self._wall_clock = wall_clock
         self._marks = self._stat()
         self._loaded_at = clock()
+        self._begins_at = inf
+        """When one that is not valid yet will be, in seconds since 1970; the first of them that has failed to load."""
         self._names: dict[str, ssl.SSLContext] = {}
         self.context = self._load()
         self._timer: asyncio.TimerHandle | None = None
@@ -86,10 +98,11 @@ class Certificates:
     def refresh(self) -> None:
         """Load what has changed; if it is no good, one line says so, and everything stays as it is."""
         marks = self._stat()
-        changed = marks != self._marks
+        begun = self._wall_clock() >= self._begins_at
+        changed = marks != self._marks or begun
         if not changed and self._clock() - self._loaded_at < RENEW_S:
             return
-        # Also where it fails: the next try is worth it once a file is another one.
+        # Also where it fails: the next try is worth it once a file is another one, or has become valid.
         self._marks, self._loaded_at = marks, self._clock()
         try:
             self.context = self._load()
@@ -105,10 +118,13 @@ class Certificates:
     def _load(self) -> ssl.SSLContext:
         names: dict[str, ssl.SSLContext] = {}
         contexts, lines = [], []
+        self._begins_at = inf
         for number, pair in enumerate(self._pairs):
             try:
                 context, found = _load_pair(f"tls.certificates[{number}]", pair, self._wall_clock())
             except ConfigError as error:
+                if isinstance(error, NotYetValid):
+                    self._begins_at = min(self._begins_at, error.begins_at)
                 lines.append(str(error))
                 continue
             contexts.append(context)
@@ -168,8 +184,9 @@ def _check_time(key: str, path: str, certificate: x509.Certificate, now: float) 
     moment = datetime.fromtimestamp(now, UTC)
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begins <= moment <= ends:
+        failure = ConfigError if begins <= moment else partial(NotYetValid, begins.timestamp())
         span = f"valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC"
-        raise ConfigError(f"{key}: found {path}, {span}; allowed: a certificate that is valid now")
+        raise failure(f"{key}: found {path}, {span}; allowed: a certificate that is valid now")
     if (ends - moment).total_seconds() < SOON_S:
         logger.warning("%s: %s ends on %s", key, path, f"{ends:%Y-%m-%d %H:%M} UTC")
 

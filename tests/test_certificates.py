@@ -199,6 +199,27 @@ def test_what_is_no_good_changes_nothing_and_is_told_once(authority: Authority, 
     assert serial(certificates, client, "b.example") != old
 
 
+@pytest.mark.expects_log
+def test_one_that_came_too_early_counts_from_when_it_is_valid(authority: Authority, tmp_path: Path, caplog) -> None:
+    """Its files don't change once more for that; one line says that it is not yet, and none in between."""
+    caplog.set_level("INFO")
+    clock = FakeClock(NOW.timestamp())
+    certificates = Certificates([authority.issue().write(tmp_path)], clock=FakeClock(), wall_clock=clock)
+    before = certificates.context
+    authority.issue(begins=NOW + DAY).write(tmp_path)
+    certificates.refresh()
+    clock.advance(DAY.total_seconds() - 2)
+    certificates.refresh()
+    assert certificates.context is before
+    clock.advance(2)
+    certificates.refresh()
+    assert certificates.context is not before
+    after = certificates.context
+    certificates.refresh()
+    assert certificates.context is after
+    assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
+
+
 def test_a_context_does_not_grow_old(authority: Authority, tmp_path: Path) -> None:
     """Its key of TLS 1.2 tickets goes with it; files that are the same are no reason to say anything."""
     clock = FakeClock()
