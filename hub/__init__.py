@@ -45,7 +45,7 @@ The rooms, and what each is for; the head of each says more:
     listeners activation embedded state systemd        what a process stands on: sockets, a store, its manager
     secret_files prctl tasks                           and what it is careful with
     log journal tcp_info                               its lines, how they look, what the kernel has counted
-    cli serve options remote client urls               the command line
+    cli serve options remote operating client urls     the command line
     tune tuning changes                                kernel settings and limits: which, installed, taken back
     doctor examination machine storefacts capacity     what breaks on this machine: facts, what a connection costs
     diagnosis kernelrules hostrules storerules         and the rules that judge them

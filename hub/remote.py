@@ -1,8 +1,8 @@
-"""Remote: the commands that talk to a running hub, `hub publish` and `hub tail`.
+"""Remote: `hub publish` and `hub tail`, and what all commands that talk to a running hub have in common.
 
 Does: read their arguments, find URL, key and token, print what comes.
 Does not: speak HTTP or WebSocket; client does.
-Called by: cli, which lists the commands.
+Called by: cli, which lists the commands; operating and bench, for URL, key and tokens.
 Never break: a message that was printed has left the process; whoever reads the pipe sees it at once.
 """
 
@@ -27,6 +27,7 @@ from .options import channel_names, choose_endpoint, config_option, json_option,
 if TYPE_CHECKING:
     from .client import Tail
     from .keys import Key
+    from .urls import Endpoint
 
 EXIT_INTERRUPTED = 130
 """128 and the number of SIGINT, as shells have it."""
@@ -34,23 +35,38 @@ TOKEN_TTL_S = 86_400
 """Of the tokens that `hub tail --user` makes; a new one for each connection."""
 
 Result = TypeVar("Result")
+Command = TypeVar("Command", bound=Callable[..., Any])
 Line = Callable[[str, dict[str, Any]], None]
+
+
+def api_options(command: Command) -> Command:
+    """`--url` and `--key` of the server API, and `--config`, which has both."""
+    url = "The server API: http://HOST:PORT/api, unix:/PATH."
+    key = "Its api.key. As an option everybody sees it in ps."
+    command = config_option(command)
+    command = click.option("--key", envvar="HUB_API_KEY", show_envvar=True, help=key)(command)
+    return click.option("--url", envvar="HUB_API_URL", show_envvar=True, help=url)(command)
+
+
+def find_api(url: str | None, key: str | None, path: Path | None) -> tuple[Endpoint, str]:
+    """Where the server API is and its key: as given, else of the settings. Raises ConfigError."""
+    settings = lazy_settings(path)
+    endpoint = choose_endpoint("http", url, lambda: settings().internal)
+    return endpoint, _usable_key(key or settings().api.key)
 
 
 # A negative number is data and no option.
 @click.command(short_help="Publish one message.", context_settings={"ignore_unknown_options": True})
 @click.argument("channel", callback=channel_names)
 @click.argument("data", metavar="JSON")
-@click.option("--url", envvar="HUB_API_URL", show_envvar=True, help="The server API: http://HOST:PORT/api, unix:/PATH.")
-@click.option(
-    "--key", envvar="HUB_API_KEY", show_envvar=True, help="Its api.key. As an option everybody sees it in ps."
-)
-@config_option
+@api_options
 @json_option("Print the reply of the server API.")
 def publish(channel: str, data: str, url: str | None, key: str | None, path: Path | None, as_json: bool) -> None:
     """Publish JSON to CHANNEL over the server API; - reads it from standard input.
 
     URL and key default to those of the settings file.
+
+    Exit status: 0 done, 1 refused, or the hub is not there, 2 wrong settings or arguments.
 
     \b
     Examples:  hub publish chat:lobby '{"text": "hello"}'
@@ -58,10 +74,8 @@ def publish(channel: str, data: str, url: str | None, key: str | None, path: Pat
     """
     from . import client
 
-    settings = _lazy_settings(path)
     message = read_json(data)
-    endpoint = choose_endpoint("http", url, lambda: settings().internal)
-    reply = _run(client.publish(endpoint, _usable_key(key or settings().api.key), channel, message))
+    reply = run(client.publish(*find_api(url, key, path), channel, message))
     if as_json:
         click.echo(write_json(reply))
 
@@ -87,8 +101,10 @@ def tail(
 ) -> None:
     """Print what is published to each CHANNEL, a line for each message, until Ctrl-C.
 
-    Without --token and --user the connection is anonymous. After a break it is made anew. The exit status is 1 when the
-    hub refuses, and when --timeout ends the wait for --count messages.
+    Without --token and --user the connection is anonymous. After a break it is made anew.
+
+    Exit status: 0 done, 1 the hub refuses or is not there, or --timeout ends the wait for --count messages, 2 wrong
+    settings or arguments, 130 Ctrl-C.
 
     \b
     Examples:  hub tail ticker:ACME ticker:APEX
@@ -96,14 +112,14 @@ def tail(
     """
     from .client import Tail
 
-    settings = _lazy_settings(path)
+    settings = lazy_settings(path)
     endpoint = choose_endpoint("ws", url, lambda: settings().listen)
     counted = _Counted(_json_line if as_json else _line_for(sys.stdout.isatty()), count)
-    work = Tail(endpoint, list(dict.fromkeys(channels)), _tokens(settings, token, user), counted, _note_break)
-    _run(_bounded(work, timeout_s, counted))
+    work = Tail(endpoint, list(dict.fromkeys(channels)), token_maker(settings, token, user), counted, _note_break)
+    run(_bounded(work, timeout_s, counted))
 
 
-def _lazy_settings(path: Path | None) -> Callable[[], Settings]:
+def lazy_settings(path: Path | None) -> Callable[[], Settings]:
     """Settings that are read when needed: whoever gives URL and key need not be able to read the hub's file."""
     return functools.cache(lambda: load_for_client(path))
 
@@ -116,7 +132,7 @@ def _usable_key(key: str) -> str:
     return key
 
 
-def _tokens(settings: Callable[[], Settings], token: str | None, user: str | None) -> Callable[[], str]:
+def token_maker(settings: Callable[[], Settings], token: str | None, user: str | None) -> Callable[[], str]:
     """What each connection asks for its token."""
     if user is None:
         return lambda: token or ""
@@ -183,7 +199,8 @@ def _names(key: Key) -> str:
     return ", ".join(key.uses)
 
 
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run it on a loop of its own; Ctrl-C ends the command."""
     # Without any handler Tornado's warnings would go to standard error, beside the line that tells the same.
     logging.getLogger("tornado").addHandler(logging.NullHandler())
     try:

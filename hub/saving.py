@@ -60,6 +60,8 @@ def backup(file: str, mailboxes_only: bool, path: Path | None, as_json: bool) ->
     FILE is compressed if its name ends in .gz. It appears when it is whole, and only its owner may read it. Not kept
     are the newest values of latest channels, presence, and idempotency keys.
 
+    Exit status: 0 done, 1 failed, 2 wrong settings or arguments, 3 Redis cannot be reached or started, 130 Ctrl-C.
+
     \b
     Examples:  hub backup /var/backups/hub.jsonl.gz --config /etc/hub/hub.toml
                hub backup - --mailboxes-only | ssh vault 'cat > mailboxes.jsonl'
@@ -99,6 +101,9 @@ def restore(file: str, replace: bool, only_check: bool, path: Path | None, as_js
     The hub may run meanwhile. A new generation of the store begins: a client that has read more than the backup has is
     told that messages are lost, one that has not goes on where it was. With a private Valkey, run it on the hub's
     machine as the hub's user; if the hub does not run, Valkey is started for this alone.
+
+    Exit status: 0 done, 1 failed, 2 wrong settings or arguments, or a damaged file, 3 Redis cannot be reached or
+    started, 130 Ctrl-C.
 
     \b
     Examples:  hub restore hub.jsonl.gz --check

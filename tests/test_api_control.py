@@ -112,12 +112,12 @@ async def test_a_user_is_disconnected_on_every_wire_of_every_worker(valkey_url, 
     async with hubs(valkey_url, prefix) as (one, other, api):
         async with everywhere(one, other, token("ann")) as ann, client(one.url, token("bob")) as bob:
             begin = time.monotonic()
-            assert await done(api, "disconnect", user="ann") == {"num_clients": 5}
+            assert await done(api, "disconnect", user="ann") == {"num_clients": 5, "num_nodes": 2}
             final = dict.fromkeys(("websocket", "stream", "socketio", "event stream"), 3503)
             assert await ann.codes() == {**final, "poll": 403}
             assert time.monotonic() - begin < SOON_S
             await bob.subscribe("open:a")
-        assert await done(api, "disconnect", user="ann") == {"num_clients": 0}
+        assert await done(api, "disconnect", user="ann") == {"num_clients": 0, "num_nodes": 0}
 
 
 @async_test
@@ -125,7 +125,7 @@ async def test_a_disconnect_has_the_code_that_was_asked_for(valkey_url, prefix):
     """Clients come back upon some; so a poll is answered then with what there is."""
     async with hubs(valkey_url, prefix) as (one, other, api), everywhere(one, other, token("ann")) as ann:
         asked = {"code": 4001, "reason": "moved"}
-        assert await done(api, "disconnect", user="ann", disconnect=asked) == {"num_clients": 5}
+        assert await done(api, "disconnect", user="ann", disconnect=asked) == {"num_clients": 5, "num_nodes": 2}
         again = dict.fromkeys(("websocket", "stream", "socketio", "event stream"), 4001)
         assert await ann.codes() == {**again, "poll": 204}
 
@@ -139,14 +139,17 @@ async def test_one_connection_is_meant_by_its_id_or_session(valkey_url, prefix):
         client(other.url, token("ann")) as desk,
         stream_client(one.http_url, "events", token("ann")) as streamed,
     ):
-        assert await done(api, "disconnect", user="bob", client=phone.id) == {"num_clients": 0}
-        assert await done(api, "disconnect", client="no-such") == {"num_clients": 0}
-        assert await done(api, "disconnect", client=phone.id, session=streamed.session) == {"num_clients": 0}
-        assert await done(api, "disconnect", session=streamed.session) == {"num_clients": 1}
+        assert await done(api, "disconnect", user="bob", client=phone.id) == {"num_clients": 0, "num_nodes": 0}
+        assert await done(api, "disconnect", client="no-such") == {"num_clients": 0, "num_nodes": 0}
+        assert await done(api, "disconnect", client=phone.id, session=streamed.session) == {
+            "num_clients": 0,
+            "num_nodes": 0,
+        }
+        assert await done(api, "disconnect", session=streamed.session) == {"num_clients": 1, "num_nodes": 1}
         assert (await streamed.ending())["code"] == 3503
-        assert await done(api, "disconnect", user="ann", whitelist=[desk.id]) == {"num_clients": 1}
+        assert await done(api, "disconnect", user="ann", whitelist=[desk.id]) == {"num_clients": 1, "num_nodes": 1}
         assert await code_of(phone) == 3503
-        assert await done(api, "disconnect", client=desk.id, code=3000, reason="") == {"num_clients": 1}
+        assert await done(api, "disconnect", client=desk.id, code=3000, reason="") == {"num_clients": 1, "num_nodes": 1}
         assert await code_of(desk) == 3000
 
 
@@ -160,7 +163,7 @@ async def test_of_two_users_on_one_socketio_connection_one_goes(valkey_url, pref
     ):
         await socket.send("40/admin," + orjson.dumps({"token": token("root")}).decode())
         assert (await receive(socket)).startswith('40/admin,{"sid"')
-        assert await done(api, "disconnect", user="root") == {"num_clients": 1}
+        assert await done(api, "disconnect", user="root") == {"num_clients": 1, "num_nodes": 1}
         assert await receive(socket) == "41/admin,"
         await socket.send('421["publish",{"channel":"open:a","data":1}]')
         assert await receive(socket) == "431[{}]"
@@ -433,7 +436,11 @@ async def test_a_worker_that_does_not_answer_is_named(valkey_url, prefix):
         node(valkey_url, prefix, 7, deaf=True) as deaf,
         client(one.url, token("ann")) as ann,
     ):
-        assert await done(api, "disconnect", user="ann") == {"num_clients": 1, "silent_nodes": [deaf.uid]}
+        assert await done(api, "disconnect", user="ann") == {
+            "num_clients": 1,
+            "num_nodes": 1,
+            "silent_nodes": [deaf.uid],
+        }
         assert await code_of(ann) == 3503
         assert await done(api, "unblock_user", user="ann") == {"silent_nodes": [deaf.uid]}
 

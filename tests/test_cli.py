@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import jwt
 import pytest
+from websockets.sync.client import connect
 
 from hub import __version__, cli, config, keyfiles, options
 from hub.auth import Authenticator
@@ -26,7 +30,7 @@ from hub.errors import (
 )
 from hub.remote import EXIT_INTERRUPTED
 
-from .hubs import SECRET, clean_environment, run_hub, to_toml
+from .hubs import SECRET, HubProcess, clean_environment, run_hub, to_toml
 from .test_keys import RSA, pem, private_pem
 
 CHAT = {"subscribe": "anyone", "publish": "anyone"}
@@ -114,9 +118,67 @@ def test_every_command_is_listed_and_has_an_example(name: str, capsys: pytest.Ca
     """`hub --help` lists it in a line of its own, and its own help shows how to type it."""
     assert cli.run(["--help"]) == EXIT_OK
     listed = capsys.readouterr().out
-    assert f"\n  {name} " in listed and "_HUB_COMPLETE=bash_source" in listed
+    assert f"\n  {name} " in listed and 'eval "$(hub completion bash)"' in listed
     assert cli.run([name, "--help"]) == EXIT_OK
     assert f"hub {name}" in capsys.readouterr().out.partition("Example")[2]
+
+
+@pytest.mark.parametrize("name", sorted(cli.hub.commands))
+def test_every_command_tells_its_exit_statuses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that it can have, 0 first, each of them one that `hub --help` explains."""
+    known = statuses([], capsys)
+    assert known == [EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_BOOT, EXIT_INTERRUPTED]
+    told = statuses([name], capsys)
+    assert told[0] == EXIT_OK and told == [status for status in known if status in told]
+    # Click itself gives it, for an option that is not there.
+    assert EXIT_USAGE in told
+    assert cli.run([name, "--no-such-option"]) == EXIT_USAGE
+
+
+def statuses(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[int]:
+    """The numbers that a help's paragraph on exit statuses explains, in its order."""
+    assert cli.run([*arguments, "--help"]) == EXIT_OK
+    paragraph = " ".join(capsys.readouterr().out.partition("Exit status: ")[2].partition("\n\n")[0].split())
+    return [int(number) for number in re.findall(r"(?:^|, )(\d+) ", paragraph)]
+
+
+def test_what_json_prints_is_json_one_record_in_a_line(
+    tmp_path: Path, bare: None, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Of every command that has --json, against a hub with clients; nothing else is on standard output."""
+    with HubProcess({"workers": 1, "state_dir": str(tmp_path / "state")}) as hub, connect(hub.ws_url) as client:
+        client.send('{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"chat:a"}}')
+        while "subscribe" not in client.recv(10):
+            pass
+        settings, api = ["--config", str(hub.config_path)], ["--url", hub.api_url, "--key", hub.key]
+        file = str(tmp_path / "backup")
+        lines = {
+            "publish": ["chat:a", "1", *api],
+            "connections": api,
+            "channels": api,
+            "disconnect": ["--user", "nobody", *api],
+            "tail": ["chat:a", "--url", hub.ws_url, "--timeout", "0.2"],
+            "token": ["--user", "ann", *settings],
+            "check": settings,
+            "version": [],
+            "doctor": settings,
+            "backup": [file, *settings],
+            "restore": [file, "--check"],
+        }
+        with_json = {
+            name for name, command in cli.hub.commands.items() if "as_json" in {p.name for p in command.params}
+        }
+        assert set(lines) == with_json
+        found = {}
+        for name, arguments in lines.items():
+            status = cli.run([name, *arguments, "--json"])
+            assert status in (EXIT_OK, EXIT_FAILED), name
+            found[name] = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+    assert all(isinstance(record, dict) for records in found.values() for record in records)
+    assert {name: len(records) for name, records in found.items()} == dict.fromkeys(lines, 1) | {"tail": 0}
+    assert found["channels"] == [{"channel": "chat:a", "num_clients": 1}]
+    assert found["connections"][0]["channels"] == ["chat:a"]
+    assert found["token"][0]["user"] == "ann"
 
 
 def test_the_module_is_the_same_command() -> None:
@@ -301,5 +363,31 @@ def test_serve_with_wrong_settings_exits_with_2_and_a_line(tmp_path: Path, text:
 
 def test_shells_can_complete_commands() -> None:
     """The variable that the help names makes the script, and the script's call lists what fits."""
-    env = clean_environment() | {"_HUB_COMPLETE": "bash_complete", "COMP_WORDS": "hub t", "COMP_CWORD": "1"}
-    assert run_hub(env=env).stdout.split() == ["plain,tail", "plain,token", "plain,tune"]
+    assert completed("hub t") == ["plain,tail", "plain,token", "plain,tune"]
+    assert completed("hub connections --wi") == ["plain,--wire"]
+    assert completed("hub connections --wire s") == ["plain,sse", "plain,socketio"]
+    assert completed("hub completion ") == ["plain,bash", "plain,zsh", "plain,fish"]
+
+
+def completed(line: str) -> list[str]:
+    """What bash is told for the last word."""
+    words = {"COMP_WORDS": line, "COMP_CWORD": f"{line.count(' ')}"}
+    return run_hub(env=clean_environment() | {"_HUB_COMPLETE": "bash_complete"} | words).stdout.split()
+
+
+@pytest.mark.parametrize("shell", cli.SHELLS)
+def test_a_completion_script_is_what_click_makes(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It calls `hub` with the variable under which `hub` answers, and it is the shell's own language."""
+    assert cli.run(["completion", shell]) == EXIT_OK
+    script = capsys.readouterr().out
+    assert f"_HUB_COMPLETE={shell}_complete" in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True, capture_output=True)
+
+
+def test_the_token_in_json_ends_when_it_says(tmp_path: Path, bare: None, capsys: pytest.CaptureFixture[str]) -> None:
+    path = settings_file(tmp_path, auth={"hmac_secret": SECRET})
+    assert cli.run(["token", "--user", "ann", "--json", "--config", path]) == EXIT_OK
+    found = json.loads(capsys.readouterr().out)
+    claims = Authenticator(SECRET, time.time).verify(found["token"])
+    assert (claims.user, claims.expires_at) == (found["user"], found["expires_at"])

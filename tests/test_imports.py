@@ -133,7 +133,7 @@ LADDER = (
         "tuning",
         "users",
     ),
-    ("errands", "orders"),
+    ("errands", "operating", "orders"),
     ("api_control", "api_mailbox", "app_gate", "app_testing", "presence", "subscribe"),
     ("asking", "watch"),
     ("patterns",),
