@@ -46,6 +46,8 @@ The rooms, and what each is for; the head of each says more:
     secret_files prctl tasks                           and what it is careful with
     log journal tcp_info                               its lines, how they look, what the kernel has counted
     cli serve options remote operating client urls     the command line
+    benching bench_run bench_crew bench_wires          a load of clients: the run, its processes, their clients,
+    bench_figures                                      and what came of it
     tune tuning changes                                kernel settings and limits: which, installed, taken back
     doctor examination machine storefacts capacity     what breaks on this machine: facts, what a connection costs
     diagnosis kernelrules hostrules storerules         and the rules that judge them

@@ -25,6 +25,7 @@ import click
 import orjson
 
 from . import __version__
+from .benching import bench
 from .config import DEFAULT_PATH, Settings, exposed
 from .doctor import doctor
 from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, BootError, CommandError, ConfigError, HubError
@@ -98,6 +99,7 @@ hub.add_command(tail)
 hub.add_command(connections)
 hub.add_command(channels)
 hub.add_command(disconnect)
+hub.add_command(bench)
 hub.add_command(backup)
 hub.add_command(restore)
 hub.add_command(tune)

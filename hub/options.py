@@ -2,7 +2,7 @@
 
 Does: declare the shared options, check channel names, find the settings file, choose the URL, read and write JSON.
 Does not: act; the commands do.
-Called by: cli, remote, operating, bench, saving, doctor.
+Called by: cli, remote, operating, benching, saving, doctor.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Does: read their arguments, find URL, key and token, print what comes.
 Does not: speak HTTP or WebSocket; client does.
-Called by: cli, which lists the commands; operating and bench, for URL, key and tokens.
+Called by: cli, which lists the commands; operating and benching, for URL, key and tokens.
 Never break: a message that was printed has left the process; whoever reads the pipe sees it at once.
 """
 

@@ -18,6 +18,7 @@ LADDER = (
     # Rung by rung, lowest first. A module imports from lower rungs only, never sideways or upward.
     (
         "__init__",
+        "bench_figures",
         "capabilities",
         "capacity",
         "errors",
@@ -73,12 +74,13 @@ LADDER = (
         "values",
         "wishes",
     ),
-    ("audience", "eventstream", "handshake", "sections", "tick", "wants"),
-    ("config", "jwks", "keyfiles", "lines", "outbox", "pace", "quotas", "views"),
+    ("audience", "bench_wires", "eventstream", "handshake", "sections", "tick", "wants"),
+    ("bench_crew", "config", "jwks", "keyfiles", "lines", "outbox", "pace", "quotas", "views"),
     ("entrance",),
     ("backlog", "bars", "httpd", "intake", "listeners", "replay", "state", "store", "sweep", "thinning", "urls"),
     (
         "backup",
+        "bench_run",
         "cors",
         "gathering",
         "history",
@@ -133,7 +135,7 @@ LADDER = (
         "tuning",
         "users",
     ),
-    ("errands", "operating", "orders"),
+    ("benching", "errands", "operating", "orders"),
     ("api_control", "api_mailbox", "app_gate", "app_testing", "presence", "subscribe"),
     ("asking", "watch"),
     ("patterns",),
