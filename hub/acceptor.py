@@ -241,6 +241,7 @@ class Acceptor:
         visitor = self._judge(address, head, token)
         if isinstance(visitor, Visitor):
             open_connection(self._door, sock.detach(), head.headers, data[head.size :], visitor)
+            self.reactor.tally.handshakes.observe(self.reactor.clock() - since)
         else:
             _turn_away(sock, _encode(visitor))
 
@@ -275,6 +276,7 @@ class Acceptor:
         visitor = self._judge(address, head, token)
         if isinstance(visitor, Visitor):
             open_connection(self._door, tls, head.headers, data[head.size :], visitor)
+            self.reactor.tally.handshakes.observe(self.reactor.clock() - since)
             return
         try:
             tls.write(_encode(visitor))  # into an empty buffer

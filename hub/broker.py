@@ -24,6 +24,7 @@ from redis.exceptions import RedisError, ResponseError
 from . import errors
 from .channels import Namespace
 from .errors import BrokerUnavailable, CommandError, HubError
+from .histogram import SLOW_S, Histogram
 from .lane import Lane
 from .message import PLAIN, Publication, PublishOptions, pack
 from .scripts import Command, Nonces, Outcome, Scripts
@@ -53,6 +54,9 @@ Replied = Callable[[Any], None]
 MAILBOX_SCRIPTS = ("put", "open", "ack", "visit", "due", "stats", "dead", "requeue")
 LEASE_LOST = "LEASELOST"
 """How publish_latest.lua and publish_ticks.lua begin the error for a lease that is not the newest."""
+OUTCOMES = ("taken", "duplicate", "refused", "unconfirmed", "unavailable")
+"""What may become of a publication, for figures. refused: for want of room, or of a lease; unconfirmed: stored, but not
+as safely as the namespace asks for; unavailable: Redis did not take it, or nobody knows."""
 MEMORY = "memory"
 FSYNC = "fsync"
 
@@ -90,8 +94,17 @@ class Broker:
         mailbox = [f"mailbox_{name}" for name in MAILBOX_SCRIPTS]
         self._scripts = Scripts("publish_latest", "publish_ticks", "publish_stream", "publish_once", "newest", *mailbox)
         self._nonces = Nonces()
-        self._lane = Lane(self._redis, self._scripts, *self._bounds)
+        self.outcomes = dict.fromkeys(OUTCOMES, 0)
+        """Of publications, since the start."""
+        self.seconds = Histogram(SLOW_S)
+        """Of round trips to Redis."""
+        self._lane = Lane(self._redis, self._scripts, *self._bounds, seconds=self.seconds)
         self._confirmed_lanes: dict[str, Lane] = {}
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of publications that wait for Redis, or are on their way there."""
+        return self._lane.bytes + sum(lane.bytes for lane in self._confirmed_lanes.values())
 
     async def ping(self) -> None:
         """Return if Redis answers and has the scripts. Raises BrokerUnavailable with the cause."""
@@ -126,9 +139,11 @@ class Broker:
         size = sum(len(publication.body) for publication in publications)
         if not lane.has_room(size):
             error = CommandError(errors.TOO_MANY_REQUESTS, "too many publishes wait for Redis")
+            self.outcomes["refused"] += len(publications)
             asyncio.get_running_loop().call_soon(done, error)
         elif rules.mode == "latest":
-            lane.put(self._latest(namespace, publications, lease), size, partial(self._tell, done))
+            tell = partial(self._tell, done, len(publications))
+            lane.put(self._latest(namespace, publications, lease), size, tell)
         elif rules.mode == "stream" and not options.skip_history:
             tell = partial(self._tell_numbered, done, rules.ack)
             for publication in publications:
@@ -136,7 +151,7 @@ class Broker:
                 lane.put(command, len(publication.body), tell)
         else:
             for publication in publications:
-                lane.put(self._plain(rules, publication, options), len(publication.body), partial(self._tell, done))
+                lane.put(self._plain(rules, publication, options), len(publication.body), partial(self._tell, done, 1))
 
     def script(
         self, name: str, keys: Sequence[str], arguments: Sequence[Any], replied: Replied, ack: str = MEMORY
@@ -184,7 +199,7 @@ class Broker:
             confirm = ("WAIT", int(replicas), int(wait_s * 1000)) if replicas else ("WAITAOF", 1, 0, int(wait_s * 1000))
             # Twice: the wait, and then as long as any answer may take.
             redis = self._store.commands(2 * wait_s)
-            lane = self._confirmed_lanes[ack] = Lane(redis, self._scripts, *self._bounds, confirm)
+            lane = self._confirmed_lanes[ack] = Lane(redis, self._scripts, *self._bounds, confirm, self.seconds)
         return lane
 
     # Commands.
@@ -214,24 +229,39 @@ class Broker:
 
     # Verdicts.
 
-    def _tell(self, done: Done, outcome: Outcome) -> None:
+    def count(self, outcome: Receipt | HubError, number: int = 1) -> None:
+        """What became of so many publications."""
+        if isinstance(outcome, Receipt):
+            name = "duplicate" if outcome.duplicate else "taken"
+        elif isinstance(outcome, CommandError):
+            name = "unconfirmed" if outcome.reply in (errors.INTERNAL, errors.NOT_AVAILABLE) else "refused"
+        else:
+            name = "unavailable"
+        self.outcomes[name] += number
+
+    def _settle(self, done: Done, outcome: Receipt | HubError, number: int = 1) -> None:
+        self.count(outcome, number)
+        done(outcome)
+
+    def _tell(self, done: Done, number: int, outcome: Outcome) -> None:
         reply = outcome.reply
         if isinstance(reply, ResponseError) and str(reply).startswith(LEASE_LOST):
-            done(CommandError(errors.PERMISSION_DENIED, "the lease has passed to another worker"))
+            lost = CommandError(errors.PERMISSION_DENIED, "the lease has passed to another worker")
+            self._settle(done, lost, number)
         elif isinstance(reply, Exception):
             # Out of memory, read-only, loading, link lost: all of them may pass.
-            done(self._unavailable(reply))
+            self._settle(done, self._unavailable(reply), number)
         else:
-            done(TAKEN_BEFORE if reply == b"duplicate" else TAKEN)
+            self._settle(done, TAKEN_BEFORE if reply == b"duplicate" else TAKEN, number)
 
     def _tell_numbered(self, done: Done, ack: str, outcome: Outcome) -> None:
         if isinstance(outcome.reply, Exception):
-            done(self._unavailable(outcome.reply))
+            self._settle(done, self._unavailable(outcome.reply))
         elif ack != MEMORY and (doubt := _doubt(ack, outcome.confirmed)):
-            done(doubt)
+            self._settle(done, doubt)
         else:
             offset, epoch, what = cast("tuple[bytes, bytes, bytes]", outcome.reply)
-            done(Receipt(int(offset), str(epoch, "ascii"), what == b"duplicate", ack))
+            self._settle(done, Receipt(int(offset), str(epoch, "ascii"), what == b"duplicate", ack))
 
     def _tell_reply(self, replied: Replied, ack: str, outcome: Outcome) -> None:
         if isinstance(outcome.reply, Exception):

@@ -79,6 +79,8 @@ class Certificates:
         self._begins_at = inf
         """When one that is not valid yet will be, in seconds since 1970; the first of them that has failed to load."""
         self._names: dict[str, ssl.SSLContext] = {}
+        self.ends_at = 0.0
+        """When the first of them ends, in seconds since 1970."""
         self.context = self._load()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -117,23 +119,25 @@ class Certificates:
 
     def _load(self) -> ssl.SSLContext:
         names: dict[str, ssl.SSLContext] = {}
-        contexts, lines = [], []
+        contexts, ends, lines = [], [], []
         self._begins_at = inf
         for number, pair in enumerate(self._pairs):
             try:
-                context, found = _load_pair(f"tls.certificates[{number}]", pair, self._wall_clock())
+                context, found, ends_at = _load_pair(f"tls.certificates[{number}]", pair, self._wall_clock())
             except ConfigError as error:
                 if isinstance(error, NotYetValid):
                     self._begins_at = min(self._begins_at, error.begins_at)
                 lines.append(str(error))
                 continue
             contexts.append(context)
+            ends.append(ends_at)
             for name in found:
                 names.setdefault(name, context)
         if lines:
             raise ConfigError("\n".join(lines))
         # Of the old contexts nobody asks any more, but for handshakes under way, for which the new names are as good.
         self._names = names
+        self.ends_at = min(ends)
         contexts[0].sni_callback = self._choose
         return contexts[0]
 
@@ -145,8 +149,11 @@ class Certificates:
             sock.context = chosen
 
 
-def _load_pair(key: str, pair: Pair, now: float) -> tuple[ssl.SSLContext, list[str]]:
-    """A context and the names that it is for, in lower case, such as '*.example.com'. Raises ConfigError."""
+def _load_pair(key: str, pair: Pair, now: float) -> tuple[ssl.SSLContext, list[str], float]:
+    """A context, the names that it is for, in lower case, such as '*.example.com', and its end, in seconds since 1970.
+
+    Raises ConfigError.
+    """
     check_private(f"{key}.key", Path(pair.key))
     certificate = _read(f"{key}.cert", pair.cert)
     _check_time(f"{key}.cert", pair.cert, certificate, now)
@@ -167,7 +174,7 @@ def _load_pair(key: str, pair: Pair, now: float) -> tuple[ssl.SSLContext, list[s
         raise ConfigError(f"{key}.key: found {found}; allowed: {allowed}") from None
     except OSError as error:
         raise ConfigError(f"{key}: found {error.strerror or error}; allowed: two PEM files that can be read") from None
-    return context, _names(certificate)
+    return context, _names(certificate), certificate.not_valid_after_utc.timestamp()
 
 
 def _read(key: str, path: str) -> x509.Certificate:

@@ -95,6 +95,11 @@ class Connection:
         """What the peer sends is read and forgotten."""
 
     @property
+    def kind(self) -> str:
+        """The wire's name, one of tally.WIRES; '' for what is no client by itself, and is not counted."""
+        return ""
+
+    @property
     def open(self) -> bool:
         return self.state == OPEN
 
@@ -137,6 +142,13 @@ class Connection:
         raise NotImplementedError
 
     # Doors.
+
+    def enter(self) -> None:
+        """Join the plane."""
+        self.reactor.adopt(self)
+        if self.kind:
+            self.reactor.tally.enter(self.kind)
+        self.note("opened")
 
     def put(self, frame: bytes) -> None:
         """Queue one frame as it goes on the wire; written once per loop turn with all others.
@@ -189,6 +201,8 @@ class Connection:
         if self.state == GONE:
             return
         self.state = GONE
+        if self.kind:
+            self.reactor.tally.leave(self.kind, self.closed_with.code)
         self.reactor.batches.forget(self)
         self._outbox.clear()
         self.reactor.backlog.holds(self, 0)

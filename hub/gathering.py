@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 
 from .audience import ELSEWHERE, Audience, Board, Group, Mergeable, Stand, Subscriber, Volatile, replacing
+from .histogram import FAST_S, SLOW_S, Histogram
 from .sweep import Sweep
 
 SLICE_S = 0.002
@@ -80,6 +81,13 @@ class Gathering:
         """Batches begun, since the start: the number of the one that is being gathered."""
         self.deliveries = 0
         """Frames on their way to subscribers, since the start."""
+        self._probe: float | None = None
+        """When something was published that came with what is being gathered; and the same of the batch at hand."""
+        self._riding: float | None = None
+        self.latency = Histogram(SLOW_S)
+        """Seconds from the publication of such a probe to the last write of its batch."""
+        self.sweeps = Histogram(FAST_S)
+        """Seconds from the first write of a batch to its last."""
         self.waiting_bytes = 0
         """Of frames that wait for the sweep, each counted once."""
         self.conflated = 0
@@ -190,6 +198,15 @@ class Gathering:
         waiting = self._paused[audience][0] if audience in self._paused else ()
         return self._replaced.get(audience, 0) + len(self._batch.get(audience, ())) + len(waiting)
 
+    def ride(self, since: float) -> None:
+        """Something published at `since`, of the clock, came with what is being gathered: see `latency`.
+
+        So what is measured is what a subscriber waits for, queues and sweep included, at no cost for each delivery.
+        """
+        if self._probe is None:
+            self._probe = since
+            self._arm()
+
     # What the reactor calls at the end of a turn: begin, then everybody's own bytes, then run.
 
     def begin(self) -> None:
@@ -203,6 +220,7 @@ class Gathering:
         replaced, self._replaced = self._replaced, {}
         skipped, self._skipped = self._skipped, {}
         stands, self._stands = self._stands, {}
+        self._riding, self._probe = self._probe, None
         self._settle(moves)
         self._board.release()
         self._start(batch)
@@ -250,8 +268,12 @@ class Gathering:
                 ready[audience.slot] = b""
             self._dirty = []
             took_s = self._clock() - self._began_at
+            self.sweeps.observe(took_s)
             if took_s >= REST_FROM_S:
                 self._rest = self._call_later(min(took_s / 2, REST_MOST_S), self._end_rest)
+        if self._riding is not None and not self.sweep.running:
+            self.latency.observe(max(0.0, self._clock() - self._riding))
+            self._riding = None
         if self.busy and self._rest is None:
             self._arm()
 
@@ -263,7 +285,7 @@ class Gathering:
     @property
     def busy(self) -> bool:
         """Something is on its way, or somebody is about to move."""
-        return bool(self.sweep.running or self._batch or self._moves)
+        return bool(self.sweep.running or self._batch or self._moves or self._probe is not None)
 
     def forget(self, connection: Subscriber) -> None:
         """The connection ends: nothing more is written to it from here. Its channels are left by `leave`, later."""

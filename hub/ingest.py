@@ -84,6 +84,8 @@ class Ingest:
         self._link: _Link | None = None
         self._runner: asyncio.Task[None] | None = None
         self._malformed = Brake()
+        self.links = 0
+        """Times that the link came up, since the start."""
         self.connected = False
         """Redis answers on this link and all that is held has been asked for."""
 
@@ -238,6 +240,7 @@ class Ingest:
             self._subscribe(link, held)
             await link.answered()
         self.connected = True
+        self.links += 1
         logger.info("subscriber connection to Redis at %s is up, %d channels", self._store.describe(), len(held))
         self._on_connected()
         return link

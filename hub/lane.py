@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from .histogram import SLOW_S, Histogram
 from .scripts import Command, Outcome, Scripts
 
 logger = logging.getLogger(__name__)
@@ -41,9 +43,19 @@ class Lane:
     """Commands in order; from `put` to the reply."""
 
     def __init__(
-        self, redis: Redis, scripts: Scripts, most_waiting: int, most_bytes: int, confirm: Command | None = None
+        self,
+        redis: Redis,
+        scripts: Scripts,
+        most_waiting: int,
+        most_bytes: int,
+        confirm: Command | None = None,
+        seconds: Histogram | None = None,
     ) -> None:
-        """redis: this lane's own client, which `close` closes. confirm: WAIT or WAITAOF, run behind each round trip."""
+        """redis: this lane's own client, which `close` closes. confirm: WAIT or WAITAOF, run behind each round trip.
+
+        seconds: counts how long the round trips take.
+        """
+        self._seconds = seconds or Histogram(SLOW_S)
         self._redis = redis
         self._scripts = scripts
         self._most_waiting = most_waiting
@@ -51,17 +63,17 @@ class Lane:
         self._confirm = confirm
         self._most_at_once = MAX_CONFIRMED_BATCH if confirm else MAX_BATCH
         self._waiting: list[_Waiting] = []
-        self._bytes = 0
+        self.bytes = 0
         """Of bodies that wait or are on their way."""
         self._sender: asyncio.Task[None] | None = None
 
     def has_room(self, size: int) -> bool:
         """Whether commands with bodies of `size` bytes may be put; a single one always may where none waits."""
-        return len(self._waiting) < self._most_waiting and (not self._bytes or self._bytes + size <= self._most_bytes)
+        return len(self._waiting) < self._most_waiting and (not self.bytes or self.bytes + size <= self._most_bytes)
 
     def put(self, command: Command, size: int, tell: Tell) -> None:
         """Send a command; `tell` is called later, never from within this call."""
-        self._bytes += size
+        self.bytes += size
         self._waiting.append(_Waiting(command, size, tell))
         if self._sender is None:
             self._sender = asyncio.get_running_loop().create_task(self._send())
@@ -78,7 +90,7 @@ class Lane:
             while self._waiting:
                 batch = self._next_batch()
                 for waiting, outcome in zip(batch, await self._round_trip(batch), strict=True):
-                    self._bytes -= waiting.size
+                    self.bytes -= waiting.size
                     self._tell(waiting.tell, outcome)
         finally:
             self._sender = None
@@ -94,7 +106,7 @@ class Lane:
         return batch
 
     async def _round_trip(self, batch: list[_Waiting]) -> list[Outcome]:
-        commands = [waiting.command for waiting in batch]
+        commands, began_at = [waiting.command for waiting in batch], time.monotonic()
         try:
             return await self._scripts.execute_confirmed(self._redis, commands, self._confirm)
         except (RedisError, OSError) as error:
@@ -103,6 +115,8 @@ class Lane:
             # A fault of ours or of the library: whoever waits must be answered all the same, and the lane go on.
             logger.exception("a round trip failed")
             return [Outcome(error, None)] * len(batch)
+        finally:
+            self._seconds.observe(time.monotonic() - began_at)
 
     def _tell(self, tell: Tell, outcome: Outcome) -> None:
         try:

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from . import tasks
 from .errors import BrokerUnavailable
+from .histogram import SLOW_S, Histogram
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +49,14 @@ class Loopback:
         on_generation: Callable[[], None],
         name: str,
         period_s: float = PERIOD_S,
+        *,
+        on_heard: Callable[[float], None] = lambda sent_at: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """probe: publish this token to where `heard` gets it, and return the store's generation.
 
-        name: begins our tokens, of A-Z a-z 0-9, and is no other worker's.
+        name: begins our tokens, of A-Z a-z 0-9, and is no other worker's. on_heard: a token is there that was
+        published then, by the clock; between publications.
         """
         self._name = name
         self._link = link
@@ -63,6 +69,14 @@ class Loopback:
         self._runner: asyncio.Task[None] | None = None
         self.lag_s = 0.0
         """From sending the last token to its arrival."""
+        self.lag = Histogram(SLOW_S)
+        """The same of all tokens."""
+        self.missed = 0
+        """Times that the link was dropped."""
+        self.generations = 0
+        """Times that the store's generation has changed."""
+        self._on_heard = on_heard
+        self._clock = clock
         self._sent_at = 0.0
 
     def start(self) -> None:
@@ -79,7 +93,9 @@ class Loopback:
         token = int(number) if name == self._name.encode() and number.isdigit() and len(number) < 20 else 0
         if self._heard < token <= self._sent:
             self._heard = token
-            self.lag_s = asyncio.get_running_loop().time() - self._sent_at
+            self.lag_s = self._clock() - self._sent_at
+            self.lag.observe(self.lag_s)
+            self._on_heard(self._sent_at)
 
     async def _run(self) -> None:
         while True:
@@ -96,10 +112,11 @@ class Loopback:
             return
         if self._sent - self._heard >= MISSES:
             self._heard = self._sent
+            self.missed += 1
             self._link.drop(f"nothing published arrives any more ({MISSES} tokens missed)")
             return
         self._sent += 1
-        self._sent_at = asyncio.get_running_loop().time()
+        self._sent_at = self._clock()
         try:
             generation = await self._probe(f"{self._name}-{self._sent}")
         except BrokerUnavailable as error:
@@ -109,6 +126,7 @@ class Loopback:
         if generation != self._generation:
             known, self._generation = self._generation, generation
             if known:
+                self.generations += 1
                 logger.warning("the store's generation is %s now, after %s: positions are checked", generation, known)
             # Also for the first one: a position may have been read before it, and of another one.
             self._on_generation()

@@ -111,7 +111,9 @@ class Mailboxes:
         ]
 
         def replied(reply: Any) -> None:
-            done(_receipt(reply, namespace.ack))
+            outcome = _receipt(reply, namespace.ack)
+            self._broker.count(outcome)
+            done(outcome)
 
         self._run("put", channel, namespace, arguments, replied, [self._keys.once(channel, idempotency_key)])
 

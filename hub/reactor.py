@@ -26,6 +26,7 @@ from typing import Protocol
 from .audience import Subscriber
 from .backlog import Backlog
 from .errors import Close
+from .tally import Tally
 from .wheel import Timed, TimerWheel
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class Reactor:
         self.clock = clock
         self.close_timeout_s = close_timeout_s
         self.backlog = Backlog(backlog_bytes)
+        self.tally = Tally()
         self.connections: dict[int, Pollable] = {}
         self.batches: Batches = NoBatches()
         self._epoll = select.epoll()

@@ -135,6 +135,8 @@ class Registry:
         self.name = f"{socket.gethostname()}:{slot_index}"
         self.malformed = 0
         """Messages of the control channel, answers and descriptions that were ignored, since the start."""
+        self.reachable = True
+        """Redis took the last renewal of the lease, which is tried every second."""
         self._surveys = 0
         self._orders = orders or {}
         self._questions: deque[_Asked] = deque()
@@ -272,6 +274,7 @@ class Registry:
         try:
             await step
         except (RedisError, OSError) as error:
+            self.reachable = False
             self._trouble.warning(logger, "registry: Redis at %s: %s", self._describe(), error)
         except Exception:
             # A fault of ours in one answer must not cost this worker its place among the living.
@@ -283,6 +286,7 @@ class Registry:
             keys=[self._keys.leases, self._keys.nodes],
             args=[self.uid, int(self._lease_s * 1000), me, int(KEEP_S * 1000)],
         )
+        self.reachable = True
 
     async def _leave(self) -> None:
         async with self._redis.pipeline(transaction=True) as pipeline:

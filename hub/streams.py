@@ -112,6 +112,11 @@ class Streams:
         self.recovered = 0
         self.lost = 0
         """Positions of those who came back, since the start."""
+        self.recovered_publications = 0
+        """What they were given in one go, since the start."""
+        self.checks = {"ok": 0, "behind": 0, "lost": 0}
+        """What reads of a followed channel's position have found, since the start. behind: something had not come;
+        lost: it can't be had any more, or the channel's life is another one."""
 
     def __len__(self) -> int:
         """Channels that are followed."""
@@ -308,6 +313,7 @@ class Streams:
         stream.recent = None
         same_life = page.epoch == stream.epoch and page.offset >= stream.floor and not stream.anew
         if not same_life:
+            self.checks["lost"] += bool(stream.epoch)  # not where this is the first that is known of it
             intact = bool(stream.epoch) and survives(Position(stream.epoch, ring.top), page.epoch, page.offset)
             self._displace(stream)
             stream.epoch = page.epoch
@@ -315,15 +321,19 @@ class Streams:
                 self._restart(stream, page.offset, bodies if last == page.offset else [])
                 return
         if page.offset <= ring.top:
+            self.checks["ok"] += same_life
             stream.gap = False
         elif first <= ring.top + 1 <= last:
             for body in bodies[ring.top + 1 - first :]:
                 self._advance(stream, body)
             stream.gap = last < page.offset
+            self.checks["behind"] += same_life
         elif stream.newest and same_life:
+            self.checks["behind"] += 1
             stream.gap = True  # more than a recovery's worth is missing: read on from `ring.top`
         else:
             # What is missing is not kept any more.
+            self.checks["lost"] += same_life
             self._displace(stream)
             self._restart(stream, page.offset, bodies if last == page.offset else [])
             return
@@ -418,6 +428,7 @@ class Streams:
                 verdict, missed = Verdict.RECOVERED, stream.recent[len(stream.recent) - count :]
         if verdict is Verdict.RECOVERED and self._fits(missed):
             self.recovered += 1
+            self.recovered_publications += len(missed)
             return Joined(True, True, stream.epoch, top, True, missed)
         self.lost += 1
         return Joined(True, True, stream.epoch, top, False)

@@ -41,12 +41,14 @@ from .emission import EmittingFanout, everyone_rules
 from .entrance import Entrance
 from .errors import EXIT_OK, BootError, BrokerUnavailable, ConfigError
 from .fanout import Fanout
+from .figures import Rooms
 from .forwarded import Proxies
 from .handover import Handover
 from .history import History
 from .ingest import Ingest
 from .jwks import Jwks
 from .keyfiles import authenticator, own_keys
+from .lag import Lag
 from .limits import TokenBucket
 from .loopback import Loopback
 from .mailbox import Mailboxes
@@ -217,6 +219,24 @@ class Worker:
             bar_rules=settings.namespaces.get(settings.ticker.bars_namespace),
         )
         self._build_links()
+        self._lag = Lag(TICK_S, self._reactor.clock)
+        self._figures = Rooms(
+            slot=self._seat.slot.index,
+            generation=self._seat.generation,
+            reactor=self._reactor,
+            fanout=self._fanout,
+            broker=self._broker,
+            streams=self._streams,
+            ingest=self._ingest,
+            loopback=self._loopback,
+            registry=self._registry,
+            users=self._users,
+            refusals=self._quotas.refusals,
+            polls=self._polls,
+            lag=self._lag,
+            began_at=self._reactor.clock(),
+            certificates=self._seat.certificates,
+        )
 
     def _build_authenticator(self) -> None:
         auth = self._settings.auth
@@ -314,6 +334,7 @@ class Worker:
             partial(self._probe, loop_channel),
             self._check_all,
             self._registry.uid.replace("-", ""),
+            on_heard=self._fanout.ride,
         )
         self._ingest.listen(loop_channel, self._loopback.heard)
 
@@ -435,6 +456,7 @@ class Worker:
     def _tick(self) -> None:
         # First, as a fault in one step must not be the end of all that is paced.
         asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        self._lag.tick()
         self._streams.tick()
         self._fanout.check_silence()
 

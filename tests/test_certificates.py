@@ -72,6 +72,14 @@ def test_each_name_has_its_certificate_and_all_others_the_first(authority: Autho
     assert serial(certificates, client, "y.x.b.example") == first
 
 
+def test_the_end_is_that_of_the_first_to_end(authority: Authority, tmp_path: Path) -> None:
+    """In seconds since 1970, whichever is loaded first."""
+    days = (20, 9, 15)
+    issued = [authority.issue([f"{day}.example"], ends=NOW + day * DAY) for day in days]
+    certificates = Certificates([one.write(tmp_path, str(at)) for at, one in enumerate(issued)])
+    assert certificates.ends_at == pytest.approx((NOW + 9 * DAY).timestamp(), abs=1)
+
+
 def test_what_is_spoken(authority: Authority, tmp_path: Path) -> None:
     """TLS 1.3, or 1.2 with ECDHE and AEAD; HTTP/1.1, no compression, no tickets of 1.3."""
     certificates = Certificates([authority.issue().write(tmp_path)])

@@ -8,7 +8,7 @@ import pytest
 
 from hub.errors import BrokerUnavailable
 from hub.loopback import MISSES, PERIOD_S, Loopback
-from tests.support import async_test
+from tests.support import FakeClock, async_test
 
 
 class Rig:
@@ -54,7 +54,7 @@ async def test_a_link_on_which_nothing_arrives_is_dropped():
     await rig.steps(MISSES)
     assert rig.drops == []
     await rig.steps(1)
-    assert len(rig.drops) == 1
+    assert len(rig.drops) == 1 == rig.loopback.missed
     await rig.steps(MISSES)
     assert len(rig.drops) == 1
 
@@ -90,9 +90,25 @@ async def test_another_generation_is_told_once():
     rig = Rig()
     await rig.steps(3)
     assert rig.moved == 1
+    assert rig.loopback.generations == 0
     rig.generation = "2.b"
     await rig.steps(3)
-    assert rig.moved == 2
+    assert rig.moved == 2 and rig.loopback.generations == 1
+
+
+@async_test
+async def test_what_is_heard_says_how_long_it_took():
+    """From the publication on; on_heard gets when that was, so that others can go on measuring."""
+    rig, clock, heard = Rig(), FakeClock(), []
+
+    async def probe(token: str) -> str:
+        clock.advance(0.25)
+        rig.loopback.heard(token.encode())
+        return "1.a"
+
+    rig.loopback = Loopback(rig, probe, rig._on_generation, "a1", on_heard=heard.append, clock=clock)
+    await rig.steps(2)
+    assert rig.loopback.lag_s == 0.25 and rig.loopback.lag.count == 2 and heard == [1000.0, 1000.25]
 
 
 @async_test

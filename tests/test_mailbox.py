@@ -40,6 +40,10 @@ class Direct:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self.acks: list[str] = []
+        self.outcomes: list[object] = []
+
+    def count(self, outcome: object) -> None:
+        self.outcomes.append(outcome)
 
     def script(self, name: str, keys: list, arguments: list, replied: Any, ack: str = "memory") -> None:
         self.acks.append(ack)

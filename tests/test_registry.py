@@ -329,8 +329,10 @@ async def test_without_redis_calls_fail_and_with_it_the_lease_is_back(prefix):
             for ask in (one.nodes, one.fresh_nodes, one.channels):
                 with pytest.raises(BrokerUnavailable):
                     await ask()
+            await until(lambda: not one.reachable)
             valkey.start()
             await until(lambda: is_listed(one, one.uid))
+            assert one.reachable
             await until(lambda: answers_itself(one))
 
 

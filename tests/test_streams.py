@@ -337,7 +337,7 @@ def test_too_much_to_recover_is_lost_and_never_partial():
     near.subscribe()
     far.subscribe()
     rig.settle()
-    assert near.answers[0].recovered is True and len(near.got) == 300
+    assert near.answers[0].recovered is True and len(near.got) == 300 == rig.streams.recovered_publications
     assert far.answers[0].recovered is False and far.answers[0].publications == ()
 
 
@@ -379,6 +379,7 @@ def test_a_gap_is_filled_once_for_everybody():
     rig.settle()
     assert all(numbers(client) == [1, 2, 3, 4] for client in clients)
     assert rig.redis.asked == asked + 1 and rig.streams.gaps == 1
+    assert rig.streams.checks == {"ok": 0, "behind": 1, "lost": 0}
 
 
 def test_a_gap_of_many_pages_is_filled():
@@ -440,6 +441,7 @@ def test_a_store_that_knows_less_than_before_has_lost_something():
     rig.settle()
     rig.tick()
     assert client.told_lost == 1 and client.position == ("1.a", 2)
+    assert rig.streams.checks["lost"] == 1
 
 
 def test_a_gap_that_is_no_longer_kept_displaces_everybody():
@@ -453,6 +455,7 @@ def test_a_gap_that_is_no_longer_kept_displaces_everybody():
     rig.publish()
     rig.tick()
     assert client.told_lost == 1 and client.position == ("1.a", 12)
+    assert rig.streams.checks["lost"] == 1
 
 
 def test_what_arrives_twice_is_dropped():

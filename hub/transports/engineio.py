@@ -159,6 +159,8 @@ class EngineConnection(FramedConnection):
         "visitor",
     )
 
+    kind = "engineio"
+
     def __init__(self, fd: Descriptor, engine: Engine, visitor: Visitor) -> None:
         """fd: negative for a session that polls. visitor: of the handshake."""
         super().__init__(fd, engine.reactor, engine.client, engine.outbox)
@@ -240,8 +242,7 @@ class EngineConnection(FramedConnection):
     def begin_polling(self) -> None:
         """Join the plane without a socket."""
         self.engine.polling += 1
-        self.reactor.adopt(self)
-        self.note("opened")
+        self.enter()
         self._schedule()
 
     def check_due(self) -> None:
@@ -394,7 +395,7 @@ class EngineConnection(FramedConnection):
 
     def about(self) -> Mapping[str, object]:
         return {
-            "wire": "engineio",
+            "wire": self.kind,
             "transport": "polling" if self.polls else "websocket",
             "session": self.name,
             "user": ",".join(sorted(self.users)),

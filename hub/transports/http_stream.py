@@ -136,8 +136,7 @@ class StreamConnection(Connection):
 
     def begin(self, head: bytes, message: bytes) -> None:
         """Join the plane: send the answer's head, then handle the first commands."""
-        self.reactor.adopt(self)
-        self.note("opened")
+        self.enter()
         self._due_at = self._session.first_deadline(self.opened_at)
         self.reactor.schedule(self, self._due_at)
         self.put(head)

@@ -245,7 +245,6 @@ class SocketIOConnection(EngineConnection):
     def about(self) -> Mapping[str, object]:
         return {
             **super().about(),
-            "wire": self.kind,
             "clients": ",".join(one.client for one in self._sessions.values()),
             "address": self._door.services.shown(self.visitor.address),
         }

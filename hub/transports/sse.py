@@ -191,8 +191,7 @@ class EventStreamConnection(Connection):
         self.grants = wish.grants
         if wish.ends_at < self._ends_at:
             self._ends_at, self._ended = wish.ends_at, errors.CLOSE_SUBSCRIPTION_EXPIRED
-        self.reactor.adopt(self)
-        self.note("opened")
+        self.enter()
         self._services.users.enter(self, self)
         # The first heartbeat at another time for each, so that clients that came together don't stay in step.
         self._schedule(self._services.jitter() * self._services.client.ping_interval_s)

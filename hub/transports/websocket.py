@@ -113,8 +113,7 @@ class FramedConnection(Connection):
 
     def begin(self, head: bytes, early: bytes) -> None:
         """Join the plane: send the handshake's answer, then handle what was pipelined behind the request."""
-        self.reactor.adopt(self)
-        self.note("opened")
+        self.enter()
         self._schedule()
         self.put(head)
         if early:
@@ -358,6 +357,7 @@ class WebSocketHandler(httpd.Handler):
             return  # it sent a request and went: nothing is left to be detached
         fd, early = leave_tornado(self.detach())
         open_connection(door, fd, headers, early, visitor._replace(token=""))
+        door.reactor.tally.handshakes.observe(self.request.request_time())
 
 
 def shown_in_query(handler: httpd.Handler) -> tuple[str, str]:
