@@ -28,7 +28,7 @@ The rooms, and what each is for; the head of each says more:
     tick sources replay lease ticker term              the stock ticker: one leader in the cluster runs the source
     intake thinning bars barfeed                       its ticks in order, at a pace; and what a chart is made of
     tls tls_handshake tls_bridge certificates          encrypted: a socket, its beginning, its stand-in, its keys
-    acceptor connection reactor wheel drain            the plane: the way in, one socket, epoll and deadlines, the end
+    acceptor balance connection reactor wheel drain    the plane: the way in, one socket, epoll and deadlines, the end
     revocation orders api_control                      who is kept out; what is done to connections, on all workers
     doors httpd heads cors api transports              the doors: HTTP, the server API, one room for each wire
     transports.websocket transports.http_stream        the native protocol: over frames, over an answer that never ends
@@ -42,6 +42,8 @@ The rooms, and what each is for; the head of each says more:
     resume recall                                      its clients that come back: how far they were, their records
     worker seat supervisor processes heartbeat         processes: who builds all rooms, and who watches over them
     relay neighbours handover tunnel                   what a worker asks of, or gives to, the one with the session
+    deploy inheritance rehearsal                       new code in the same process: tried out, taken over
+    deploying whereabouts                              asked for from outside, and how the hub that runs is found
     listeners activation embedded state systemd        what a process stands on: sockets, a store, its manager
     secret_files prctl tasks                           and what it is careful with
     log journal tcp_info                               its lines, how they look, what the kernel has counted

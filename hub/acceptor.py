@@ -24,6 +24,7 @@ from collections.abc import Collection
 from http.client import responses
 
 from . import forwarded, handshake
+from .balance import Balance
 from .certificates import Certificates
 from .entrance import TOO_MANY, Visitor, query_token, refusal
 from .errors import Close, HubError
@@ -196,12 +197,19 @@ class Acceptor:
         self.misled = 0
         """Connections closed for want of a PROXY line, or of a proxy that is trusted with one."""
         self._unnamed = Brake()
+        self.balance: Balance | None = None
+        """Where others may have a new connection instead of this worker."""
+        self.kind = 0
+        """Which of the worker's acceptors this is, where it has several that others may pass connections to."""
+        self._kinds: list[tuple[bool, bool]] = []
+        """Of each listener, in order, also once they are closed: whether it is secure, whether it is proxied."""
 
     def listen(self, listeners: list[socket.socket], proxied: Collection[socket.socket] = ()) -> None:
         """Accept on these from now on. proxied: those whose connections begin with a PROXY line."""
         self._proxied.update(proxied)
         for listener in listeners:
             self._listeners.append(listener)
+            self._kinds.append((listener in self._secure, listener in self._proxied))
             self._loop.add_reader(listener.fileno(), self._accept, listener)
 
     def listen_tls(self, listeners: list[socket.socket], proxied: Collection[socket.socket] = ()) -> None:
@@ -294,14 +302,28 @@ class Acceptor:
                 self._not_accepted(listener, error)
                 return
             sock.setblocking(False)
+            if self.balance is not None and self.balance.passes(sock, self.kind, self._listeners.index(listener)):
+                continue
             if sock.fileno() >= self._most_fd:
                 self._refuse_full(sock)
             else:
-                self._meet(sock, address, listener)
+                self._meet(sock, address, *self._kinds[self._listeners.index(listener)])
 
-    def _meet(self, sock: socket.socket, address: object, listener: socket.socket) -> None:
-        now, secure = self.reactor.clock(), listener in self._secure
-        if listener not in self._proxied:
+    def take(self, sock: socket.socket, place: int) -> None:
+        """A new connection that another worker has accepted. place: of its listener among ours."""
+        try:
+            address = sock.getpeername()
+        except OSError:
+            sock.close()  # it has gone meanwhile
+            return
+        if sock.fileno() >= self._most_fd:
+            self._refuse_full(sock)
+        else:
+            self._meet(sock, address, *self._kinds[place])
+
+    def _meet(self, sock: socket.socket, address: object, secure: bool, proxied: bool) -> None:
+        now = self.reactor.clock()
+        if not proxied:
             self.greet(sock, address, now, secure)
         elif self._door.entrance.proxies.trusts(forwarded.address_of(address)):
             self._await(Proxied(self, sock, address, now, secure), now)

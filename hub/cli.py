@@ -27,6 +27,7 @@ import orjson
 from . import __version__
 from .benching import bench
 from .config import DEFAULT_PATH, Settings, exposed
+from .deploying import deploy
 from .doctor import doctor
 from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, BootError, CommandError, ConfigError, HubError
 from .operating import channels, connections, disconnect
@@ -104,6 +105,7 @@ hub.add_command(backup)
 hub.add_command(restore)
 hub.add_command(tune)
 hub.add_command(doctor)
+hub.add_command(deploy)
 
 
 @hub.command()
@@ -122,11 +124,13 @@ def serve(path: Path | None) -> int:
     # After the settings: a mistake in them is told at once.
     from . import log, worker
     from . import serve as server
+    from .deploy import program
 
     log.configure(settings.log_level, settings.log_format, settings.log_burst)
     for line in _exposed(settings, path):
         logger.warning("%s", line)
-    return server.run(settings, os.environ, worker.main, _announce)
+    started = program(sys.argv, sys.orig_argv) if sys.argv[1:2] == ["serve"] else None
+    return server.run(settings, os.environ, worker.main, _announce, program=started, path=path or DEFAULT_PATH)
 
 
 def _announce(line: str) -> None:
@@ -146,16 +150,19 @@ def _exposed(settings: Settings, path: Path | None) -> list[str]:
 @hub.command()
 @config_option
 @json_option("Print one JSON object.")
-def check(path: Path | None, as_json: bool) -> None:
+@click.option("--boot", is_flag=True, help="Build a worker too, and reach Redis; nobody notices.")
+def check(path: Path | None, as_json: bool, boot: bool) -> None:
     """Check the settings without starting anything.
 
     Each mistake is one line on standard error; with --json they are in the object too.
 
-    Exit status: 0 the hub can run with them, 2 it can not, or wrong arguments.
+    Exit status: 0 the hub can run with them, 2 it can not, or wrong arguments; 3 with --boot, for what stands in
+    the way of a worker on this machine.
 
     \b
     Examples:  hub check --config /etc/hub/hub.toml
                hub check --json | jq .workers
+               hub check --boot --config /etc/hub/hub.toml
     """
     from . import serve as server
 
@@ -164,18 +171,25 @@ def check(path: Path | None, as_json: bool) -> None:
         server.check(settings)
         server.load_certificates(settings)
         server.check_application(settings)
-    except ConfigError as error:
+        booted = _rehearse(settings) if boot else {}
+    except (ConfigError, BootError) as error:
         if as_json:
             _echo_json({"ok": False, "errors": str(error).splitlines()})
         raise
     for line in _exposed(settings, path):
         click.echo(f"hub: warning: {line}", err=True)
-    found = {"config": str(path or DEFAULT_PATH), **server.summary(settings, os.environ)}
+    found = {"config": str(path or DEFAULT_PATH), **server.summary(settings, os.environ), **booted}
     if as_json:
         _echo_json({"ok": True, **found})
     else:
         click.echo("ok")
         _echo_pairs(found)
+
+
+def _rehearse(settings: Settings) -> dict[str, object]:
+    from .rehearsal import rehearse
+
+    return rehearse(settings, os.environ)
 
 
 @hub.command(short_help="Print a connection token.")
@@ -273,7 +287,7 @@ def _echo_json(value: object) -> None:
     click.echo(orjson.dumps(value))
 
 
-def _echo_pairs(pairs: Mapping[str, str]) -> None:
+def _echo_pairs(pairs: Mapping[str, object]) -> None:
     width = max(map(len, pairs))
     for name, text in pairs.items():
         click.echo(f"{name:<{width}}  {text or '-'}")

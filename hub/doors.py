@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from . import handshake, httpd
 from .acceptor import DESCRIPTOR_MARGIN, INTERNAL_MARGIN, Acceptor
+from .balance import Balance
 from .certificates import Certificates
 from .config import Settings
 from .entrance import Entrance
@@ -80,6 +81,8 @@ class Doors:
         self._polls: longpoll.Polls | None = None
         self._servers: list[httpd.Server] = []
         self._acceptors: list[Acceptor] = []
+        self._public: list[Acceptor] = []
+        """Those of them that clients come to."""
 
     def public(self, polls: longpoll.Polls, remote: Remote, turn: Callable[[], int]) -> httpd.Routes:
         """Of the public listeners: pages and all wires. turn: the number of the fan-out's."""
@@ -138,6 +141,13 @@ class Doors:
             acceptor.listen([sock for sock in listeners if sock not in slot.secure], proxied)
             acceptor.listen_tls([sock for sock in listeners if sock in slot.secure], proxied)
 
+    def share(self, balance: Balance) -> None:
+        """Give new clients to emptier workers, and take those of fuller ones. Call behind `open`. Raises OSError."""
+        for acceptor in self._public:
+            acceptor.balance = balance
+        # All workers have the same listeners in the same order.
+        balance.open(lambda sock, kind, place: self._public[kind].take(sock, place))
+
     def _acceptor(self, routes: httpd.Routes, fast: bool, margin: int, public: bool) -> Acceptor:
         http = self._settings.http
         server = httpd.Server(httpd.application(routes), http)
@@ -153,8 +163,18 @@ class Doors:
             tls_handshakes=self._settings.tls.handshakes,
             public=public,
         )
+        if public:
+            acceptor.kind = len(self._public)
+            self._public.append(acceptor)
         self._acceptors.append(acceptor)
         return acceptor
+
+    def retire(self) -> None:
+        """Accept no more, as others do on the same sockets; who is in may go on, by one request for each connection."""
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        for server in self._servers:
+            server.retire()
 
     def close(self) -> None:
         """Accept no more; whoever waits in a poll is answered."""

@@ -11,17 +11,23 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from .errors import CLOSE_SHUTDOWN
-from .reactor import Pollable
+from .errors import CLOSE_SHUTDOWN, Close
 
 STEP_S = 0.05
 CLOSES_PER_STEP = 500
 """About 3 ms of closing at a time, also where the window is too short for its clients."""
 
 
+class Drained(Protocol):
+    """A connection of the plane, or a poll that waits. One that has gone meanwhile is closed in vain."""
+
+    def close(self, close: Close) -> None: ...
+
+
 async def drain(
-    connections: Sequence[Pollable], window_s: float, hurried: asyncio.Event, clock: Callable[[], float]
+    connections: Sequence[Drained], window_s: float, hurried: asyncio.Event, clock: Callable[[], float]
 ) -> None:
     """Close `connections` with 3001, the last of them after `window_s` seconds, or as fast as it goes once `hurried`
     is set.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -31,6 +32,7 @@ from redis.retry import Retry
 
 from .config import Settings
 from .errors import BootError
+from .inheritance import ValkeyRecord
 from .prctl import die_with_parent
 from .scripts import NONCE_BYTES, load_script
 from .store import Keys
@@ -90,7 +92,7 @@ class Embedded:
         self._mark = self._directory / "clean"
         self._short_directory = ""
         self._socket_path = ""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Inherited | None = None
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._directory.chmod(0o700)
@@ -136,9 +138,19 @@ class Embedded:
             pass_fds=(lock,),
             # A session of its own: Ctrl-C goes to the terminal's whole group, and Valkey has to outlive the workers.
             start_new_session=True,
-            preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent_pid),
+            preexec_fn=lambda: _prepare(parent_pid),
         )
         return True
+
+    def record(self) -> ValkeyRecord:
+        """For `inherit`."""
+        return ValkeyRecord(pid=self.pid, socket_path=self._socket_path, short_directory=self._short_directory)
+
+    def inherit(self, record: ValkeyRecord) -> None:
+        """Go on with the one that an earlier version in this process has started."""
+        self._socket_path, self._short_directory = record.socket_path, record.short_directory
+        if record.pid is not None:
+            self._process = Inherited(record.pid)
 
     def _command(self) -> list[str]:
         options = {
@@ -288,6 +300,48 @@ class Embedded:
         self._link.unlink(missing_ok=True)
         self._link.symlink_to(short)
         return short
+
+
+class Inherited:
+    """A child that an earlier program of this process has started; what is used of subprocess.Popen, for it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises subprocess.TimeoutExpired."""
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
+            time.sleep(POLL_S)  # waitpid(2) has no timeout
+        return code
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        # Not to a number that may be somebody else's by now.
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def _prepare(parent_pid: int) -> None:
+    """In the child, before Valkey."""
+    die_with_parent(signal.SIGTERM, parent_pid)
+    # `systemctl kill --signal=SIGUSR2` means the supervisor and reaches everybody; Valkey would end by it.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def _fits(path: str) -> bool:

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .errors import OwnerFailed, OwnerGone, OwnerSlow
-from .relay import SOCKET_MODE, Home, Owner
+from .relay import FDS, SOCKET_MODE, Home, Owner
 
 logger = logging.getLogger(__name__)
 
@@ -59,17 +59,18 @@ class _Waiting(NamedTuple):
 class Handover:
     """One worker's way to all others of its hub, and theirs to it."""
 
-    def __init__(self, home: Home, owner: Owner) -> None:
-        """owner: this worker."""
+    def __init__(self, home: Home, owner: Owner, kind: str = FDS) -> None:
+        """owner: this worker. kind: of what is passed, where there are several ways between the same workers."""
         self._home = home
         self._owner = owner
+        self._kind = kind
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._take: Take | None = None
         self._waiting: list[_Waiting] = []
         self._retry: asyncio.TimerHandle | None = None
 
     def start(self, take: Take) -> None:
-        """Be reachable, behind the relay's start, which clears up after a killed worker. Raises OSError."""
+        """Be reachable. Raises OSError."""
         self._take = take
         path = self._path(self._owner)
         os.fchmod(self._sock.fileno(), SOCKET_MODE)
@@ -105,6 +106,13 @@ class Handover:
             until = asyncio.get_running_loop().time() + WAIT_S
             self._waiting.append(_Waiting(owner, os.dup(fd), words, until))
             self._try_again_soon()
+
+    def offer(self, owner: Owner, fd: int, words: bytes) -> bool:
+        """Pass a descriptor on if the other worker takes it at once; otherwise nothing has happened."""
+        try:
+            return self._pass_on(owner, fd, words)
+        except OwnerGone:
+            return False
 
     @property
     def waiting(self) -> int:
@@ -150,7 +158,7 @@ class Handover:
         return True
 
     def _path(self, owner: Owner) -> str:
-        return self._home.path(owner.slot, owner.generation).removesuffix(".sock") + "-fds.sock"
+        return self._home.path(owner.slot, owner.generation, self._kind)
 
     def _receive(self) -> None:
         for _ in range(AT_ONCE):

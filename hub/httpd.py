@@ -169,6 +169,10 @@ class Server(HTTPServer):
         self._next_request.header_timeout = settings.idle_timeout_s
         self._settings = settings
 
+    def retire(self) -> None:
+        """Say `Connection: close` with each answer from now on: the next request is for whoever accepts then."""
+        self.conn_params.no_keep_alive = self._next_request.no_keep_alive = True
+
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         # Tornado has one time for both; it reads `params` anew for each request of a connection.
         server_conn.params = self._next_request  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """Listeners: the sockets that clients connect to, one per worker slot and TCP address, made once and held throughout.
 
-Does: bind and listen with every TCP option set (accepted sockets inherit them), or take what systemd hands over; say in
-one line what stands in the way.
+Does: bind and listen with every TCP option set (accepted sockets inherit them), or take what systemd or an earlier
+version of the hub in this process hands over; say in one line what stands in the way.
 Does not: accept; a worker does, on the slot that it inherits by the fork.
 Called by: serve opens and hands them to supervisor, which keeps them; seat closes foreign slots in a child.
 Never break: no TCP listener is closed while the hub serves. Closing one resets every connection in its accept queue,
@@ -21,6 +21,7 @@ from pathlib import Path
 from .activation import Handed
 from .config import Settings
 from .errors import BootError
+from .inheritance import ListenerRecord
 from .sections import TcpSettings
 from .values import Address, parse_address
 
@@ -56,7 +57,7 @@ class _Group:
     """The listeners of one address.
 
     setting: what asked for them, which may say less than `address`. file: device and inode of the socket file of a Unix
-    listener of our own, None with TCP. shared: all slots have the same.
+    listener of our own, None with TCP. shared: all slots have the same. handed: by systemd.
     """
 
     address: Address
@@ -64,6 +65,18 @@ class _Group:
     sockets: tuple[socket.socket, ...]
     file: tuple[int, int] | None = None
     shared: bool = False
+    handed: bool = False
+
+    def record(self) -> ListenerRecord:
+        sockets = self.sockets[:1] if self.shared else self.sockets
+        return ListenerRecord(
+            address=str(self.address),
+            setting=str(self.setting),
+            sockets=[sock.fileno() for sock in sockets],
+            shared=self.shared,
+            file=None if self.file is None else list(self.file),
+            handed=self.handed,
+        )
 
 
 class Listeners:
@@ -114,12 +127,36 @@ class Listeners:
         finally:
             for sockets in handed.values():
                 _close_sockets(sockets)
-        named = set(map(parse_address, settings.proxy_protocol))
-        proxied = [place for place, address in enumerate(public) if address in named]
+        proxied = _proxied(settings, public)
         listeners = cls(opened[: len(public)], opened[len(public) :], combined, workers, proxied)
         listeners.warnings += _warnings(settings.tcp, opened, somaxconn)
         listeners.warnings += [f"systemd:{name}: a socket that no address asks for is closed" for name in handed]
         return listeners
+
+    @classmethod
+    def inherit(
+        cls,
+        settings: Settings,
+        workers: int,
+        public: Iterable[ListenerRecord],
+        internal: Iterable[ListenerRecord],
+        *,
+        somaxconn: Path = SOMAXCONN,
+    ) -> Listeners:
+        """Take over those of an earlier version in this process, which the settings name as they did then.
+
+        What they pass on to accepted sockets is set anew, and the backlog; those of systemd keep its backlog.
+        """
+        mine, own = ([_inherit(one, workers, settings.tcp) for one in records] for records in (public, internal))
+        named = _addresses(settings.listen)
+        combined = {address for address in _addresses(settings.internal) if address in named and not _any_port(address)}
+        listeners = cls(mine, own, combined, workers, _proxied(settings, named))
+        listeners.warnings += _warnings(settings.tcp, [*mine, *own], somaxconn)
+        return listeners
+
+    def records(self) -> tuple[list[ListenerRecord], list[ListenerRecord]]:
+        """Of the public and of the internal ones, for `inherit`."""
+        return [group.record() for group in self._public], [group.record() for group in self._internal]
 
     def keep_only(self, index: int) -> None:
         """In a worker: close this process's copies of the other slots, so that its life does not matter to them."""
@@ -150,6 +187,28 @@ def _addresses(texts: list[str]) -> list[Address]:
         if _any_port(address) or address not in kept:
             kept.append(address)
     return kept
+
+
+def _proxied(settings: Settings, public: list[Address]) -> list[int]:
+    """Which of the public addresses begin with a PROXY line."""
+    named = set(map(parse_address, settings.proxy_protocol))
+    return [place for place, address in enumerate(public) if address in named]
+
+
+def _inherit(record: ListenerRecord, workers: int, tcp: TcpSettings) -> _Group:
+    sockets = [socket.socket(fileno=number) for number in record.sockets]
+    for sock in sockets:
+        sock.setblocking(False)
+        if not record.shared:
+            for level, option, value in _inherited_options(tcp):
+                sock.setsockopt(level, option, value)
+        if not record.handed:
+            sock.listen(tcp.backlog)  # of a socket that listens already, this is the backlog alone
+    address, setting = parse_address(record.address), parse_address(record.setting)
+    file = None if record.file is None else (record.file[0], record.file[1])
+    return _Group(
+        address, setting, tuple(sockets) * (workers if record.shared else 1), file, record.shared, record.handed
+    )
 
 
 def _any_port(address: Address) -> bool:
@@ -187,7 +246,7 @@ def _take(setting: Address, workers: int, tcp: TcpSettings, handed: Handed) -> _
         raise BootError(f"cannot listen on {setting}: {error}") from None
     name = sockets[0].getsockname()
     address = Address("", 0, str(name)) if shared else Address(name[0], name[1], tls=setting.tls)
-    return _Group(address, setting, tuple(sockets) * (workers if shared else 1), shared=shared)
+    return _Group(address, setting, tuple(sockets) * (workers if shared else 1), shared=shared, handed=True)
 
 
 def _check_handed(setting: Address, sockets: list[socket.socket], workers: int) -> bool:

@@ -16,11 +16,13 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from .config import Settings
 from .embedded import Embedded
 from .errors import BootError
 from .heartbeat import Heartbeat, Pulse, open_pipe
+from .inheritance import WorkerRecord
 from .listeners import Slot
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class Ended:
     """A worker process that is gone. code: its exit status, or minus the signal. pulse: read to its end, still open."""
 
     index: int
+    generation: int
     pid: int
     code: int
     lived_s: float
@@ -68,12 +71,13 @@ class Ended:
 class WorkerProcess:
     """One slot's process, or the wait for its next one: then pid is 0, pulse None, and the fork due at `fork_s`.
 
-    All times are the supervisor's clock; NEVER means not due.
+    generation: of the process, from the fork on. All times are the supervisor's clock; NEVER means not due.
     """
 
     def __init__(self, slot: Slot, settings: Settings) -> None:
         self.slot = slot
         self.pid = 0
+        self.generation = 0
         self.pulse: Pulse | None = None
         self.fork_s = NEVER
         self._backoff = Backoff()
@@ -83,6 +87,27 @@ class WorkerProcess:
         self._born_s = 0.0
         self._kill_s = NEVER
         self._doomed = False
+
+    @classmethod
+    def inherit(cls, slot: Slot, settings: Settings, record: WorkerRecord, now: float) -> Self:
+        """One that an earlier version of the hub in this process has forked; its time begins anew."""
+        worker = cls(slot, settings)
+        worker.pid, worker.generation, worker._born_s = record.pid, record.generation, record.born_s
+        worker.pulse = Pulse(record.pulse, now)
+        worker.pulse.ready = record.ready
+        return worker
+
+    def record(self) -> WorkerRecord:
+        """For `inherit`, of one that lives."""
+        assert self.pulse is not None
+        return WorkerRecord(
+            slot=self.slot.index,
+            generation=self.generation,
+            pid=self.pid,
+            pulse=self.pulse.fd,
+            ready=self.ready,
+            born_s=self._born_s,
+        )
 
     @property
     def ready(self) -> bool:
@@ -151,7 +176,8 @@ class WorkerProcess:
         if not pid or self.pulse is None:
             return None
         self.pulse.read(now)
-        ended = Ended(self.slot.index, pid, os.waitstatus_to_exitcode(status), now - self._born_s, self.pulse)
+        code, lived_s = os.waitstatus_to_exitcode(status), now - self._born_s
+        ended = Ended(self.slot.index, self.generation, pid, code, lived_s, self.pulse)
         self.pid, self.pulse = 0, None
         return ended
 
@@ -168,12 +194,13 @@ class KeptValkey:
     start_s: when the next start is due; NEVER while it runs.
     """
 
-    def __init__(self, embedded: Embedded, now: float) -> None:
-        self.start_s = NEVER
+    def __init__(self, embedded: Embedded, now: float, *, running: bool = True) -> None:
+        """running: False for one whose end somebody else has seen."""
+        self.start_s = NEVER if running else now
         self._embedded = embedded
         self._backoff = Backoff()
         self._born_s = now
-        self._running = True
+        self._running = running
 
     def reap(self, now: float) -> None:
         """Notice its end."""

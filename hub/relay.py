@@ -52,6 +52,8 @@ SESSION = re.compile(OWNER.pattern + r"\.[0-9a-f]{32}")
 SOCKET_MODE = 0o600
 BACKLOG = 1024
 """Connections waiting to be accepted: one for each other worker, of which there are 1024 at the most."""
+FDS, NEWCOMERS = "-fds", "-new"
+"""Kinds of sockets besides the relay's own: for descriptors (handover), for new connections (balance)."""
 MAX_DIRECTORY_BYTES = 80
 """Of a socket's path 107 bytes are allowed (unix(7))."""
 
@@ -127,14 +129,14 @@ class Home(NamedTuple):
         if self.lock >= 0:
             os.close(self.lock)
 
-    def path(self, slot: int, generation: int) -> str:
-        """Of one worker's socket."""
-        return f"{self.directory}/{slot}-{generation}.sock"
+    def path(self, slot: int, generation: int, kind: str = "") -> str:
+        """Of one worker's socket; kind: '', FDS or NEWCOMERS."""
+        return f"{self.directory}/{slot}-{generation}{kind}.sock"
 
-    def clear(self, slot: int) -> None:
-        """Remove the sockets of a slot's workers, of all generations."""
-        for left in Path(self.directory).glob(f"{slot}-*.sock"):
-            left.unlink(missing_ok=True)
+    def clear(self, slot: int, generation: int) -> None:
+        """Remove the sockets of a worker that ends or has ended."""
+        for kind in ("", FDS, NEWCOMERS):
+            Path(self.path(slot, generation, kind)).unlink(missing_ok=True)
 
 
 def _remove_left(base: str) -> None:
@@ -185,7 +187,6 @@ class Relay:
 
     async def start(self) -> None:
         """Be reachable. Raises OSError."""
-        self._home.clear(self.owner.slot)  # of a killed worker
         path = self._home.path(self.owner.slot, self.owner.generation)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
@@ -203,7 +204,7 @@ class Relay:
         """Be gone: no more requests are taken, and those under way end with OwnerGone."""
         if self._server is not None:
             self._server.close()
-            self._home.clear(self.owner.slot)
+            self._home.clear(self.owner.slot, self.owner.generation)
         for caller in list(self._callers):
             caller.abort()
         links = list(self._links.values())

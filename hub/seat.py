@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from . import log
+from .balance import Loads
 from .certificates import Certificates
 from .config import Settings
 from .errors import EXIT_BOOT, EXIT_FAILED, BootError
@@ -29,8 +30,10 @@ from .relay import Home
 
 logger = logging.getLogger(__name__)
 
-SUPERVISED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+SUPERVISED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR2)
 """Those that the supervisor handles; a child gives them back."""
+RETIRE = signal.SIGRTMIN
+"""Tells a worker that another generation accepts in its place. Not SIGUSR1 or 2, which people send to whole groups."""
 STDERR_FD = 2
 
 
@@ -41,7 +44,8 @@ class Seat:
     workers: how many slots there are. generation: a number that no other fork of this supervisor has, growing.
     respawned: False on the first start, when a problem such as Redis being away must fail the boot.
     redis_url: the configured or the embedded one; '' with Sentinel. home: where the workers reach each other.
-    certificates: of the listeners that speak TLS, as they were when the hub was started.
+    certificates: of the listeners that speak TLS, as they were when the hub was started. loads: how full the workers of
+    this generation are; None where there is one only.
     """
 
     slot: Slot
@@ -52,6 +56,7 @@ class Seat:
     heartbeat: Heartbeat
     home: Home
     certificates: Certificates | None = None
+    loads: Loads | None = None
 
 
 WorkerMain = Callable[[Settings, Seat], int]
@@ -127,6 +132,8 @@ def _reset_signals() -> None:
     # SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # So does `systemctl kill --signal=SIGUSR2`, which means the supervisor.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
 
 

@@ -12,13 +12,15 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 
-from . import __version__, activation
+from . import __version__, activation, inheritance
 from .app import load
 from .certificates import Certificates, Pair
-from .config import Settings
+from .config import DEFAULT_PATH, Settings
+from .deploy import Lineage, Program
 from .embedded import Embedded
 from .errors import BootError, ConfigError
 from .keyfiles import key_ring
@@ -94,19 +96,58 @@ def needs_embedded(settings: Settings) -> bool:
     return not settings.redis.url and not settings.redis.sentinels
 
 
+def fixed_settings(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """By name, as texts to compare, those that only a restart can change.
+
+    The listeners, the slots and the private Valkey outlive a deploy; and two generations on different stores would not
+    hear of each other's publications.
+    """
+    redis = settings.redis
+    fixed = {
+        "listen": ", ".join(settings.listen),
+        "internal": ", ".join(settings.internal),
+        "workers": str(settings.worker_count()),
+        "redis": inheritance.digest(redis.url, redis.master, *redis.sentinels),
+        "redis.prefix": redis.prefix,
+    }
+    if needs_embedded(settings):
+        fixed["state_dir"] = str(state_dir(settings, environ))
+        fixed["embedded.maxmemory_mb"] = str(settings.embedded.maxmemory_mb)
+        fixed["embedded.fsync"] = settings.embedded.fsync
+    return fixed
+
+
 def run(
-    settings: Settings, environ: Mapping[str, str], worker_main: WorkerMain, announce: Callable[[str], None]
+    settings: Settings,
+    environ: MutableMapping[str, str],
+    worker_main: WorkerMain,
+    announce: Callable[[str], None],
+    *,
+    program: Program | None = None,
+    path: Path = DEFAULT_PATH,
 ) -> int:
     """Serve until a signal ends it; returns the exit status.
 
-    announce: gets the ready line, once. Raises ConfigError, or BootError when this machine stands in the way.
+    announce: gets the ready line, once; not in a process that an earlier version has handed over. program: how this one
+    was started, path: its settings file, for those that come after. Raises ConfigError, or BootError when this machine
+    stands in the way.
     """
+    estate = inheritance.take(environ)
+    fixed = fixed_settings(settings, environ)
+    if estate is not None:
+        inheritance.check_fixed(estate.fixed, fixed)  # again, as the file may have changed since the check
     check(settings)
     # Before the workers are forked: one that is forked while a file is broken has what the hub was started with.
     certificates = load_certificates(settings)
     with contextlib.ExitStack() as stack:
-        embedded = _take_embedded(settings, environ, stack) if needs_embedded(settings) else None
-        listeners = Listeners.open(settings, settings.worker_count(), handed=activation.take(environ))
+        embedded, lock = None, -1
+        if needs_embedded(settings):
+            embedded, lock = _take_embedded(settings, environ, stack, estate)
+        workers = settings.worker_count()
+        if estate is not None:
+            listeners = Listeners.inherit(settings, workers, estate.public, estate.internal)
+        else:
+            listeners = Listeners.open(settings, workers, handed=activation.take(environ))
         stack.callback(listeners.close)
         if lines := _unguarded(settings, [*listeners.combined, *listeners.internal]):
             raise ConfigError("\n".join(lines))
@@ -119,17 +160,27 @@ def run(
             notifier=Notifier(environ),
             embedded=embedded,
             certificates=certificates,
+            lineage=Lineage(program, str(path.absolute()), fixed, lock, estate),
             on_ready=lambda: announce(ready_line(settings, listeners)),
         )
         return supervisor.run()
 
 
-def _take_embedded(settings: Settings, environ: Mapping[str, str], stack: contextlib.ExitStack) -> Embedded:
+def _take_embedded(
+    settings: Settings, environ: Mapping[str, str], stack: contextlib.ExitStack, estate: inheritance.Estate | None
+) -> tuple[Embedded, int]:
+    """The private Valkey, and the descriptor of the state directory's lock."""
     # Locked for the embedded Valkey only: nothing else is stored there, and two hubs of one machine may well share a
     # configured Redis.
     directory = state_dir(settings, environ)
-    stack.enter_context(lock_state_dir(directory))
-    return Embedded(settings, directory)
+    if estate is None:
+        lock = stack.enter_context(lock_state_dir(directory))
+        return Embedded(settings, directory), lock.fileno()
+    stack.callback(os.close, estate.state_lock)  # it is locked
+    embedded = Embedded(settings, directory)
+    if estate.valkey is not None:
+        embedded.inherit(estate.valkey)
+    return embedded, estate.state_lock
 
 
 def ready_line(settings: Settings, listeners: Listeners) -> str:

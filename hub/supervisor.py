@@ -3,6 +3,9 @@
     BOOTING ── every worker ready ──▶ SERVING ── SIGTERM or SIGINT ──▶ STOPPING ── all gone ──▶ exit status
        └────────── a worker cannot boot, or a stop signal ───────────────▲
 
+SIGUSR2 while SERVING: deploy; the next version takes over this process, with all that an Estate names, and begins in
+SERVING, with the workers of the old one and a new generation that boots beside them.
+
 Does: one blocking loop over signals, heartbeat pipes and due times, and what each means in each stage; tells systemd.
 Does not: accept, read settings or know what a worker does: `worker_main` is handed in.
 Called by: serve.
@@ -22,19 +25,24 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
+from . import __version__
+from .balance import Loads
 from .certificates import Certificates
 from .config import Settings
+from .deploy import NO_LINEAGE, Deploy, Lineage, Program, replace
 from .embedded import Embedded
 from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, BootError
 from .heartbeat import Heartbeat, Pulse
+from .inheritance import Estate, HomeRecord, Tally
 from .listeners import Listeners
 from .processes import NEVER, Ended, KeptValkey, WorkerProcess
 from .relay import Home
 from .seat import SUPERVISED_SIGNALS, Seat, WorkerMain, fork_worker
 from .systemd import Notifier
+from .whereabouts import Standing, write
 
 __all__ = ["Seat", "Supervisor", "WorkerMain"]
 
@@ -63,7 +71,8 @@ class Supervisor:
     """Runs `worker_main` in one process per slot until it is told to stop.
 
     embedded: the private Valkey, or None with a configured Redis. on_ready: called once, when every worker accepts.
-    The listeners are the supervisor's from here on: it closes them.
+    lineage: whom it inherits from, and what its own heir needs. The listeners are the supervisor's from here on: it
+    closes them.
     """
 
     def __init__(
@@ -76,6 +85,7 @@ class Supervisor:
         embedded: Embedded | None,
         on_ready: Callable[[], None],
         certificates: Certificates | None = None,
+        lineage: Lineage = NO_LINEAGE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -86,9 +96,20 @@ class Supervisor:
         self._on_ready = on_ready
         self._certificates = certificates
         self._clock = clock
+        self._loads = Loads(len(listeners.slots)) if len(listeners.slots) > 1 else None
         self._workers = [WorkerProcess(slot, settings) for slot in listeners.slots]
         self._valkey: KeptValkey | None = None
-        self._generations = itertools.count(1)
+        estate = lineage.estate
+        self._lineage = lineage
+        self._generations = itertools.count(estate.next_generation if estate else 1)
+        self._deploy = Deploy(
+            settings,
+            lineage.program,
+            self._make_estate,
+            self._replace,
+            self._tell_outcome,
+            estate.tally if estate else Tally(),
+        )
         self._stage = Stage.BOOTING
         self._status = EXIT_OK
         self._failure = ""
@@ -128,10 +149,15 @@ class Supervisor:
         # The handlers do nothing: the interpreter writes each signal's number to the pipe, and the loop acts on it.
         self._old_wakeup = signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
         self._old_handlers = {number: signal.signal(number, lambda *_: None) for number in SUPERVISED_SIGNALS}
+        # Blocked by whoever made the exec, so that none of them met this process without its handlers.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
         # A collection writes to every object's head, and so would copy every page that parent and children share.
         gc.disable()
 
     def _boot(self) -> None:
+        if self._lineage.estate is not None:
+            self._inherit(self._lineage.estate)
+            return
         try:
             self._home = Home.make(os.environ)
         except OSError as error:
@@ -141,10 +167,35 @@ class Supervisor:
                 return
             self._embedded.resume()
             self._valkey = KeptValkey(self._embedded, self._clock())
+        self._tell_outcome("")
         # Once, not before each fork: what dies between two freezes would never be freed.
         gc.freeze()
         for worker in self._workers:
             self._fork(worker, self._clock())
+
+    def _inherit(self, estate: Estate) -> None:
+        """Go on where the version before was, and have a generation of our own boot beside its workers."""
+        now = self._clock()
+        logger.info("version %s goes on as %s; a new generation of workers starts", estate.version, __version__)
+        self._home = Home(estate.home.hub, estate.home.directory, estate.home.lock)
+        if self._embedded is not None:
+            self._valkey = KeptValkey(self._embedded, now, running=self._embedded.pid is not None)
+        for record in estate.workers:
+            worker = WorkerProcess.inherit(self._listeners.slots[record.slot], self._settings, record, now)
+            self._workers[record.slot] = worker
+            self._watch(worker)
+        self._stage = Stage.SERVING
+        if self._notifier.watchdog_s is not None:
+            self._watchdog_due_s = now
+        gc.freeze()
+        rising = [WorkerProcess(slot, self._settings) for slot in self._listeners.slots]
+        self._deploy.rise(rising, now)
+        for worker in rising:
+            if self._deploy.rising:  # no fork has failed
+                self._fork(worker, now)
+        for worker in self._workers:
+            if not worker.pid:
+                worker.fork_s = now  # once there is no generation on its way to take its place
 
     def _keep_waiting(self, seconds: float) -> bool:
         self._turn(seconds)
@@ -167,7 +218,7 @@ class Supervisor:
         gc.enable()
 
     def _close_loop(self) -> None:
-        for worker in self._workers:
+        for worker in self._all():
             if worker.pulse is not None:
                 worker.pulse.close()
         self._selector.close()
@@ -183,19 +234,22 @@ class Supervisor:
         for key, _ in events:
             key.data(now)
         self._judge(now)
+        if self._stage is Stage.SERVING:
+            self._deploy.turn(now, GRACE_S)
         self._start_due(now)
         self._feed_watchdog(now)
 
     def _wait_s(self) -> float:
         """Seconds to sleep: until the first thing is due, at most TURN_S."""
         valkey_s = self._valkey.start_s if self._valkey else NEVER
-        due_s = min(self._kill_all_s, self._watchdog_due_s, valkey_s, *(worker.due_s() for worker in self._workers))
+        workers_s = (worker.due_s() for worker in self._all())
+        due_s = min(self._kill_all_s, self._watchdog_due_s, valkey_s, self._deploy.due_s(), *workers_s)
         return max(0.0, min(due_s - self._clock(), TURN_S))
 
     def _forgive_pause(self, now: float) -> None:
         # Ctrl-Z stops the whole group, a snapshot the whole machine: the workers' silence then is not their fault.
         if now - self._turned_s > PAUSE_S:
-            for worker in self._workers:
+            for worker in self._living():
                 worker.forgive(now)
         self._turned_s = now
 
@@ -207,7 +261,7 @@ class Supervisor:
 
     def _start_due(self, now: float) -> None:
         for worker in self._workers:
-            if worker.fork_s <= now:
+            if worker.fork_s <= now and not self._deploy.rising:
                 self._fork(worker, now)
         if self._valkey is not None:
             self._valkey.start_if_due(now)
@@ -227,6 +281,8 @@ class Supervisor:
         for number in os.read(self._wakeup, 4096):
             if number == signal.SIGCHLD:
                 self._reap(now)
+            elif number == signal.SIGUSR2:
+                self._deploy.ask()
             elif number == signal.SIGHUP and not os.isatty(STDIN_FD):
                 # From an operator who means a reload; from a terminal that closes it means the end.
                 logger.warning("SIGHUP: settings can't be changed in place yet; restart the hub for new ones")
@@ -235,32 +291,48 @@ class Supervisor:
 
     # Workers
 
+    def _all(self) -> Iterable[WorkerProcess]:
+        """Of all generations that there are."""
+        return itertools.chain(self._workers, self._deploy.rising, self._deploy.leaving)
+
     def _living(self) -> list[WorkerProcess]:
-        return [worker for worker in self._workers if worker.pid]
+        return [worker for worker in self._all() if worker.pid]
 
     def _fork(self, worker: WorkerProcess, now: float) -> None:
         try:
             pulse = worker.fork(partial(self._fork_into_seat, worker), now)
         except OSError as error:
+            text = f"cannot fork worker {worker.slot.index}: {error.strerror}"
             if self._stage is Stage.BOOTING:
-                raise BootError(f"cannot fork worker {worker.slot.index}: {error.strerror}") from None
+                raise BootError(text) from None
+            if worker in self._deploy.rising:
+                self._deploy.fail(text, now, GRACE_S)
+                return
             delay_s = worker.plan_next(0.0, now)
             logger.error("cannot fork worker %d: %s; next try in %.1f s", worker.slot.index, error.strerror, delay_s)
             return
-        self._selector.register(pulse.fd, selectors.EVENT_READ, partial(self._read_pulse, worker))
+        assert worker.pulse is pulse
+        self._watch(worker)
         logger.info("worker %d started, pid %d", worker.slot.index, worker.pid)
+
+    def _watch(self, worker: WorkerProcess) -> None:
+        assert worker.pulse is not None
+        self._selector.register(worker.pulse.fd, selectors.EVENT_READ, partial(self._read_pulse, worker))
 
     def _fork_into_seat(self, worker: WorkerProcess, heartbeat: Heartbeat) -> int:
         assert self._home is not None  # made before the first fork
+        worker.generation = next(self._generations)
         seat = Seat(
             slot=worker.slot,
             workers=len(self._workers),
-            generation=next(self._generations),
-            respawned=self._stage is not Stage.BOOTING,
+            generation=worker.generation,
+            # A generation that is to take over must be whole, as at a start; the old one serves meanwhile.
+            respawned=self._stage is not Stage.BOOTING and worker not in self._deploy.rising,
             redis_url=self._embedded.url if self._embedded else self._settings.redis.url,
             heartbeat=heartbeat,
             home=self._home,
             certificates=self._certificates,
+            loads=self._loads,
         )
         leave = partial(self._leave, worker.slot.index)
         return fork_worker(self._settings, seat, self._worker_main, leave, self._cpus)
@@ -279,6 +351,9 @@ class Supervisor:
             self._selector.unregister(worker.pulse.fd)
         if self._stage is Stage.BOOTING and all(each.ready for each in self._workers):
             self._serve(now)
+        elif self._stage is Stage.SERVING and self._deploy.risen:
+            self._workers = self._deploy.succeed(self._workers, now, GRACE_S)
+            self._notifier.status(f"{len(self._workers)} workers")
 
     def _serve(self, now: float) -> None:
         self._stage = Stage.SERVING
@@ -292,6 +367,8 @@ class Supervisor:
         for worker in self._living():
             if (ended := worker.reap(now)) is not None:
                 self._forget(ended.pulse)
+                if self._home is not None:
+                    self._home.clear(worker.slot.index, ended.generation)
                 self._mourn(worker, ended, now)
         if self._valkey is not None:
             self._valkey.reap(now)
@@ -307,10 +384,69 @@ class Supervisor:
             self._fail_boot(ended.pulse.failure or f"{ended}, before it was ready")
         elif self._stage is Stage.STOPPING:
             self._note_end(ended)
+        elif worker in self._deploy.leaving:
+            self._deploy.gone(worker, ended)
+        elif worker in self._deploy.rising:
+            self._deploy.fail(ended.pulse.failure or f"{ended}, before all were ready", now, GRACE_S)
         else:
             delay_s = worker.plan_next(ended.lived_s, now)
             cause = f": {ended.pulse.failure}" if ended.pulse.failure else ""
             logger.warning("%s%s; the next one starts in %.1f s", ended, cause, delay_s)
+
+    # Deploy
+
+    def _make_estate(self, tally: Tally) -> Estate:
+        """What the next version finds, as it is now."""
+        assert self._home is not None
+        public, internal = self._listeners.records()
+        # Counted on from, and not asked for: a number that was skipped is no loss.
+        next_generation = next(self._generations)
+        return Estate(
+            version=__version__,
+            fixed=dict(self._lineage.fixed),
+            workers=[worker.record() for worker in self._workers if worker.pid],
+            next_generation=next_generation,
+            home=HomeRecord(hub=self._home.hub, directory=self._home.directory, lock=self._home.lock),
+            state_lock=self._lineage.state_lock,
+            public=public,
+            internal=internal,
+            valkey=self._embedded.record() if self._embedded else None,
+            tally=tally,
+        )
+
+    def _replace(self, program: Program, estate: Estate) -> None:
+        """Make the exec. Raises OSError, and then all goes on."""
+        if self._notifier.watchdog_s is not None:
+            self._notifier.watchdog()  # what follows takes a second
+        # What comes from now on waits for the handlers of the next version, and so does what is still in the pipe.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SUPERVISED_SIGNALS)
+        try:
+            try:
+                waiting = os.read(self._wakeup, 4096)
+            except BlockingIOError:
+                waiting = b""
+            for number in waiting:
+                os.kill(os.getpid(), number)
+            replace(program, estate)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
+
+    def _tell_outcome(self, reason: str) -> None:
+        """For `hub deploy`, which waits for it."""
+        assert self._home is not None
+        tally = self._deploy.tally
+        standing = Standing(
+            pid=os.getpid(),
+            version=__version__,
+            config=self._lineage.config,
+            done=tally.done,
+            failed=tally.failed,
+            outcome=reason,
+        )
+        try:
+            write(self._home.directory, standing)
+        except OSError as error:
+            logger.warning("what became of a deploy can't be written to %s: %s", self._home.directory, error.strerror)
 
     # Stop
 
@@ -331,6 +467,7 @@ class Supervisor:
 
     def _begin_stop(self, now: float, grace_s: float) -> None:
         self._stage = Stage.STOPPING
+        self._deploy.abandon()
         self._notifier.stopping()
         self._kill_all_s = now + grace_s
         for worker in self._workers:

@@ -7,7 +7,8 @@ Never break: nothing is built at import; nothing of one worker is shared with an
 
 Order of life: Redis answers → plane and subscriber connection → listeners → ready → … → SIGTERM: no more accepts,
 clients are closed evenly over the window (a second SIGTERM: at once), what was published is sent, the process ends
-with 0.
+with 0. In a deploy the supervisor says RETIRE instead: another generation accepts on the same sockets, who is here is
+served until its turn to go, and those who come with their next request are let in.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import logging
 import select
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import cast
 
@@ -29,14 +30,16 @@ from .app_gate import Gate
 from .app_runner import Runner
 from .asking import ANSWER_SHARE, Histories
 from .audience import Subscriber
+from .balance import Balance
 from .broker import Broker
 from .catchup import Catchup
 from .census import Census
 from .channels import Channels
 from .config import Settings
+from .connection import Connection
 from .control import Errand
 from .doors import Doors, Remote, outbox_limits
-from .drain import drain
+from .drain import Drained, drain
 from .emission import EmittingFanout, everyone_rules
 from .entrance import Entrance
 from .errors import EXIT_OK, BootError, BrokerUnavailable, ConfigError
@@ -64,11 +67,11 @@ from .reactor import Reactor
 from .recall import Recall
 from .redelivery import Redelivery
 from .registry import Registry
+from .relay import NEWCOMERS, Relay
 from .relay import Limits as RelayLimits
-from .relay import Relay
 from .remembered import Remembered
 from .revocation import Revocations
-from .seat import Seat
+from .seat import RETIRE, Seat
 from .session import Services
 from .snapshots import Snapshots
 from .store import Store
@@ -92,6 +95,8 @@ HEARTBEATS_PER_TIMEOUT = 8
 REPORT_S = 60.0
 HURRIED_S = 1.0
 """For close handshakes after a second stop signal."""
+LATE_WINDOW_S = 1.0
+"""For those who came to a worker after it had begun to retire, with requests on connections that it had accepted."""
 ACCEPT_LAST_S = 0.5
 """Bounds the last accepts of a worker that drains while new clients keep coming."""
 
@@ -109,6 +114,8 @@ class Worker:
         self._seat = seat
         self._stopping = asyncio.Event()
         self._hurried = asyncio.Event()
+        self._ending = asyncio.Event()
+        """Told to stop, or to retire."""
 
     async def run(self) -> int:
         """Boot, serve until SIGTERM, drain."""
@@ -117,13 +124,34 @@ class Worker:
         await self._boot()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._handle_term)
+        loop.add_signal_handler(RETIRE, self._ending.set)
         self._listen()
         self._report()
         self._seat.heartbeat.ready()
         logger.debug("worker %d (generation %d) is ready", self._seat.slot.index, self._seat.generation)
-        await self._stopping.wait()
+        await self._ending.wait()
+        if self._stopping.is_set():
+            await self._close_doors()
+        else:
+            await self._retire()
         await self._end()
         return EXIT_OK
+
+    async def rehearse(self, *, asks_redis: bool) -> None:
+        """Build all rooms and their doors, ask Redis for a sign of life, take them down: nobody else notices.
+
+        Raises BootError as a start does.
+        """
+        self._build()
+        if asks_redis:
+            await self._reach_redis()
+        self._listen()
+        self._doors.close()
+        if self._seat.certificates is not None:
+            self._seat.certificates.close()
+        self._handover.close()
+        await self._broker.close()
+        self._reactor.stop()
 
     # Building.
 
@@ -269,6 +297,11 @@ class Worker:
             self._tunnels = Tunnels(
                 self._reactor, self._neighbours, self._handover, asked.timeout_s, stalled_s, asked.pending
             )
+        self._balance: Balance | None = None
+        if self._seat.loads is not None:
+            way = Handover(self._seat.home, self._relay.owner, NEWCOMERS)
+            count = self._reactor.connections.__len__
+            self._balance = Balance(self._seat.loads, way, self._relay.owner, count)
         self._recall = Recall(self._store, settings.socketio.recovery_ms, settings.socketio.recovery_bytes)
 
     def _load_application(self) -> Gate:
@@ -367,6 +400,12 @@ class Worker:
 
         A respawned worker serves without it, and its clients' commands fail as temporary.
         """
+        await self._reach_redis()
+        if self._jwks is not None:
+            await self._jwks.start()
+        await self._start_rooms()
+
+    async def _reach_redis(self) -> None:
         deadline = time.monotonic() + self._settings.redis.start_timeout_s
         while True:
             try:
@@ -381,8 +420,8 @@ class Worker:
                         f"{error}; tried for {self._settings.redis.start_timeout_s:g} s (redis.start_timeout_s)"
                     ) from None
             await asyncio.sleep(BOOT_RETRY_S)
-        if self._jwks is not None:
-            await self._jwks.start()
+
+    async def _start_rooms(self) -> None:
         self._reactor.start()
         self._ingest.start()
         self._revocations.start()
@@ -445,6 +484,8 @@ class Worker:
             if room is not None:
                 internal += room.routes()
         self._doors.open(self._seat.slot, public, internal)
+        if self._balance is not None:
+            self._doors.share(self._balance)
 
     # Living.
 
@@ -458,6 +499,8 @@ class Worker:
         asyncio.get_running_loop().call_later(TICK_S, self._tick)
         self._lag.tick()
         self._streams.tick()
+        if self._balance is not None:
+            self._balance.tell()
         self._fanout.check_silence()
 
     def _counted(self) -> list[tuple[str, str, int]]:
@@ -489,19 +532,40 @@ class Worker:
         if self._stopping.is_set():
             self._hurried.set()
         self._stopping.set()
+        self._ending.set()
 
     # Ending.
 
-    async def _end(self) -> None:
+    async def _close_doors(self) -> None:
+        """Nobody accepts in our place."""
+        if self._balance is not None:
+            self._balance.rest()
         await self._empty_accept_queues()
         self._doors.close()
-        if self._seat.certificates is not None:
-            self._seat.certificates.close()
         await self._ticker.close()
         await self._redelivery.close()
-        connections = list(self._reactor.connections.values())
+        await self._drain(list(self._reactor.connections.values()), self._settings.drain_window_s)
+
+    async def _retire(self) -> None:
+        """Others accept in our place: what waits in the accept queues is theirs, and who has come in is a client."""
+        if self._balance is not None:
+            self._balance.rest()
+        self._doors.retire()
+        await self._ticker.close()
+        # Whoever is no client yet, or none of ours, has all the time there is.
+        here = [one for one in self._reactor.connections.values() if isinstance(one, Connection)]
+        await self._drain([*here, *self._polls], self._settings.drain_window_s)
+        await self._redelivery.close()
+        self._doors.close()
+        await self._drain(list(self._reactor.connections.values()), LATE_WINDOW_S)
+
+    async def _drain(self, connections: Sequence[Drained], window_s: float) -> None:
         logger.debug("worker %d drains %d connections", self._seat.slot.index, len(connections))
-        await drain(connections, self._settings.drain_window_s, self._hurried, time.monotonic)
+        await drain(connections, window_s, self._hurried, time.monotonic)
+
+    async def _end(self) -> None:
+        if self._seat.certificates is not None:
+            self._seat.certificates.close()
         await self._last_goodbyes()
         if self._gate is not None:
             await self._gate.close()  # what its handlers still publish goes out
@@ -513,6 +577,8 @@ class Worker:
             await self._neighbours.close()
         await self._relay.close()
         self._handover.close()
+        if self._balance is not None:
+            self._balance.close()
         await self._recall.close()
         await self._tickets.close()
         if self._jwks is not None:

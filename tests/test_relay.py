@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from hub.errors import OwnerFailed, OwnerGone, OwnerSlow
-from hub.relay import ASK, HEADER, Home, Limits, Owner, Relay, new_session_id, owner_of, parse_owner
+from hub.relay import ASK, FDS, HEADER, NEWCOMERS, Home, Limits, Owner, Relay, new_session_id, owner_of, parse_owner
 from tests.nodes import until
 from tests.support import async_test
 
@@ -270,10 +269,12 @@ async def test_nonsense_ends_its_connection_only(home, nonsense):
 
 @async_test
 async def test_the_sockets_are_private_and_leave_nothing_behind(home):
-    """0700 around, 0600 each; a slot's next worker removes what a killed one left."""
-    left = socket.socket(socket.AF_UNIX)
-    left.bind(home.path(1, 1))
-    left.close()
+    """0700 around, 0600 each; what a killed worker left is removed by the supervisor, and nobody else's with it."""
+    for generation, kind in ((1, ""), (1, FDS), (1, NEWCOMERS), (12, "")):
+        Path(home.path(1, generation, kind)).touch(0o600)
+    home.clear(1, 1)
+    assert os.listdir(home.directory) == ["1-12.sock"]
+    home.clear(1, 12)
     async with relays(home):
         assert sorted(os.listdir(home.directory)) == ["0-1.sock", "1-2.sock"]
         assert stat.S_IMODE(os.stat(home.directory).st_mode) == 0o700

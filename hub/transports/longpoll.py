@@ -36,7 +36,7 @@ from ..audience import ELSEWHERE, Audience, Group, new_number
 from ..auth import Claims
 from ..channels import Namespace
 from ..cursor import NOWHERE
-from ..errors import BrokerUnavailable, CommandError, HubError
+from ..errors import BrokerUnavailable, Close, CommandError, HubError
 from ..history import Asked, Page
 from ..position import Position, survives
 from ..recovery import Joined
@@ -173,6 +173,10 @@ class Poll:
         self.settled.set()
         self.ready.set()
         self.over.set()
+
+    def close(self, close: Close) -> None:
+        """Be sent away: answered with what there is, and asked again elsewhere."""
+        self.end()
 
     def _leave(self, channel: str, namespace: Namespace) -> None:
         if self._holdings is not None and channel in self._holdings:
