@@ -4,8 +4,8 @@ Does: tell all workers of a machine how many connections each has, in memory tha
 socket, of which nothing has been read, to the one with the fewest when this one has clearly more.
 Does not: accept or read (acceptor), nor move a client that is connected.
 Called by: supervisor (makes `Loads` before the forks), worker (`Balance`), acceptor (`passes`).
-Never break: a connection that can't be passed on at once stays where it was accepted; one that was passed is the other
-worker's, and no longer open here.
+Never break: a connection that is not taken in KEEP_S stays where it was accepted; one that was is the other worker's,
+and no longer open here.
 
 The kernel spreads connections by a hash of their addresses: of 1,000 clients on four workers each has 250, give or take
 30, and a worker that was replaced stays empty while the others are full. What is passed costs two system calls here and
@@ -14,10 +14,13 @@ one there, and the fuller a worker is the rarer it is needed: at 50,000 clients 
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from .handover import Handover
 from .relay import Owner
@@ -27,6 +30,11 @@ SLACK = 50
 """Kept are connections up to FEW, or one in SLACK, more than the emptiest worker has: 2 %."""
 FRESH_S = 1.0
 """Who has not said for so long how many it has is not given any: it may hang. They say so many times in that."""
+KEEP_S = 0.25
+"""So long a connection may wait for a place in the other's queue, of which the kernel keeps ten or so."""
+RETRY_S = 0.002
+MAX_WAITING = 1024
+"""Connections that wait for such a place; more stay where they are."""
 GENERATION, COUNT, SAID_MS = range(3)
 FIELDS = 3
 
@@ -35,15 +43,28 @@ Take = Callable[[socket.socket, int, int], None]
 
 
 class Loads:
-    """One row for each slot, in memory that forks share: generation, connections (-1: takes none), said when."""
+    """One row for each slot, in memory that forks share: generation, connections (-1: takes none), said when.
+
+    given: how many connections each worker has given to each other one, all that go to one side by side.
+    """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._memory = mmap.mmap(-1, 8 * FIELDS * workers)
+        memory = memoryview(mmap.mmap(-1, 8 * workers * (FIELDS + workers))).cast("q")
         # Each number is written by one machine instruction, so that nobody reads half of one; nothing else is promised.
-        self.rows = memoryview(self._memory).cast("q")
+        self.rows, self.given = memory[: FIELDS * workers], memory[FIELDS * workers :]
         for slot in range(workers):
             self.rows[FIELDS * slot + COUNT] = -1
+
+
+class _Waiting(NamedTuple):
+    """A connection that is another worker's as soon as that has room for it, or ours again at `until`."""
+
+    sock: socket.socket
+    slot: int
+    kind: int
+    place: int
+    until: float
 
 
 class Balance:
@@ -59,7 +80,12 @@ class Balance:
     ) -> None:
         """handover: of this room's own. owner: this worker. count: of its connections; cheap, asked at each accept."""
         self._rows = loads.rows
+        self._given = loads.given
         self._workers = loads.workers
+        self._settled = 0
+        """Of those that others have given to this slot: taken here, or lost with an earlier worker."""
+        self._waiting: deque[_Waiting] = deque()
+        self._retry: asyncio.TimerHandle | None = None
         self._handover = handover
         self._owner = owner
         self._count = count
@@ -76,14 +102,20 @@ class Balance:
         self._take = take
         self._handover.start(self._receive)
         self._rows[FIELDS * self._owner.slot + GENERATION] = self._owner.generation
+        self._settled = self._given_to_us()
         self.tell()
+
+    def _given_to_us(self) -> int:
+        first = self._owner.slot * self._workers
+        return sum(self._given[first : first + self._workers])
 
     def tell(self) -> None:
         """Say how many there are now; call several times in FRESH_S."""
         if self._take is None or self._resting:
             return
         at = FIELDS * self._owner.slot
-        self._rows[at + COUNT] = self._count()
+        # With what is on its way here: who was given more by everybody at once would soon have the most.
+        self._rows[at + COUNT] = self._count() + max(0, self._given_to_us() - self._settled)
         self._rows[at + SAID_MS] = int(self._clock() * 1000)
 
     def rest(self) -> None:
@@ -94,6 +126,11 @@ class Balance:
     def close(self) -> None:
         """The process ends."""
         self.rest()
+        if self._retry is not None:
+            self._retry.cancel()
+        for one in self._waiting:
+            one.sock.close()
+        self._waiting.clear()
         self._take = None
         self._handover.close()
 
@@ -115,14 +152,41 @@ class Balance:
                 most, slot = rows[at + COUNT], other
         if slot < 0:
             return False
-        other_owner = self._owner._replace(slot=slot, generation=rows[FIELDS * slot + GENERATION])
-        if not self._handover.offer(other_owner, sock.fileno(), b"%d %d" % (kind, place)):
-            return False
+        one = _Waiting(sock, slot, kind, place, self._clock() + KEEP_S)
+        if self._waiting or not self._offer(one):
+            if len(self._waiting) >= MAX_WAITING:
+                return False
+            self._waiting.append(one)
+            self._try_again_soon()
         # Its own count comes with its next turn; until then it is not given what everybody has.
         rows[FIELDS * slot + COUNT] += 1
-        self.passed += 1
-        sock.close()
+        self._given[slot * self._workers + self._owner.slot] += 1
         return True
+
+    def _offer(self, one: _Waiting) -> bool:
+        owner = self._owner._replace(slot=one.slot, generation=self._rows[FIELDS * one.slot + GENERATION])
+        if not self._handover.offer(owner, one.sock.fileno(), b"%d %d" % (one.kind, one.place)):
+            return False
+        self.passed += 1
+        one.sock.close()
+        return True
+
+    def _try_again_soon(self) -> None:
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._try_again)
+
+    def _try_again(self) -> None:
+        """In their order; those whose time is over stay here."""
+        self._retry = None
+        while self._waiting and self._take is not None:
+            one = self._waiting[0]
+            if not self._offer(one):
+                if self._clock() < one.until:
+                    self._try_again_soon()
+                    return
+                self._given[one.slot * self._workers + self._owner.slot] -= 1
+                self._take(one.sock, one.kind, one.place)
+            self._waiting.popleft()
 
     def _receive(self, fd: int, words: bytes) -> None:
         sock = socket.socket(fileno=fd)
@@ -131,6 +195,7 @@ class Balance:
             return
         sock.setblocking(False)
         self.taken += 1
+        self._settled += 1
         kind, place = map(int, words.split())
         self._take(sock, kind, place)
         self.tell()

@@ -38,6 +38,8 @@ from .seat import RETIRE
 
 logger = logging.getLogger(__name__)
 
+REST_S = 5.0
+"""For the workers of a generation to stop accepting, which takes them a turn of their loops."""
 OUTPUT_BYTES = 1_048_576
 """Of the check, standard output and error each; what it writes beyond that fails there."""
 REASON_LINES = 8
@@ -198,6 +200,7 @@ class Deploy:
         self.leaving: list[WorkerProcess] = []
         self._check: Check | None = None
         self._rising_due_s = NEVER
+        self._resting_due_s = NEVER
         self._leaving_due_s = NEVER
 
     # What supervisor calls.
@@ -218,7 +221,8 @@ class Deploy:
 
     def due_s(self) -> float:
         """When something is to be done without being asked."""
-        return min(self._check.due_s if self._check else NEVER, self._rising_due_s, self._leaving_due_s)
+        check_s = self._check.due_s if self._check else NEVER
+        return min(check_s, self._rising_due_s, self._resting_due_s, self._leaving_due_s)
 
     def turn(self, now: float, grace_s: float) -> None:
         """One step on, while the hub serves. grace_s: that a retired worker has beyond its window."""
@@ -228,6 +232,7 @@ class Deploy:
             self._raise(now, grace_s)
         elif self.tally.again and not self.leaving:
             self._begin(now)
+        self._send_away(now)
         if self._leaving_due_s <= now:
             self._leaving_due_s = NEVER
             for worker in self.leaving:
@@ -237,7 +242,7 @@ class Deploy:
     def abandon(self) -> None:
         """The hub stops: nothing new begins."""
         self.tally = self.tally.model_copy(update={"again": False})
-        self._rising_due_s = self._leaving_due_s = NEVER
+        self._rising_due_s = self._resting_due_s = self._leaving_due_s = NEVER
         if self._check is not None:
             self._check.end()
             self._check = None
@@ -321,7 +326,16 @@ class Deploy:
                 # One that boots yet has nobody to say goodbye to.
                 worker.tell(RETIRE if worker.ready else signal.SIGTERM)
                 self.leaving.append(worker)
-        self._leaving_due_s = now + self._goodbye_s + grace_s if self.leaving else NEVER
+        if self.leaving:
+            self._resting_due_s = now + REST_S
+            self._leaving_due_s = now + REST_S + self._goodbye_s + grace_s
+
+    def _send_away(self, now: float) -> None:
+        """Once none of them accepts, so that nobody comes from one that leaves to the next one that does."""
+        if self._resting_due_s < NEVER and (self._resting_due_s <= now or all(one.rests for one in self.leaving)):
+            self._resting_due_s = NEVER
+            for worker in self.leaving:
+                worker.tell(RETIRE)
 
     def gone(self, worker: WorkerProcess, ended: Ended) -> None:
         """One of those that leave has ended."""

@@ -1,6 +1,6 @@
 """Heartbeat: the pipe by which a worker tells the supervisor that it lives. Both ends.
 
-    worker   Heartbeat ──  b"R" ready · b"." alive · b"E" + text: cannot boot  ──▶  Pulse   supervisor
+    worker   Heartbeat ── b"R" ready · b"." alive · b"S" rests · b"E" + text: cannot boot ──▶ Pulse   supervisor
 
 Does: write without ever waiting, read whatever has come, remember when.
 Does not: judge how long is too long, nor signal anybody; supervisor does.
@@ -14,6 +14,7 @@ import os
 
 READY = b"R"
 BEAT = b"."
+RESTS = b"S"
 FAILED = b"E"
 # A write up to PIPE_BUF (4096 on Linux, pipe(7)) is whole or not at all, so that a text never arrives in part.
 MAX_TEXT_BYTES = 4000
@@ -34,6 +35,10 @@ class Heartbeat:
     def beat(self) -> None:
         self._send(BEAT)
 
+    def rests(self) -> None:
+        """Say once, in a deploy, that this worker accepts no more."""
+        self._send(RESTS)
+
     def boot_failed(self, text: str) -> None:
         """Say in one line why this worker cannot start; nothing may be sent after it. Then exit with EXIT_BOOT."""
         self._send(FAILED + " ".join(text.split()).encode()[:MAX_TEXT_BYTES])
@@ -52,15 +57,17 @@ class Heartbeat:
 class Pulse:
     """The supervisor's end: what is known of one worker.
 
-    last_s: clock of the last byte (at first: of the fork). ready: it has said so. failure: its text, '' without one.
+    last_s: clock of the last byte (at first: of the fork). ready, rests: it has said so. failure: its text, '' without
+    one.
     """
 
-    __slots__ = ("_text", "fd", "last_s", "ready")
+    __slots__ = ("_text", "fd", "last_s", "ready", "rests")
 
     def __init__(self, fd: int, now: float) -> None:
         self.fd = fd
         self.last_s = now
         self.ready = False
+        self.rests = False
         self._text: bytes | None = None
 
     @property
@@ -83,6 +90,7 @@ class Pulse:
         if self._text is None:
             beats, mark, text = data.partition(FAILED)
             self.ready = self.ready or READY in beats
+            self.rests = self.rests or RESTS in beats
             self._text = text if mark else None
         else:
             self._text += data

@@ -113,6 +113,11 @@ class WorkerProcess:
     def ready(self) -> bool:
         return self.pulse is not None and self.pulse.ready
 
+    @property
+    def rests(self) -> bool:
+        """It accepts no more, or is no more."""
+        return self.pulse is None or self.pulse.rests
+
     def fork(self, fork: Callable[[Heartbeat], int], now: float) -> Pulse:
         """Open the pipe and call `fork`, which returns the pid. Raises OSError when the machine has no room."""
         self.pulse, heartbeat = open_pipe(now)

@@ -7,8 +7,9 @@ Never break: nothing is built at import; nothing of one worker is shared with an
 
 Order of life: Redis answers → plane and subscriber connection → listeners → ready → … → SIGTERM: no more accepts,
 clients are closed evenly over the window (a second SIGTERM: at once), what was published is sent, the process ends
-with 0. In a deploy the supervisor says RETIRE instead: another generation accepts on the same sockets, who is here is
-served until its turn to go, and those who come with their next request are let in.
+with 0. In a deploy the supervisor says RETIRE instead: another generation accepts on the same sockets, and those who
+come with their next request are let in. At the second RETIRE no worker of this generation accepts any more, and clients
+are closed evenly, as ever.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ class Worker:
         self._hurried = asyncio.Event()
         self._ending = asyncio.Event()
         """Told to stop, or to retire."""
+        self._leaving = asyncio.Event()
+        """Told that all who retire with this one accept no more, or to stop."""
 
     async def run(self) -> int:
         """Boot, serve until SIGTERM, drain."""
@@ -124,7 +127,7 @@ class Worker:
         await self._boot()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._handle_term)
-        loop.add_signal_handler(RETIRE, self._ending.set)
+        loop.add_signal_handler(RETIRE, self._handle_retire)
         self._listen()
         self._report()
         self._seat.heartbeat.ready()
@@ -528,11 +531,17 @@ class Worker:
                 logger.info("%s", line)
         asyncio.get_running_loop().call_later(REPORT_S, self._report, now)
 
+    def _handle_retire(self) -> None:
+        if self._ending.is_set():
+            self._leaving.set()
+        self._ending.set()
+
     def _handle_term(self) -> None:
         if self._stopping.is_set():
             self._hurried.set()
         self._stopping.set()
         self._ending.set()
+        self._leaving.set()
 
     # Ending.
 
@@ -551,7 +560,10 @@ class Worker:
         if self._balance is not None:
             self._balance.rest()
         self._doors.retire()
+        self._seat.heartbeat.rests()
         await self._ticker.close()
+        # Whoever is sent away before that may come to a sibling that is about to do the same.
+        await self._leaving.wait()
         # Whoever is no client yet, or none of ours, has all the time there is.
         here = [one for one in self._reactor.connections.values() if isinstance(one, Connection)]
         await self._drain([*here, *self._polls], self._settings.drain_window_s)

@@ -16,6 +16,7 @@ Never break: the process ends when its standard input does, so that nothing outl
     publishers  {"do":"ready"} -> {}                                  everybody is connected
                 {"do":"pause"} -> {"busy":0,"refused":[…]}      {"do":"resume"} -> {}
                 {"do":"flood","channels":[…],"count":50,"bytes":8000} -> {}
+    visitors    {"do":"visit"} -> {}                            {"do":"rest"} -> {"outcomes":{"served":812}}
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ import uvloop
 from .client import ABNORMAL, Client
 from .events import Connected, Gone, Log, Received, Subscribed, Unsubscribed, now_s
 from .publisher import ApiPublisher, ClientPublisher, Pace
+from .visitors import Visitors
 
 POLL_S = 0.02
 READY_TIMEOUT_S = 60.0
@@ -277,10 +280,32 @@ async def stop_all(clients: list[Client]) -> None:
         await asyncio.sleep(POLL_S)
 
 
-ROLES: dict[str, Callable[[Config, Log], Clients | Sdks | Publishers]] = {
+class Visits:
+    """New connections while they are wanted. config: url, rate_hz."""
+
+    def __init__(self, config: Config, log: Log) -> None:
+        self._visitors = Visitors(config["url"], config["rate_hz"])
+
+    async def start(self) -> None:
+        """None yet."""
+
+    async def obey(self, command: Command) -> Answer:
+        if command["do"] == "visit":
+            self._visitors.start()
+            return {}
+        await self._visitors.close()
+        outcomes, self._visitors.outcomes = self._visitors.outcomes, Counter()
+        return {"outcomes": outcomes}
+
+    async def stop(self) -> None:
+        await self._visitors.close()
+
+
+ROLES: dict[str, Callable[[Config, Log], Clients | Sdks | Publishers | Visits]] = {
     "clients": Clients,
     "sdks": Sdks,
     "publishers": Publishers,
+    "visitors": Visits,
 }
 
 

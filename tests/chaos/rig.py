@@ -22,18 +22,20 @@ import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeVar
+from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
-from tests.hubs import HubProcess
+from tests.hubs import HubProcess, merged
 from tests.support import tell_child
 
 from . import events
 from .checker import Checker
-from .events import Event, Fault, Kept, Level, Log, Settled, now_s
+from .events import Event, Fault, Gone, Kept, Level, Log, Settled, now_s
 from .proxy import Proxy
 from .stores import MASTER, Sentinel, Valkey
 
@@ -59,6 +61,8 @@ MARGIN_FACTOR = 3
 RING_BYTES = 64 * 2**20
 MEMORY_SLACK_BYTES = RING_BYTES + 32 * 2**20
 """A worker's ring fills up over time: that is no leak, but its bound."""
+ESTABLISHED = "01"
+"""In /proc/net/tcp."""
 COMMAND_LINKS = 64
 """store.MAX_CONNECTIONS: the links that a worker's pool may come to hold."""
 
@@ -128,9 +132,25 @@ class Rig:
     """Everything of one run. The attributes are what faults work on."""
 
     def __init__(
-        self, kind: Kind, size: Size, directory: Path, *, seed: int = 1, keep: Path | None = None, module: str = "hub"
+        self,
+        kind: Kind,
+        size: Size,
+        directory: Path,
+        *,
+        seed: int = 1,
+        keep: Path | None = None,
+        module: str = "hub",
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """seed: of channels and victims. keep: a file for every event. module: the hub; tests run a broken one."""
+        """seed: of channels and victims. keep: a file for every event. module: the hub; tests run a broken one.
+
+        settings: of the hub, besides the rig's.
+        """
+        self._more_settings = settings or {}
+        self.gone: Counter[str] = Counter()
+        """Connections that clients have lost, not of their own will, by client; whoever asks may clear it."""
+        self.codes: Counter[int] = Counter()
+        """The codes that they were closed with."""
         self.kind = kind
         self._module = module
         self.size = size
@@ -225,7 +245,7 @@ class Rig:
                 }
             },
         }
-        self.hub = HubProcess(settings, module=self._module)
+        self.hub = HubProcess(merged(settings, self._more_settings), module=self._module)
         # In a thread: the hub's way to its store is a proxy on this loop.
         await asyncio.to_thread(self.hub.__enter__)
         self._stack.push_async_callback(asyncio.to_thread, self.hub.__exit__)
@@ -286,12 +306,20 @@ class Rig:
 
     def ports_of(self, pid: int) -> list[int]:
         """The clients' ports of the connections that a worker serves, as the kernel knows them."""
+        return [int(row[2].partition(":")[2], 16) for row in self._sockets_of(pid)]
+
+    def clients_of(self, pid: int) -> int:
+        """How many connections of clients a worker has."""
+        public = f":{urlsplit(self.hub.ws_url).port:04X}"
+        return sum(row[1].endswith(public) and row[3] == ESTABLISHED for row in self._sockets_of(pid))
+
+    def _sockets_of(self, pid: int) -> list[list[str]]:
         inodes = set()
         for path in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
                 inodes.add(str(path.readlink()).removeprefix("socket:[").removesuffix("]"))
         rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
-        return [int(row[2].partition(":")[2], 16) for row in rows if row[9] in inodes]
+        return [row for row in rows if row[9] in inodes]
 
     # Rounds.
 
@@ -312,8 +340,11 @@ class Rig:
         self._feed([*kept, *await self._levels(), Settled(now_s())])
 
     def _feed(self, found: Iterable[Event]) -> None:
+        found = list(found)
+        lost = [event for event in found if isinstance(event, Gone) and not event.asked]
+        self.gone.update(event.client for event in lost)
+        self.codes.update(event.code for event in lost)
         if self._keep is not None:
-            found = list(found)
             for event in found:
                 self._keep.write(event)
             self._keep.flush()
