@@ -35,7 +35,7 @@ def work(settings, seat):
         os.kill(os.getpid(), signal.SIGABRT)
     print(json.dumps({
         "seat": [seat.slot.index, seat.workers, seat.generation, seat.respawned, seat.redis_url],
-        "gc": gc.isenabled(),
+        "gc": gc.isenabled() and gc.get_threshold(),
         "cpus": sorted(os.sched_getaffinity(0)),
         "ignored": signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
         "term": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
@@ -78,7 +78,7 @@ def test_a_child_starts_clean_and_the_parent_is_untouched() -> None:
     cpus = sorted(os.sched_getaffinity(0))
     assert child == {
         "seat": [1, 2, 7, False, "redis://x"],
-        "gc": True,
+        "gc": [10_000, 10, 10],
         "cpus": [cpus[1 % len(cpus)]],
         "ignored": True,
         "term": True,
