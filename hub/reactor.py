@@ -20,7 +20,7 @@ import logging
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from .audience import Subscriber
@@ -117,8 +117,8 @@ class Reactor:
         self.batches: Batches = NoBatches()
         self._epoll = select.epoll()
         self._dirty: list[Pollable] = []
-        self._unserved: list[tuple[int, int, Pollable | None]] = []
-        """Events that the last slice of reading has not reached, and whose they are."""
+        self._unserved: Iterator[tuple[int, int]] | None = None
+        """Events that the last slice of reading has not reached."""
         self._unread: dict[Pollable, None] = {}
         self._graves: list[int] = []
         self._flush_armed = False
@@ -214,7 +214,7 @@ class Reactor:
     def _drain(self) -> None:
         connections, clock = self.connections, self.clock
         stop_at = clock() + SLICE_S
-        ready = iter(self._left_over() or self._epoll.poll(0, EVENTS_PER_TURN))
+        ready = self._unserved or iter(self._epoll.poll(0, EVENTS_PER_TURN))
         for fd, events in ready:
             connection = connections.get(fd)
             if connection is None:  # gone in this very batch
@@ -225,9 +225,20 @@ class Reactor:
                 connection.on_readable()
             if clock() >= stop_at:
                 break
+        else:
+            self._unserved = None
+            return
         # The kernel puts at the end of its list whom it has named, served or not: asked again now, it would begin with
         # the same ones, and those who always have something to say would keep all others from their turn.
-        self._unserved = [(fd, events, connections.get(fd)) for fd, events in ready]
+        if ready is not self._unserved:
+            self._unserved = self._still_there([(fd, events, connections.get(fd)) for fd, events in ready])
+
+    def _still_there(self, left_over: list[tuple[int, int, Pollable | None]]) -> Iterator[tuple[int, int]]:
+        """Whose turn a slice did not reach, but for those who have gone by then."""
+        connections = self.connections
+        for fd, events, one in left_over:
+            if one is not None and connections.get(fd) is one:
+                yield fd, events
 
     def _read_unread(self) -> None:
         """In slices, as `_drain`: who has the most to say has one turn in each."""
@@ -243,11 +254,6 @@ class Reactor:
         if unread and not self._unread:
             self._loop.call_soon(self._read_unread)
         self._unread = unread | self._unread
-
-    def _left_over(self) -> list[tuple[int, int]]:
-        """Whose turn the last slice did not reach, but for those who have gone since."""
-        connections = self.connections
-        return [(fd, events) for fd, events, one in self._unserved if one is not None and connections.get(fd) is one]
 
     def _flush(self) -> None:
         self._flush_armed = False

@@ -42,7 +42,8 @@ class TimerWheel:
 
     def schedule(self, item: Timed, at: float) -> None:
         """Call `item.on_timer` at time `at` (seconds of the clock) or a little later; replaces its earlier deadline."""
-        self.cancel(item)
+        if item.due != NEVER:
+            self.cancel(item)
         tick = max(self._now_tick + 1, int((at - self._start) / self.tick_s) + 1)
         item.due = tick
         self._slots[tick % len(self._slots)].add(item)

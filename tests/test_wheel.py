@@ -36,6 +36,18 @@ def test_nothing_fires_early_and_everything_within_a_tick():
     assert len(fired) == 1
 
 
+def test_who_is_scheduled_again_stands_in_one_slot():
+    """Otherwise the wheel would keep whoever moves its deadline, and is gone."""
+    clock = FakeClock()
+    wheel = wheel_of(clock)
+    item = Item([])
+    for seconds in (0.5, 0.2, 0.9, 0.9):
+        wheel.schedule(item, clock() + seconds)
+        assert sum(map(len, wheel._slots)) == 1
+    wheel.cancel(item)
+    assert not any(wheel._slots)
+
+
 @given(st.lists(st.floats(0, 50), min_size=1, max_size=30), st.floats(0.05, 3))
 def test_every_item_fires_once_not_early_and_in_time(delays, step):
     """Whatever the delays, and however coarsely the wheel is turned, also beyond one round of its slots."""
