@@ -230,9 +230,15 @@ class Acceptor:
             self._reserve = -1
 
     def receive(self, sock: socket.socket, address: object, since: float, place: Place) -> None:
-        """A newcomer's first bytes are there, or its end. since: when it was accepted. place: as it has it."""
+        """A newcomer's first bytes may be there, or its end; otherwise it waits for them on the plane.
+
+        since: when it was accepted. place: as it has it.
+        """
         try:
             data = sock.recv(PEEK_BYTES, socket.MSG_PEEK)
+        except BlockingIOError:
+            self._await(Newcomer(self, sock, address, since, place), since)
+            return
         except OSError:
             data = b""  # reset by the peer
         if not data:
@@ -269,7 +275,7 @@ class Acceptor:
         if refused is not None:
             return refused
         try:
-            return Visitor(address, claims=entrance.visitor(address, head.headers, token).claims)
+            return entrance.visitor(address, head.headers, token, keep=False)
         except HubError as error:
             return refusal(error)
 
@@ -350,7 +356,8 @@ class Acceptor:
         elif self.greeter is not None and secure:
             self.greeter.greet(sock, address, since, place)
         elif self._fast:
-            self._await(Newcomer(self, sock, address, since, place), since)
+            # In a storm its request has come before we did, and the plane need not hear of it before it is a client.
+            self.receive(sock, address, since, place)
         else:
             self._to_tornado(sock, address, since, place)
 

@@ -39,6 +39,8 @@ TAKE_BYTES = 65_536
 RECORD_BYTES = 16_384
 """The same over TLS: what one record holds (RFC 8446 §5.1)."""
 OPEN, CLOSING, FINISHING, GONE = range(4)
+QUEUED, SLOW = Verdict.QUEUED, Verdict.SLOW
+"""Looked up once: of an enum each look-up is a call."""
 
 
 class Connection:
@@ -422,12 +424,13 @@ class Connection:
         self._account()
 
     def _queued(self, verdict: Verdict) -> None:
-        if verdict is Verdict.SLOW:
+        if verdict is SLOW:
             # Not gone at once: that would change the group while the sweep walks it.
             self.too_slow()
             return
-        self.reactor.backlog.count(verdict)
-        self._dropped += verdict is Verdict.DROPPED
+        if verdict is not QUEUED:
+            self.reactor.backlog.count(verdict)
+            self._dropped += verdict is Verdict.DROPPED
         if self._blocked:
             self._account()
         else:

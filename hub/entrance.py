@@ -117,13 +117,13 @@ class Entrance:
         """What a request shows, '' for nothing. token, ticket: of its query."""
         return (bearer(headers) or token or ticket or self._of_cookie(headers)) if self.judges else ""
 
-    def visitor(self, address: str, headers: Headers, token: str = "") -> Visitor:
-        """Who asks, by a request without a ticket. address: as `address_of` has it.
+    def visitor(self, address: str, headers: Headers, token: str = "", *, keep: bool = True) -> Visitor:
+        """Who asks, by a request without a ticket. address: as `address_of` has it. keep: with what it has shown.
 
         Raises HubError for a token that is not good, as auth has it.
         """
         found = self.shown(headers, token)
-        return Visitor(address, found, self.authenticator.verify(found) if found else None)
+        return Visitor(address, found if keep else "", self.authenticator.verify(found) if found else None)
 
     async def visit(self, peer: object, headers: Headers, token: str = "", ticket: str = "") -> Visitor:
         """Who asks; only where it shows a ticket, which is used then, this waits. Raises as `visitor` does, and

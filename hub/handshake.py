@@ -22,9 +22,23 @@ SUBPROTOCOL = "centrifuge-json"
 UPGRADE = {"Upgrade": "websocket", "Connection": "Upgrade"}
 
 START = b"GET " + PATH.encode()
-TARGET = re.compile(rb"GET " + re.escape(PATH.encode()) + rb"(?:\?([\x21-\x7e]*))? HTTP/1\.1")
-FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)[ \t]*")
-"""RFC 9110 §5.5 without obs-text and without empty values, which are rare enough for Tornado."""
+TARGET = re.compile(rf"GET {re.escape(PATH)}(?:\?([\x21-\x7e]*))? HTTP/1\.1")
+LINES = re.compile(r"[\t\x20-\x7e]+(?:\r\n[\t\x20-\x7e]+)*")
+"""A head of ASCII, none of whose line breaks is half of one."""
+NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+"""Of a field, RFC 9110 §5.1."""
+SPELLINGS = {
+    spelling: name
+    for name in (
+        *("host", "connection", "upgrade", "origin", "user-agent", "pragma", "cache-control", "cookie"),
+        *("accept", "accept-encoding", "accept-language", "authorization"),
+        *("sec-fetch-dest", "sec-fetch-mode", "sec-fetch-site"),
+        *("sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions", "sec-websocket-protocol"),
+        *("x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto", "x-real-ip", "via"),
+    )
+    for spelling in (name, name.title(), name.title().replace("Websocket", "WebSocket"))
+}
+"""What nearly all fields of upgrades are called, as clients and proxies write it: these need not be looked at."""
 HOST = re.compile(r"(?:[A-Za-z0-9._\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 BODY = frozenset({"content-length", "transfer-encoding", "expect"})
 
@@ -56,34 +70,44 @@ def read_head(data: bytes) -> Head | None:
     end = data.find(b"\r\n\r\n")
     if end < 0 or not data.startswith(START):
         return None
-    first, *lines = data[:end].split(b"\r\n")
+    text = data[:end].decode("latin-1")
+    if LINES.fullmatch(text) is None:
+        return None
+    first, *lines = text.split("\r\n")
     target = TARGET.fullmatch(first)
     if target is None:
         return None
     headers: dict[str, str] = {}
     for line in lines:
-        field = FIELD.fullmatch(line)
-        if field is None:
+        spelling, _, value = line.partition(":")
+        name = SPELLINGS.get(spelling) or _new_name(spelling)
+        value = value.strip(" \t")
+        # Empty values are rare enough for Tornado.
+        if not name or not value or name in headers:
             return None
-        name = field[1].decode().lower()
-        if name in headers or name in BODY:
-            return None
-        headers[name] = field[2].decode()
-    query = target[1].decode() if target[1] else ""
-    return Head(headers, end + 4, query) if HOST.fullmatch(headers.get("host", "")) else None
+        headers[name] = value
+    return Head(headers, end + 4, target[1] or "") if HOST.fullmatch(headers.get("host", "")) else None
+
+
+def _new_name(spelling: str) -> str:
+    """Of a field that is none of SPELLINGS; '' for what is no name, or would have a body come behind the head."""
+    name = spelling.lower()
+    return name if name not in BODY and NAME.fullmatch(name) else ""
 
 
 def refuse(version: str, headers: Headers, allowed_origins: Collection[str]) -> Refusal | None:
     """Why a request must not be upgraded; None if it may. version: 'HTTP/1.1'."""
     if version != "HTTP/1.1" or headers.get("upgrade", "").lower() != "websocket":
         return Refusal(426, "this address speaks WebSocket only", UPGRADE)
-    if "upgrade" not in [token.strip().lower() for token in headers.get("connection", "").split(",")]:
+    connection = headers.get("connection", "")
+    if connection != "Upgrade" and "upgrade" not in [token.strip().lower() for token in connection.split(",")]:
         return Refusal(400, "Connection: found no 'Upgrade'", {})
     if headers.get("sec-websocket-version", "") != "13":
         return Refusal(426, "Sec-WebSocket-Version: allowed is 13", {"Sec-WebSocket-Version": "13", **UPGRADE})
     if not frames.is_well_formed_key(headers.get("sec-websocket-key", "")):
         return Refusal(400, "Sec-WebSocket-Key: expected 16 bytes in base64", {})
-    if not origin.allowed(headers.get("origin", "") or None, headers.get("host", ""), allowed_origins):
+    page = headers.get("origin", "")
+    if page and not origin.allowed(page, headers.get("host", ""), allowed_origins):
         return Refusal(403, "this Origin is not allowed; see allowed_origins in the settings", {})
     return None
 
@@ -95,7 +119,8 @@ def accept(headers: Headers, compress: bool = False) -> tuple[bytes, Agreement |
     """
     key = frames.accept_key(headers.get("sec-websocket-key", ""))
     chosen = ""
-    if SUBPROTOCOL in [offer.strip() for offer in headers.get("sec-websocket-protocol", "").split(",")]:
+    offers = headers.get("sec-websocket-protocol", "")
+    if offers and SUBPROTOCOL in [offer.strip() for offer in offers.split(",")]:
         chosen = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n"
     agreement = deflate.negotiate(headers.get("sec-websocket-extensions", "")) if compress else None
     if agreement is not None:

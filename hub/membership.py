@@ -176,11 +176,13 @@ def subscribe(member: Member, command: Command) -> None:
             errors.LIMIT_EXCEEDED, f"{len(member.entries)} channels; allowed: {services.client.channels}"
         )
     grant = member.may_subscribe(command, channel, namespace)
-    wishes.check(namespace.mode, command.params)
-    watch = bool(command.params.get("join_leave"))
-    if watch and not namespace.join_leave:
-        raise CommandError(errors.NOT_AVAILABLE, "join_leave is not available in this namespace")
-    since = wishes.position(command.params) if command.params.get("recover") else None
+    watch, since = False, None
+    if len(command.params) > 1:  # more than the channel
+        wishes.check(namespace.mode, command.params)
+        watch = bool(command.params.get("join_leave"))
+        if watch and not namespace.join_leave:
+            raise CommandError(errors.NOT_AVAILABLE, "join_leave is not available in this namespace")
+        since = wishes.position(command.params) if command.params.get("recover") else None
     if namespace.mode != "latest":  # what clients say there is not for the hub
         member.begin()
         asked = member.entries[channel] = Attempt(channel, namespace, since, command.id, watch, grant=grant)
@@ -286,7 +288,8 @@ def _settle(member: Member, asked: Attempt, entry: Namespace | Held, outcome: Jo
         member.keep_grant(channel, asked.grant)
     info = ClientInfo(member.user, member.client)
     member.services.presence.enter(channel, asked.namespace, info, member.transport, asked.watch)
-    log.event(logger, logging.DEBUG, "subscribed", client=member.client, user=member.user, channel=channel)
+    if logger.isEnabledFor(logging.DEBUG):
+        log.event(logger, logging.DEBUG, "subscribed", client=member.client, user=member.user, channel=channel)
     return None
 
 

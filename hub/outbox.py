@@ -30,6 +30,10 @@ class Verdict(enum.Enum):
     """Nothing was queued: the client has to go."""
 
 
+QUEUED = Verdict.QUEUED
+"""Looked up once, for `put`: of an enum each look-up is a call."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Of one outbox, in bytes that wait, and in frames. From `conflate_bytes` on `latest` frames are conflated, from
@@ -77,7 +81,7 @@ class Outbox:
             return Verdict.SLOW
         self._frames.append(frame)
         self.size = size
-        return Verdict.QUEUED
+        return QUEUED
 
     def offer(self, frame: bytes, mode: AudienceMode, channel: object) -> Verdict:
         """Queue a publication's frame by the rules of its channel's mode.

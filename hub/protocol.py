@@ -89,15 +89,21 @@ def _command(line: bytes, depth: int, values: int) -> Command:
         raise ProtocolError(CLOSE_BAD_REQUEST, f"id must be a whole number from 0 to {MAX_ID}")
     if len(line) > 2 * depth and openers(line) > depth and too_deep(found, depth):
         return Command(command_id, "too_deep", {})
-    methods = [name for name in found if name in METHODS]
-    if len(methods) > 1:
-        raise ProtocolError(CLOSE_BAD_REQUEST, f"one command has several methods: {', '.join(methods)}")
-    if not methods:
-        return Command(command_id, "unknown", {})
-    params = found[methods[0]]
+    if len(found) == 1:
+        [method] = found
+        if method not in METHODS:
+            return Command(command_id, "unknown", {})
+    else:
+        methods = [name for name in found if name in METHODS]
+        if len(methods) > 1:
+            raise ProtocolError(CLOSE_BAD_REQUEST, f"one command has several methods: {', '.join(methods)}")
+        if not methods:
+            return Command(command_id, "unknown", {})
+        method = methods[0]
+    params = found[method]
     if not isinstance(params, dict):
-        raise ProtocolError(CLOSE_BAD_REQUEST, f"{methods[0]} must be a JSON object")
-    return Command(command_id, methods[0], params)
+        raise ProtocolError(CLOSE_BAD_REQUEST, f"{method} must be a JSON object")
+    return Command(command_id, method, params)
 
 
 def encode_reply(command_id: int, method: str, result: dict[str, Any]) -> bytes:

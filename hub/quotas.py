@@ -32,6 +32,8 @@ MOST_REFUSED = 1000
 """Answers 111 in one go: each is work, too. Whoever sends so many more has not read the first."""
 MOST_STRIKES = 100
 """Answers 106 to more channels, in one go. Clients that subscribe to all they know of should read the first."""
+MOST_KEYS = 4096
+"""Addresses under whose name it need not be thought twice; some 100 bytes each."""
 SOCKETS = 2
 """Of an address that are no client's, for each connection that it may have: who polls has another one for its posts."""
 UNLIMITED = LimitSettings.model_validate(
@@ -97,14 +99,18 @@ class Quotas:
         """Those that are nobody's connection: newcomers, and whatever stays with plain HTTP."""
         self._ips = Accounts(settings.remembered)
         self._users = Accounts(settings.remembered)
-        self._last = "", ""
+        self._keys: dict[str, str] = {}
+        """Of addresses that were asked about lately."""
         self._names_ips = any((settings.ip_connections, self._handshake_s, *self.ip_cost))
 
     def key(self, address: str) -> str:
         """Under which an address is counted: the network of `ip_network_bits` bits of an IPv6 one; '' for none."""
-        if address != self._last[0]:  # each handshake asks twice
-            self._last = address, self._key(address)
-        return self._last[1]
+        key = self._keys.get(address)
+        if key is None:  # each handshake asks four times
+            if len(self._keys) >= MOST_KEYS:
+                self._keys.clear()
+            key = self._keys[address] = self._key(address)
+        return key
 
     def _key(self, address: str) -> str:
         if not self._names_ips or not address or self._proxies.trusts(address):

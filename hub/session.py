@@ -10,7 +10,6 @@ A new command needs a row in COMMANDS and in protocol.METHODS.
 from __future__ import annotations
 
 import logging
-import os
 import random
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -29,6 +28,7 @@ from .channels import Channels, Namespace
 from .entrance import NOBODY, Visitor
 from .errors import Close, CommandError, HubError, ProtocolError
 from .grants import Grant
+from .ids import ClientIds
 from .limits import Account
 from .membership import Entry, Held
 from .message import ClientInfo
@@ -50,12 +50,6 @@ logger = logging.getLogger(__name__)
 TOO_OFTEN = CommandError(errors.TOO_MANY_REQUESTS)
 
 
-def new_client_id() -> str:
-    """A UUID of version 4 (RFC 9562 §5.4), as uuid.uuid4 makes one, in half of its time: each handshake needs one."""
-    text = os.urandom(16).hex()
-    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[int(text[16], 16) & 3]}{text[17:20]}-{text[20:]}"
-
-
 @dataclass(frozen=True, slots=True)
 class Services:
     """What all sessions of a worker share."""
@@ -73,7 +67,7 @@ class Services:
     users: Users = field(default_factory=Users)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
-    new_id: Callable[[], str] = new_client_id
+    new_id: Callable[[], str] = field(default_factory=ClientIds)
     jitter: Callable[[], float] = random.random
     gate: Gate | None = None
     """Of the application; None: there is none."""
@@ -300,7 +294,9 @@ class Session(AppSession):
         """Carry out one command of a client that may give it; `reply` or `fail` once, perhaps later."""
         gate = self._services.gate
         try:
-            if gate is None or not (gate.holds_back(self, command) or gate.asks(self, command)):
+            if gate is None:
+                COMMANDS[command.method](self, command)
+            elif not (gate.holds_back(self, command) or gate.asks(self, command)):
                 self.carry_out(command)
         except CommandError as error:
             self.fail(command.id, error)
@@ -397,7 +393,8 @@ class Session(AppSession):
         self._entered_at = self._services.clock()
         self._account = quotas.account_of(self.user)
         users.enter(self, self._transport)
-        log.event(logger, logging.DEBUG, "connected", client=self.client, user=self.user)
+        if logger.isEnabledFor(logging.DEBUG):
+            log.event(logger, logging.DEBUG, "connected", client=self.client, user=self.user)
         try:
             self._services.check_access(self.user, self.claims)
         except ProtocolError as error:

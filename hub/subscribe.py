@@ -306,7 +306,8 @@ class Subscriptions:
         if error is not None:
             done(error)
             return
-        self._give_up(channel, namespace, subscriber, terms)
+        if self._entering:
+            self._give_up(channel, namespace, subscriber, terms)
         if namespace.mode != "latest":
             if not self.fits(channel):
                 self.release(channel, namespace)

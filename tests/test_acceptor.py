@@ -7,15 +7,18 @@ import contextlib
 import gc
 import os
 import socket
+import struct
 
 import pytest
 
 from hub import acceptor as room
+from hub import frames, handshake
 from hub.errors import CLOSE_SHUTDOWN
 from hub.forwarded import Proxies
+from hub.transports.websocket import WebSocketConnection
 from tests.plane import client, plane
 from tests.support import async_test
-from tests.transports.test_websocket import head, raw
+from tests.transports.test_websocket import head, masked, raw
 
 
 async def until(condition: object) -> None:
@@ -59,6 +62,78 @@ async def test_a_newcomer_that_says_nothing_is_closed_at_its_deadline(valkey_url
         assert await asyncio.wait_for(reader.read(-1), 5) == b""
         assert not hub.reactor.connections
         writer.close()
+
+
+@pytest.mark.parametrize("request_is_there", [True, False])
+@async_test
+async def test_who_has_asked_already_is_a_client_at_once(valkey_url, prefix, request_is_there):
+    """The plane need not wait for a request that came before its connection was accepted, and waits for others."""
+    async with plane(valkey_url, prefix) as hub:
+        listener = hub.acceptor._listeners[0]
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+        adopted = []
+        adopt = hub.reactor.adopt
+        hub.reactor.adopt = lambda one, *args, **options: (adopted.append(type(one)), adopt(one, *args, **options))
+        with socket.create_connection(("127.0.0.1", hub.port), timeout=5) as sock:
+            if request_is_there:
+                sock.sendall(head())
+            hub.acceptor._accept(listener)
+            assert adopted == [WebSocketConnection if request_is_there else room.Newcomer]
+            if not request_is_there:
+                sock.sendall(head())
+                await until(lambda: len(adopted) == 2)
+            assert adopted[-1] is WebSocketConnection
+            sock.setblocking(False)
+            answer = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, 4096), 5)
+            assert answer.startswith(b"HTTP/1.1 101 ")
+
+
+@pytest.mark.parametrize("early", [b"", masked(frames.TEXT, b'{"id":1,"connect":{}}')])
+@async_test
+async def test_an_answer_that_finds_no_room_is_finished_later(valkey_url, prefix, monkeypatch, early):
+    """The socket takes the first bytes of it only; the rest is written when there is room, before anything else."""
+    async with plane(valkey_url, prefix) as hub:
+        write, lengths = os.write, []
+
+        def write_little(fd: int, data: bytes) -> int:
+            if fd not in hub.reactor.connections or len(lengths) > 2:
+                return write(fd, data)
+            lengths.append(len(data))
+            return write(fd, data[:20])
+
+        monkeypatch.setattr(os, "write", write_little)
+        reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+        writer.write(head() + early)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        assert answer.startswith(b"HTTP/1.1 101 ") and b"\r\nSec-WebSocket-Accept: " in answer
+        assert lengths[1] == lengths[0] - 20
+        writer.write(
+            masked(frames.TEXT, b'{"id":1,"connect":{}}' if not early else b'{"id":2,"rpc":{"method":"hub.time"}}')
+        )
+        await asyncio.wait_for(reader.readuntil(b'"id":1,"connect":'), 5)
+        writer.close()
+
+
+@async_test
+async def test_who_is_gone_before_its_answer_leaves_nothing(valkey_url, prefix):
+    """It sent a request and reset its connection: what is written to it fails, and that is its end."""
+    async with plane(valkey_url, prefix) as hub:
+        listener = hub.acceptor._listeners[0]
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+        sock = socket.create_connection(("127.0.0.1", hub.port), timeout=5)
+        sock.sendall(head())
+        peek = handshake.read_head
+
+        def gone_meanwhile(data: bytes) -> handshake.Head | None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+            return peek(data)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(handshake, "read_head", gone_meanwhile)
+            hub.acceptor._accept(listener)
+        await until(lambda: not hub.reactor.connections)
+        assert hub.services.quotas.connections == 0
 
 
 @async_test

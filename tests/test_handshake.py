@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,6 +83,38 @@ def test_a_query_does_not_matter(start):
 def test_whatever_is_odd_partial_or_for_others_is_left_to_tornado(data):
     """None, so that nothing is consumed and nothing is decided here."""
     assert read_head(data) is None
+
+
+FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)[ \t]*")
+"""RFC 9110 §5.1 and §5.5 without obs-text and without empty values."""
+NEVER = {"content-length", "transfer-encoding", "expect"}
+NAMES = st.sampled_from(
+    [*FIELDS, "ORIGIN", "cookie", "X-Forwarded-For", "x!y", "X_y", "Content-length", "", "a b", "\xe9"]
+)
+VALUES = st.text(st.sampled_from("aZ09 \t:,;=\x00\x7f\r\n\xe9"), max_size=8)
+COLONS = st.sampled_from([":", ": ", ":\t ", " :", "", "::"])
+
+
+@given(st.lists(st.tuples(NAMES, COLONS, VALUES), max_size=5))
+def test_fields_are_read_as_the_rfc_has_them_or_not_at_all(fields):
+    """Each line by itself, against the grammar; names in any spelling, none of them twice."""
+    lines = [f"{name}{colon}{value}".encode("latin-1") for name, colon, value in fields]
+    data = b"\r\n".join([b"GET /connection/websocket HTTP/1.1", b"Host: h", *lines]) + b"\r\n\r\n"
+    head = data[: data.index(b"\r\n\r\n")]
+    found = [FIELD.fullmatch(line) for line in head.split(b"\r\n")[1:]]
+    expected = [(field[1].decode().lower(), field[2].decode()) for field in found if field is not None]
+    names = [name for name, _ in expected]
+    good = None not in found and len(set(names)) == len(names) and NEVER.isdisjoint(names)
+    answer = read_head(data)
+    assert (answer.headers if answer is not None else None) == (dict(expected) if good else None)
+
+
+@pytest.mark.parametrize("name", ["sec-websocket-key", "Sec-WebSocket-Key", "Sec-Websocket-Key", "SEC-WEBSOCKET-KEY"])
+def test_a_name_may_be_written_in_any_way(name):
+    """And is the same field in each, so that it can't come twice."""
+    found = read_head(head(Sec_WebSocket_Key=None, extra=f"{name}: {KEY}\r\n"))
+    assert found is not None and found.headers["sec-websocket-key"] == KEY
+    assert read_head(head(extra=f"{name}: {KEY}\r\n")) is None
 
 
 @given(st.binary(max_size=300))

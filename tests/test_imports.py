@@ -28,6 +28,7 @@ LADDER = (
         "limits",
         "heartbeat",
         "histogram",
+        "ids",
         "journal",
         "machine",
         "message",

@@ -19,7 +19,7 @@ from hub import auth
 from hub.app import App
 from hub.forwarded import Proxies
 from hub.limits import Accounts
-from hub.quotas import MOST_REFUSED, MOST_STRIKES, UNLIMITED, Quotas
+from hub.quotas import MOST_KEYS, MOST_REFUSED, MOST_STRIKES, UNLIMITED, Quotas
 from hub.refusals import Refusals
 from tests.emulated import http, request, stream_client
 from tests.hubs import HubProcess
@@ -179,6 +179,17 @@ def test_ipv6_addresses_of_one_network_are_one_address():
     assert narrow.admit("2001:db8::2") == "" and narrow.admit("2001:db8::1") == "ip_connections"
     mapped = ("::ffff:203.0.113.7", 4711, 0, 0)
     assert room.key(Proxies([]).client(mapped, "")) == "203.0.113.7"
+
+
+def test_names_of_addresses_are_remembered_within_a_bound():
+    """Beyond it they are found anew, and are the same."""
+    room = quotas(ip_connections=1)
+    addresses = [f"2001:db8:{number:x}::1" for number in range(MOST_KEYS + 100)]
+    first = [room.key(address) for address in addresses]
+    assert first[-1] == f"2001:db8:{MOST_KEYS + 99:x}::/64" and len(set(first)) == len(addresses)
+    assert len(room._keys) <= MOST_KEYS
+    assert [room.key(address) for address in addresses] == first
+    assert len(room._keys) <= MOST_KEYS
 
 
 def test_a_limit_of_nothing_is_no_limit():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 import orjson
 import pytest
 
@@ -18,7 +16,7 @@ from hub.publish import Publisher
 from hub.recovery import Joined
 from hub.remembered import Remembered
 from hub.sections import ClientSettings
-from hub.session import Services, Session, new_client_id
+from hub.session import Services, Session
 from hub.store import Keys
 from hub.users import Users
 from tests.plane import NAMESPACES, SECRET
@@ -456,12 +454,3 @@ def test_who_is_displaced_is_present_no_more_but_may_soon_be_back():
     rig.session.on_displaced("room:a")
     rig.session.on_displaced("room:b")
     assert rig.presence.noted[1:] == [("exit", "room:a", "client-1", True)]
-
-
-def test_client_ids_are_uuids_of_chance():
-    """Of version 4, each another one, in the spelling that uuid has."""
-    ids = [new_client_id() for _ in range(200)]
-    assert len(set(ids)) == 200
-    for one in map(uuid.UUID, ids):
-        assert (one.version, one.variant) == (4, uuid.RFC_4122)
-    assert [str(uuid.UUID(one)) for one in ids] == ids

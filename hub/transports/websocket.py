@@ -115,6 +115,10 @@ class FramedConnection(Connection):
         """Join the plane: send the handshake's answer, then handle what was pipelined behind the request."""
         self.enter()
         self._schedule()
+        self.answer(head, early)
+
+    def answer(self, head: bytes, early: bytes) -> None:
+        """The handshake's answer goes out; what came behind the request is handled, and answered in the same write."""
         self.put(head)
         if early:
             self.receive(early)
@@ -247,6 +251,13 @@ class WebSocketConnection(FramedConnection):
             self._replies.append(message)
         else:
             self.put(self.wire.encode_message(message))
+
+    def answer(self, head: bytes, early: bytes) -> None:
+        if early:
+            super().answer(head, early)
+        else:
+            # Nothing can be waiting, and nothing else will leave with it: it need not go by way of the turn's end.
+            self._write(head)
 
     def put(self, frame: bytes) -> None:
         if self._replies:
