@@ -227,7 +227,7 @@ class Connection:
 
     def _tell_end(self) -> None:
         """The one line that each client leaves behind."""
-        if not logger.isEnabledFor(logging.INFO) or not (about := self.about()):
+        if not logger.isEnabledFor(logging.INFO) or not (about := self.about()) or log.held_back(logger, "closed"):
             return
         fields: dict[str, object] = {
             "code": self.closed_with.code,

@@ -63,6 +63,16 @@ def event(logger: logging.Logger, level: int, name: str, **fields: object) -> No
         logger.log(level, name, extra={journal.FIELDS: fields})
 
 
+def held_back(logger: logging.Logger, name: str) -> bool:
+    """Whether there were too many lines of this event already, so that another one need not be made; it is counted.
+
+    For lines above debug of which thousands may come at once, as when all clients go.
+    """
+    handlers = logging.getLogger().handlers
+    only = handlers[0] if len(handlers) == 1 else None
+    return isinstance(only, PatientHandler) and only.holds_back(logger.name, name)
+
+
 class PatientHandler(logging.StreamHandler[TextIO]):
     """Writes only what its stream takes without waiting: whoever reads the log must not be able to stop the hub.
 
@@ -88,6 +98,10 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         except Exception:
             # As logging has it: a line that can't be written is reported where that is possible, and never raises.
             self.handleError(record)
+
+    def holds_back(self, name: str, text: str) -> bool:
+        """As Throttle.refuse has it. name: of a logger; text: of a line, before anything is put into it."""
+        return self._throttle.refuse((name, text))
 
     def close(self) -> None:
         """Write what is still to be told of lines that were held back."""
@@ -157,6 +171,14 @@ class Throttle:
             return True
         self._counts[kind] = self._counts.get(kind, 0) + 1
         return self._counts[kind] <= self._burst
+
+    def refuse(self, kind: Kind) -> bool:
+        """Whether a line of this kind would not be let through now; it is counted then as if it had been made."""
+        count = self._counts.get(kind, 0)
+        if not self._burst or count < self._burst or self._clock() >= self._until:
+            return False
+        self._counts[kind] = count + 1
+        return True
 
     def end_period(self) -> None:
         """What was held back until now is to be told."""

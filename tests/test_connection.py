@@ -12,9 +12,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from hub import connection as room
 from hub import journal
 from hub.connection import Connection, take_over
 from hub.errors import CLOSE_NORMAL, CLOSE_SHUTDOWN, Close
+from hub.log import PatientHandler
 from hub.outbox import Limits
 from hub.reactor import Reactor
 from tests.support import async_test
@@ -312,6 +314,24 @@ async def test_who_goes_leaves_one_line(caplog):
         assert (level, event) == ("INFO", "closed")
         expected = {"wire": "test", "client": "c", "code": 4001, "reason": "enough", "messages": 0}
         assert fields == {**expected, "seconds": fields["seconds"]}
+
+
+@async_test
+async def test_of_many_who_go_at_once_the_kernel_is_asked_for_as_many_as_are_told_of(caplog, monkeypatch):
+    """Lines beyond log_burst are counted and not made."""
+    caplog.set_level(logging.INFO, "hub.connection")
+    asked: list[int] = []
+    monkeypatch.setattr(room, "tcp_traffic", asked.append)
+    with open("/dev/null", "w") as nowhere:  # a stream that can be polled
+        handler = PatientHandler(nowhere, burst=2)
+        monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+        async with contextlib.AsyncExitStack() as stack:
+            for connection, _ in [await stack.enter_async_context(named()) for _ in range(5)]:
+                connection.abort()
+                assert connection.gone == 1
+    assert len(asked) == 2
+    handler._throttle.end_period()
+    assert handler._throttle.take_held() == {("hub.connection", "closed"): 3}
 
 
 @async_test

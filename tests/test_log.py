@@ -104,6 +104,32 @@ def test_of_one_kind_only_a_burst_is_written_and_the_rest_counted() -> None:
     ]
 
 
+def test_a_line_that_would_be_held_back_need_not_be_made() -> None:
+    """Who asks before, and makes none then, leaves the same lines behind; nothing is held back without a bound."""
+    ask = "[log.held_back(logger, 'closed') or logger.info('closed') for n in range(1000)]"
+    bounded = f"log.configure('info', 'json', 3); {ask}; logging.shutdown()"
+    events = [json.loads(line)["event"] for line in lines_of(bounded)]
+    assert events == [*["closed"] * 3, "997 lines were held back, 997 of hub.x: closed"]
+    unbounded = f"log.configure('info', 'json', 0); {ask}; logging.shutdown()"
+    assert len(lines_of(unbounded)) == 1000
+    elsewhere = "print([log.held_back(logger, 'closed') for n in range(3)], file=__import__('sys').stderr)"
+    assert lines_of(elsewhere) == ["[False, False, False]"]
+
+
+def test_what_is_refused_beforehand_counts_as_what_was_made() -> None:
+    """In one period; in the next one lines are made again."""
+    clock = FakeClock()
+    throttle = Throttle(2, clock)
+    kind = ("hub.x", "a")
+    assert not throttle.refuse(kind)
+    assert [throttle.admit(info("a")) for _ in range(2)] == [True, True]
+    assert throttle.refuse(kind) and not throttle.admit(info("a")) and not throttle.refuse(("hub.x", "b"))
+    clock.advance(BURST_PERIOD_S)
+    assert not throttle.refuse(kind)
+    assert throttle.admit(info("a"))
+    assert throttle.take_held() == {kind: 2}
+
+
 def info(text: str) -> logging.LogRecord:
     return logging.LogRecord("hub.x", logging.INFO, "", 0, text, (), None)
 
