@@ -327,6 +327,10 @@ async def test_requests_say_what_is_wrong_with_a_channel_token(valkey_url, prefi
             for token, *expected in cases:
                 answer = await request(hub.port, "GET", target + token)
                 assert [answer.status, answer.code] == expected, path
+                assert answer.json["error"]["token"] == 0
+            both = f"{path}?channel=tokens:a&channel=tokens:b&token={bearer}"
+            answer = await request(hub.port, "GET", f"{both}&channel_token={good}&channel_token={ended}")
+            assert (answer.code, answer.json["error"]["token"]) == (109, 1)
             answer = await request(hub.port, "GET", f"{target}{good}&channel_token={good}")
             assert (answer.status, answer.code) == (400, 107)
 

@@ -187,7 +187,7 @@ function showControls() {
   controls.compact.disabled = !feed.isRich;
   document.body.dataset.fields = choices.compact && feed.isRich ? "compact" : "all";
   const slow = `This page comes for values only every ${SLOW_MS / 1000} s now. The hub keeps no queue for it: each time there is the newest value of each symbol, and the mark says of how many.`;
-  const poor = "Rate, fields and marks are had of a watch list, over a WebSocket; here each symbol comes as it is.";
+  const poor = "Rate, fields and marks are had of a watch list, which this hub has none of; here each symbol comes as it is.";
   byId("note").textContent = fault || (isSlow ? slow : feed.isRich ? granted : poor);
 }
 

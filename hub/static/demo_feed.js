@@ -1,7 +1,8 @@
 /* The demo page's feed: the newest values of a list of symbols, at a rate, over whichever wire there is.
 
-   Does: hold the list over a WebSocket as one watch list with marks (hub/watch.py), over other wires each symbol by itself;
-   change list, rate and fields while it runs; ask by polls, in the place of a phone that is slow; tell the hub's clock.
+   Does: hold the list as one watch list with marks (hub/watch.py), where the hub has none each symbol by itself; change list,
+   rate and fields while it runs, over a WebSocket in place, over other wires by another request; ask by polls, in the place of
+   a phone that is slow; tell the hub's clock.
    Does not: show anything (demo_board.js), or connect (hub.js).
    Called by: demo.js.
    Never break: list and rate are here, not in the hub: what it has of them is gone with the connection, and told anew.
@@ -30,8 +31,8 @@ export class Feed {
   #hz;
   #compact;
   #seqs = new Map(); // the last number of each symbol, to count what is in between where the hub does not
-  #isList = true;
-  #hasLists = true; // until the hub has refused one
+  #isList = true; // until the hub has refused one
+  #isLive = true; // what is asked can be changed in place
   #subs = new Map(); // by channel
   #slow = null; // ends the polls
 
@@ -42,9 +43,9 @@ export class Feed {
 
   /** A wire is about to be used. */
   use(wire) {
-    const isList = this.#hasLists && wire === "websocket";
-    if (isList === this.#isList && this.#subs.size) return;
-    this.#isList = isList;
+    const isLive = wire === "websocket";
+    if (isLive === this.#isLive && this.#subs.size) return;
+    this.#isLive = isLive;
     this.#renew();
   }
 
@@ -106,8 +107,9 @@ export class Feed {
   #renew() {
     for (const sub of this.#subs.values()) sub.unsubscribe();
     this.#subs.clear();
-    if (this.#isList) this.#follow(LIST, { data: () => this.#wants() });
-    else if (this.#hzNow) this.#symbols.forEach((symbol) => this.#single(symbol));
+    // Paused it is only where a rate can be changed again: a request asks for more than nothing.
+    if (this.#isList && (this.#isLive || this.#hzNow)) this.#follow(LIST, { data: () => this.#wants() });
+    else if (!this.#isList && this.#hzNow) this.#symbols.forEach((symbol) => this.#single(symbol));
   }
 
   #single(symbol) { this.#follow(`${NAMESPACE}:${symbol}`); }
@@ -120,7 +122,7 @@ export class Feed {
       if (this.#subs.get(channel) !== sub) return;
       this.#subs.delete(channel);
       if (channel === LIST) {
-        this.#hasLists = this.#isList = false;
+        this.#isList = false;
         this.#renew();
       }
       this.#on.fault(channel === LIST ? "" : `${channel}: ${message} (${code})`);
@@ -128,6 +130,7 @@ export class Feed {
   }
 
   async #change(method, data) {
+    if (!this.#isLive) return this.#renew();
     try {
       const { hz } = (await this.#hub.rpc(method, { channel: LIST, ...data })) ?? {};
       if (hz !== undefined) this.#on.granted(hz >= EVERY_HZ ? EVERY : hz);

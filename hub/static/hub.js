@@ -28,7 +28,8 @@ const WISH_LETTERS = 8000; // of all that is asked of channels in a query; proxi
 const TIMER_CAP_MS = 2 ** 31 - 1; // a longer timer ends at once
 const CURSOR_LETTERS = 4096; // longer cursors name only the newest generation of each epoch (hub/cursor.py)
 // Codes of the hub (hub/errors.py); who is closed with FINAL or more is not to come back.
-const [NOT_AVAILABLE, TOKEN_EXPIRED, RESUBSCRIBE, CONNECTION_EXPIRED, FINAL] = [108, 109, 2500, 3005, 3500];
+const [NOT_AVAILABLE, TOKEN_EXPIRED, FINAL] = [108, 109, 3500];
+const [RESUBSCRIBE, UNSUBSCRIBED_EXPIRED, CONNECTION_EXPIRED, SUBSCRIPTION_EXPIRED] = [2500, 2501, 3005, 3006];
 
 /** Full jitter: anything up to the doubled wait, so that clients lost together don't come back together. */
 const backoffMs = (attempt) => Math.random() * Math.min(BACKOFF_CAP_MS, BACKOFF_BASE_MS * 2 ** attempt);
@@ -43,7 +44,9 @@ const now = () => performance.now();
       | {name: "waiting", code: number, reason: string, retryAt: number} | {name: "closed", code: number, reason: string}} State */
 /** `lost`: what is missing can't be had any more. `error`: the hub does not grant this subscription; it has ended.
     `join` and `leave` come over WebSocket, and over event streams where all channels ask for them; never over polls.
-    @typedef {{publication: Publication, join: ClientInfo, leave: ClientInfo, lost: null, error: HubError}} ChannelEvents */
+    `leftOut`: so many symbols of a watch list do not fit into it now; 0 once all do.
+    @typedef {{publication: Publication, join: ClientInfo, leave: ClientInfo, lost: null, error: HubError, leftOut: number}}
+      ChannelEvents */
 /** `notice`: to all connections of this user. `dropped`: so many publications of `none` channels we were too slow for.
     @typedef {{state: State, notice: any, dropped: number}} HubEvents */
 /** `url`: of the hub, such as "https://hub.example.com"; the page's own where it is left out.
@@ -53,13 +56,16 @@ const now = () => performance.now();
     @typedef {{url?: string, wires?: WireName[], token?: string | (() => string | Promise<string>), queue?: number}} Options */
 /** `joinLeave`: be told who comes and goes. `since`: go on from there, such as a `position` from before a reload. `data`:
     what is asked of the channel (hub/wants.py), or what tells it at each new beginning. Over event streams and polls only what
-    fits into a query; over polls without `marks`.
-    @typedef {{joinLeave?: boolean, since?: Position | null, data?: object | (() => object)}} SubscribeOptions */
+    fits into a query; over polls without `marks`. `token`: a channel token, or what gets a fresh one; it is asked again
+    before one ends, and once one has. Over event streams and polls they stand in the query too, so only some dozens fit.
+    @typedef {{joinLeave?: boolean, since?: Position | null, data?: object | (() => object),
+      token?: string | ((channel: string) => string | Promise<string>)}} SubscribeOptions */
 
-/** What the hub did not do, or our own error (code 0). temporary: trying again may help. status: of HTTP, or 0. */
+/** What the hub did not do, or our own error (code 0). temporary: trying again may help. status: of HTTP, or 0.
+    index, token: which channel, or channel token, of a request it was. */
 export class HubError extends Error {
-  /** @param {string} message @param {{code?: number, temporary?: boolean, status?: number, hintMs?: number, index?: number}} [more] */
-  constructor(message, { code = 0, temporary = false, status = 0, hintMs = 0, index = -1 } = {}) {
+  /** @param {string} message @param {{code?: number, temporary?: boolean, status?: number, hintMs?: number, index?: number, token?: number}} [more] */
+  constructor(message, { code = 0, temporary = false, status = 0, hintMs = 0, index = -1, token = -1 } = {}) {
     super(message);
     this.name = "HubError";
     this.code = code;
@@ -67,6 +73,7 @@ export class HubError extends Error {
     this.status = status;
     this.hintMs = hintMs;
     this.index = index;
+    this.token = token;
   }
 }
 
@@ -104,13 +111,17 @@ export class Subscription extends Emitter {
   _marks = ""; // the same of a watch list's symbols, as they stand in a cursor
   _latest = false; // it is known to be a `latest` channel
   _failures = 0; // how often in a row the hub could not let us in for the moment
+  _renewal; // stands for the timer that renews its channel token
+  #token; // its channel token, once there is one
+  #leftOut = 0;
 
   /** Made by `Hub.subscribe`. @param {string} channel @param {SubscribeOptions} options @param {() => void} leave */
-  constructor(channel, { joinLeave = false, since = null, data }, leave) {
+  constructor(channel, { joinLeave = false, since = null, data, token = "" }, leave) {
     super();
     this.channel = channel;
     this._joinLeave = joinLeave;
     this._data = data;
+    this._source = token; // of channel tokens
     this._leave = leave;
     this._key = cursorKey(channel);
     if (since) this._move(since.epoch, since.offset);
@@ -119,6 +130,18 @@ export class Subscription extends Emitter {
   /** Where we are in a `stream` channel, for `since`; null: nowhere yet, or in another one. @returns {Position | null} */
   get position() { return this._at && { ...this._at }; }
 
+  /** Its channel token; `fresh`: another one, where it can be had. */
+  async _grant(fresh = false) {
+    if (fresh) this._forgetGrant();
+    return (this.#token ??= this._renews ? await this._source(this.channel) : this._source);
+  }
+  _forgetGrant() { this.#token = undefined; }
+  get _renews() { return typeof this._source === "function"; }
+  _tellLeftOut(count) {
+    if (count === this.#leftOut) return;
+    this.#leftOut = count;
+    this.emit("leftOut", count);
+  }
   _wish() { return typeof this._data === "function" ? this._data() : this._data; }
   /** End it; `Hub.subscribe` makes a new one then. */
   unsubscribe() { this._leave(); }
@@ -225,6 +248,14 @@ class Wire {
     return sub;
   }
 
+  /** What the hub tells of us, or somebody tells all connections of this user. */
+  note(data) {
+    const { dropped, left_out: leftOut } = data?.hub ?? {};
+    if (dropped) this.link.emit("dropped", dropped);
+    else if (leftOut) this.link.subs.get(leftOut.channel)?._tellLeftOut(leftOut.count);
+    else this.link.emit("notice", data);
+  }
+
   /** Leave nothing behind, and say nothing more; who ends it from outside says why to nobody. */
   end(end) {
     if (this.over) return;
@@ -315,16 +346,26 @@ class WebSocketWire extends Wire {
       this.later(() => this.#refresh(attempt + 1), backoffMs(attempt));
     }
   }
-  #join(sub) {
+  /** Any listener may close or unsubscribe. */
+  #isOurs(sub) { return this.link.subs.get(sub.channel) === sub && !this.over; }
+  #join(sub, fresh = false) {
+    if (!this.#isOurs(sub)) return;
+    if (!sub._source) return this.#subscribe(sub, "");
+    const again = () => this.later(() => this.#join(sub, fresh), backoffMs(sub._failures++));
+    sub._grant(fresh).then((token) => this.#subscribe(sub, token), again);
+  }
+  #subscribe(sub, token) {
     const { channel, _at, _latest, _joinLeave } = sub;
-    const isOurs = () => this.link.subs.get(channel) === sub && !this.over; // any listener may close or unsubscribe
+    const isOurs = () => this.#isOurs(sub);
     if (!isOurs()) return;
     const recover = _latest || _at !== null;
     const data = sub._wish();
-    const params = { channel, ...(_joinLeave && { join_leave: true }), ...(data && { data }), ...(recover && { recover, ..._at }) };
+    const options = { ...(_joinLeave && { join_leave: true }), ...(data && { data }), ...(token && { token }) };
+    const params = { channel, ...options, ...(recover && { recover, ..._at }) };
     this.#command("subscribe", params, (error, result) => {
       if (!isOurs()) return;
-      if (error?.temporary) return this.later(() => this.#join(sub), backoffMs(sub._failures++));
+      const isOld = error?.code === TOKEN_EXPIRED && sub._renews;
+      if (error?.temporary || isOld) return this.later(() => this.#join(sub, isOld), backoffMs(sub._failures++));
       if (error) return this.link.refused(sub, error);
       sub._failures = 0;
       if (result.recoverable && !result.positioned && !recover && !data) {
@@ -332,10 +373,28 @@ class WebSocketWire extends Wire {
         this.leave(sub);
         return this.#join(sub);
       }
+      this.#renewIn(sub, result.ttl);
+      sub._tellLeftOut(0); // the hub says so again where some are
       if (result.was_recovering && !result.recovered) sub._lose();
       for (const pub of result.publications ?? []) if (isOurs()) sub._take(pub);
       if (result.positioned && isOurs()) sub._move(result.epoch, result.offset ?? 0);
     });
+  }
+
+  /** Its channel token ends in so many seconds; the hub waits a little longer for another one, and then has us out (2501). */
+  #renewIn(sub, ttl) {
+    const turn = (sub._renewal = {});
+    if (ttl && sub._renews) this.later(() => this.#renew(sub, turn, 0), Math.min(ttl * 1000, TIMER_CAP_MS));
+  }
+  async #renew(sub, turn, attempt) {
+    const isDue = () => this.#isOurs(sub) && sub._renewal === turn;
+    try {
+      const token = isDue() && (await sub._grant(true));
+      const { ttl } = isDue() ? await this.ask("sub_refresh", { channel: sub.channel, token }) : {};
+      if (isDue()) this.#renewIn(sub, ttl);
+    } catch {
+      if (isDue()) this.later(() => this.#renew(sub, turn, attempt + 1), backoffMs(attempt));
+    }
   }
   #receive(text) {
     this.heard();
@@ -355,11 +414,10 @@ class WebSocketWire extends Wire {
   }
   #push(push) {
     const { message, pub, unsubscribe } = push;
-    if (message?.data?.hub?.dropped) return this.link.emit("dropped", message.data.hub.dropped);
-    if (message) return this.link.emit("notice", message.data);
+    if (message) return this.note(message.data);
     const sub = this.take(push);
     if (pub?.offset && sub?._at) sub._move(sub._at.epoch, pub.offset);
-    else if (sub && unsubscribe?.code >= RESUBSCRIBE) this.#join(sub);
+    else if (sub && unsubscribe?.code >= RESUBSCRIBE) this.#join(sub, unsubscribe.code === UNSUBSCRIBED_EXPIRED);
     else if (sub && unsubscribe) this.link.refused(sub, new HubError(unsubscribe.reason, unsubscribe));
   }
 }
@@ -380,12 +438,16 @@ async function post({ link, aborter }, entry) {
   entry.posted = true;
   const { channel, data, key } = entry;
   const headers = { "Content-Type": "application/json" }; // nothing else is taken: a foreign page's form can't send it
-  const body = JSON.stringify({ channel, data, ...(key && { idempotency_key: key }) });
+  const sub = link.subs.get(channel);
+  const token = sub?._source && (await sub._grant(entry.isOld));
+  const body = JSON.stringify({ channel, data, ...(key && { idempotency_key: key }), ...(token && { token }) });
   try {
     return await (await request(link, "/publish", { method: "POST", headers, body, signal: aborter.signal })).json();
   } catch (error) {
-    if (error.code !== NOT_AVAILABLE || !key) throw error;
-    entry.key = ""; // `latest` channels take no key: to repeat a newest value changes nothing
+    const isOld = error.code === TOKEN_EXPIRED && sub?._renews && !entry.isOld; // or else it is the connection's
+    if (!isOld && (error.code !== NOT_AVAILABLE || !key)) throw error;
+    if (isOld) entry.isOld = true;
+    else entry.key = ""; // `latest` channels take no key: to repeat a newest value changes nothing
     return post({ link, aborter }, entry);
   }
 }
@@ -394,6 +456,7 @@ async function post({ link, aborter }, entry) {
     `listen`, which throws where it can't. */
 class RequestWire extends Wire {
   #due = false;
+  #holders = []; // those whose channel tokens the last request had, in their order
   hintMs = 0;
   constructor(link) { super(link); this.enter(); }
 
@@ -415,8 +478,10 @@ class RequestWire extends Wire {
       this.link.opened({});
     } catch (error) {
       if (signal.aborted) return;
-      if (!subs[error.index]) return this.#fail(error);
-      this.link.refused(subs[error.index], error); // one channel that is not granted spoils the request of all
+      const sub = subs[error.index] ?? this.#holders[error.token]; // one that is not granted spoils the request of all
+      if (!sub) return this.#fail(error);
+      if (error.code === TOKEN_EXPIRED && sub._renews) return this.#renew(sub);
+      this.link.refused(sub, error);
       this.enter();
     }
   }
@@ -426,11 +491,22 @@ class RequestWire extends Wire {
       throw error;
     });
   }
-  ask(signal, path, subs, parameters) {
-    const data = wishes(subs, path);
-    const query = new URLSearchParams([...parameters, ...subs.map(({ channel }) => ["channel", channel]), ...data]);
+  async ask(signal, path, subs, parameters) {
+    const asked = await Promise.all(subs.filter((sub) => sub._source).map(async (sub) => [sub, await sub._grant()]));
+    const granted = asked.filter(([, token]) => token);
+    this.#holders = granted.map(([sub]) => sub);
+    const wanted = [...wishes(subs, path), ...granted.map(([, token]) => ["channel_token", token])];
+    const query = new URLSearchParams([...parameters, ...subs.map(({ channel }) => ["channel", channel]), ...wanted]);
     const cursor = encodeCursor(subs);
-    return request(this.link, `${path}?${query}`, { signal, headers: cursor ? { "Last-Event-ID": cursor } : {} });
+    const response = await request(this.link, `${path}?${query}`, { signal, headers: cursor ? { "Last-Event-ID": cursor } : {} });
+    for (const sub of subs) sub._failures = 0;
+    return response;
+  }
+
+  /** Another request, with a fresh token for this channel; soon, as that may be none either. */
+  #renew(sub) {
+    sub._forgetGrant();
+    this.later(() => this.enter(), backoffMs(sub._failures++));
   }
   #fail(error) {
     if (!(error instanceof HubError)) return this.end({ reason: String(error), hintMs: this.hintMs });
@@ -467,11 +543,12 @@ class SseWire extends RequestWire {
     const { code, reason, dropped, channel } = data;
     if (event === "lost" && dropped) this.link.emit("dropped", dropped);
     else if (event === "lost") this.link.subs.get(channel)?._lose();
-    else if (event === "notice") this.link.emit("notice", data.data);
+    else if (event === "notice") this.note(data.data);
     else if (event === "closed") this.end({ code, reason, final: !data.reconnect, spoke: true, hintMs: this.hintMs });
     else if (event !== "open") return this.take(data);
     else {
       this.heard(data.ping * 1000 + PING_GRACE_MS);
+      for (const sub of this.link.subs.values()) sub._tellLeftOut(0); // the hub says so again where some are
       this.link.opened({ client: data.client });
     }
   }
@@ -484,11 +561,13 @@ class PollWire extends RequestWire {
     for (let waitS = 0; !signal.aborted; waitS = POLL_WAIT_S) {
       this.heard(waitS * 1000 + PING_GRACE_MS);
       const response = await this.ask(signal, "/poll", subs, [["wait", waitS]]);
-      const { lost = [], messages = [] } = response.status === 200 ? await response.json() : {};
+      const answer = response.status === 200 ? await response.json() : null;
+      const { lost = [], messages = [], left_out: leftOut = {} } = answer ?? {};
       if (signal.aborted) return;
       this.link.opened({});
       for (const channel of lost) this.link.subs.get(channel)?._lose();
       for (const message of messages) if (!this.over) this.take(message);
+      for (const sub of answer ? subs : []) sub._tellLeftOut(leftOut[sub.channel] ?? 0);
       // Not if it was closed in the middle of the messages.
       if (!this.over) applyCursor(response.headers.get("Hub-Cursor") ?? "", subs);
     }
@@ -621,6 +700,7 @@ export class Hub extends Emitter {
     if (turn !== this.#turn) return;
     this.#abandon();
     if (code === TOKEN_EXPIRED || code === CONNECTION_EXPIRED) this.#token = null;
+    if (code === SUBSCRIPTION_EXPIRED) for (const sub of this.#subs.values()) sub._forgetGrant();
     if (final || (code === TOKEN_EXPIRED && typeof this.#options.token !== "function")) return this.#stop(code, reason);
     if (this.#connectedAt && now() - this.#connectedAt >= STABLE_MS) {
       this.#attempt = 0;

@@ -11,7 +11,8 @@ there is one, has been asked; no answer, header or log line repeats a token or w
     401  an invalid or expired token                  403  the origin, or the namespace's rule, does not allow it; or
          the application does not: with the code and the words of its Reject
     404  an unknown namespace (102)                   405, 406, 413  method, Accept, size of the body
-         with "index":2 in the error where it is the third of the channels (each counted once) that is not granted
+         with "index":2 in the error where it is the third of the channels (each counted once) that is not granted, or
+         "token":2 where the third channel token is no good
     429  too much waits, or comes from one address or user (111)
     503  too many requests at a time, draining, Redis is away, or the application has failed or taken too long (100)
 
@@ -97,6 +98,14 @@ class ChannelError(CommandError):
         super().__init__(cause.reply, str(cause))
         self.cause = cause
         self.index = index
+
+
+class TokenError(CommandError):
+    """One of the channel tokens of a request is no good. number: which one, from 0."""
+
+    def __init__(self, cause: CommandError, number: int) -> None:
+        super().__init__(cause.reply, str(cause))
+        self.number = number
 
 
 class PlainHandler(httpd.Handler):
@@ -225,9 +234,17 @@ class PlainHandler(httpd.Handler):
         tokens = self.get_query_arguments("channel_token", strip=False)
         if len(tokens) > len(names):
             raise CommandError(errors.BAD_REQUEST, "channel_token: allowed is one for each channel at most")
-        found = [self.grant(user, token) for token in tokens]
-        if not names >= {grant.channel for grant in found}:
-            raise CommandError(errors.BAD_REQUEST, "channel_token: found one of a channel that is not asked for")
+        found = []
+        for number, token in enumerate(tokens):
+            try:
+                grant = self.grant(user, token)
+                if grant.channel not in names:
+                    raise CommandError(
+                        errors.BAD_REQUEST, "channel_token: found one of a channel that is not asked for"
+                    )
+            except CommandError as error:
+                raise error if errors.is_temporary(error) else TokenError(error, number) from None
+            found.append(grant)
         return {grant.channel: grant for grant in found}
 
     def grant(self, user: str, token: object) -> Grant:
@@ -307,6 +324,8 @@ class PlainHandler(httpd.Handler):
             self.refuse(401, errors.UNAUTHORIZED, error.close.reason)
         elif isinstance(error, CommandError):
             place = {"index": error.index} if isinstance(error, ChannelError) else {}
+            if isinstance(error, TokenError):
+                place = {"token": error.number}
             cause = error.cause if isinstance(error, ChannelError) else error
             status = 403 if isinstance(cause, Rejected) else STATUS.get(error.reply.code, 400)
             self._answer_error(status, {**error_body(error), **place})

@@ -369,7 +369,12 @@ async function otherWires() {
   for (const [wire, word] of [["sse", "event stream"], ["poll", "polls"]]) {
     const page = await open(undefined, `?wire=${wire}`);
     assert.ok((await page.textContent("#detail")).startsWith(word));
-    assert.ok(await page.isDisabled("#hz") && (await page.textContent("#note")).includes("over a WebSocket"));
+    assert.equal(await page.textContent("#note"), "");
+    await acmeMoves(page);
+    await page.fill("#hz", "2"); // one a second of each of twenty symbols, once those that came before are out of the mean
+    await rateIs(page, 5, 30);
+    await page.check("#compact");
+    assert.equal(await page.getAttribute("body", "data-fields"), "compact");
     await acmeMoves(page);
     await page.click('[aria-label="Remove APEX"]');
     await page.click("#pause");

@@ -245,9 +245,9 @@ async function queues(url, wire) {
 }
 
 /** A token as the hub wants it (RFC 7519), made now: starting Node may take longer than a short one lives. */
-function mint(secret, ttl) {
+function mint(secret, ttl, claims = {}) {
   const encode = (part) => Buffer.from(JSON.stringify(part)).toString("base64url");
-  const text = `${encode({ alg: "HS256", typ: "JWT" })}.${encode({ sub: "ann", exp: Math.floor(Date.now() / 1000) + ttl })}`;
+  const text = `${encode({ alg: "HS256", typ: "JWT" })}.${encode({ sub: "ann", exp: Math.floor(Date.now() / 1000) + ttl, ...claims })}`;
   return `${text}.${createHmac("sha256", secret).update(text).digest("base64url")}`;
 }
 
@@ -381,6 +381,73 @@ async function lists(url, wire) {
   assert.deepEqual(errors.map(({ code }) => code), [107]);
   await publish(url, "value:a", { price: 5 });
   await until(() => seen.some(([, { price }]) => price === 5), "the value behind the refusal");
+  hub.close();
+}
+
+/** Channels by tokens of their own: a fresh one in time, and what is refused spoils nothing else. */
+async function grants(url, wire, secret) {
+  const sent = [];
+  globalThis.WebSocket = class extends globalThis.WebSocket {
+    send(message) {
+      sent.push(...message.split("\n").map((line) => Object.keys(JSON.parse(line)).at(-1)));
+      super.send(message);
+    }
+  };
+  const hub = new Hub({ url, wires: [wire], token: mint(secret, 3600) });
+  const [seen, errors, states] = [[], {}, []];
+  let [asked, lost] = [0, 0];
+  const sources = {
+    "held:a": (channel) => mint(secret, (asked += 1) === 1 ? 5 : 3600, { channel }),
+    "held:fixed": mint(secret, 3600, { channel: "held:fixed" }),
+    "held:ended": mint(secret, -10, { channel: "held:ended" }),
+    "held:other": mint(secret, 3600, { channel: "held:fixed" }),
+    "held:none": async () => "",
+  };
+  for (const [channel, token] of Object.entries(sources)) {
+    const sub = hub.subscribe(channel, { token });
+    sub.on("publication", ({ data }) => seen.push(data));
+    sub.on("lost", () => (lost += 1));
+    sub.on("error", ({ code }) => (errors[channel] = code));
+  }
+  hub.on("state", ({ name, code }) => states.push([name, code ?? 0]));
+  hub.open();
+  await until(() => ["held:a", "held:fixed"].every((one) => hub.subscribe(one).position), "its channels");
+  await until(() => Object.keys(errors).length === 3, "refusals");
+  assert.deepEqual(errors, { "held:ended": 109, "held:other": 103, "held:none": 103 });
+  await publish(url, "held:a", 1);
+  await until(() => seen.length === 1, "a message");
+  await until(() => asked >= 2, "a fresh token");
+  await publish(url, "held:a", 2);
+  await publish(url, "held:fixed", 3);
+  await until(() => seen.length === 3, "messages behind the first token's end");
+  assert.deepEqual([...seen].sort(), [1, 2, 3]);
+  assert.equal(asked, 2);
+  assert.equal(lost, 0);
+  const counts = ["subscribe", "sub_refresh"].map((method) => sent.filter((one) => one === method).length);
+  assert.deepEqual(counts, wire === "websocket" ? [5, 1] : [0, 0]); // in place
+  assert.ok(states.every(([name, code]) => name !== "waiting" || code === 3006), JSON.stringify(states));
+  assert.ok(wire === "sse" || states.every(([name]) => name !== "waiting"), JSON.stringify(states));
+  hub.close();
+}
+
+/** How many symbols do not fit into a watch list. */
+async function leftOut(url, wire) {
+  const hub = new Hub({ url, wires: [wire] });
+  const told = [];
+  let symbols = ["z*"];
+  hub.subscribe("value:$watch", { data: () => ({ symbols }) }).on("leftOut", (count) => told.push(count));
+  hub.on("notice", (data) => assert.fail(JSON.stringify(data)));
+  await publish(url, "value:z0", 0);
+  hub.open();
+  await connected({ hub });
+  for (const number of range(1, 12)) await publish(url, `value:z${number}`, number);
+  await publish(url, "value:z0", 1); // a poll tells with what comes
+  await until(() => told.at(-1) === 2, "what is left out");
+  symbols = ["z0"];
+  hub.close();
+  hub.open();
+  await publish(url, "value:z0", 2);
+  await until(() => told.at(-1) === 0, "that nothing is");
   hub.close();
 }
 
@@ -565,7 +632,8 @@ async function cyclesInPage(url, wire) {
 }
 
 const SCENARIOS = {
-  keys, talks, survives, changes, fallsBack, queues, refreshes, expired, watches, asks, lists, cycles, demo, offline, hidden, survivesInPage, cyclesInPage,
+  keys, talks, survives, changes, fallsBack, queues, refreshes, expired, watches, asks, lists, grants, leftOut, cycles, demo,
+  offline, hidden, survivesInPage, cyclesInPage,
 };
 
 const [scenario, url, ...rest] = process.argv.slice(2);

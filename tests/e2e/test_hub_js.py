@@ -20,6 +20,7 @@ NAMESPACES = {
     "log": {"mode": "stream", **OPEN},
     "value": {"mode": "latest", "watch": 10, "watch_prefixes": True, **OPEN},
     "none": OPEN,
+    "held": {"mode": "stream", "subscribe": "token", "publish": "anyone"},
     "read": {"subscribe": "anyone"},
     "room": {"presence": "subscriber", "join_leave": True, **OPEN},
 }
@@ -123,6 +124,20 @@ def test_it_asks_for_history_and_calls_the_hub(hub: HubProcess, wire: str) -> No
 def test_it_watches_lists_on_each_wire(hub: HubProcess, wire: str) -> None:
     """Names, patterns and fields; each value once, and what is refused spoils nothing else."""
     run(hub, "lists", wire)
+
+
+@WIRES
+@node_test
+def test_it_holds_channels_by_tokens_of_their_own(hub: HubProcess, wire: str) -> None:
+    """A fresh one when one ends, over WebSocket in place; one that is refused, or ended for good, spoils nothing else."""
+    run(hub, "grants", wire, SECRET)
+
+
+@WIRES
+@node_test
+def test_it_tells_how_many_symbols_of_a_list_are_left_out(hub: HubProcess, wire: str) -> None:
+    """And when none is any more."""
+    run(hub, "leftOut", wire)
 
 
 @WIRES
