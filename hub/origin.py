@@ -12,7 +12,9 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 EVERYBODY = "*"
-"""Among the allowed origins: pages of any origin. Such a page must have nobody's rights: no cookie may count then."""
+"""Among the allowed origins: pages of any origin, also of 'null'. Such a page must have nobody's rights: no cookie may
+count then. So 'null' gets nothing by it that a script that is no page has not; an answer's `*` admits it as well.
+"""
 LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 NAMED = re.compile(rf"(https?://)((?:{LABEL}\.)+{LABEL})(:[0-9]{{1,5}})?")
 """An origin whose host is a name of several labels; what a browser sends of such a page looks just so."""

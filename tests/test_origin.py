@@ -109,3 +109,14 @@ async def test_all_wires_let_the_same_pages_in(valkey_url, prefix, fast):
                 assert status in (GOOD if good else {403}), (wire, origin, status)
         posted = http("POST", "/emulation", b"{}", Origin="https://evil.example")
         assert await status_of(hub.port, posted) == 403
+
+
+@async_test
+async def test_a_star_lets_frames_without_an_origin_in_on_all_wires(valkey_url, prefix):
+    """'null' as any other; a request then has no rights that a script outside of a browser has not."""
+    async with plane(valkey_url, prefix, origins=("*",)) as hub:
+        for wire, request in OPENINGS.items():
+            assert await status_of(hub.port, request(Origin="null")) in GOOD, wire
+    async with plane(valkey_url, prefix) as hub:
+        for wire, request in OPENINGS.items():
+            assert await status_of(hub.port, request(Origin="null")) == 403, wire

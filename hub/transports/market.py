@@ -55,6 +55,12 @@ def asked(query: Mapping[str, str], channels: Mapping[str, Namespace]) -> dict[s
             text = f"{name}: found {len(text)} characters; allowed: {MAX_LENGTH}; longer lists by patterns such as AC*"
             raise CommandError(errors.LIMIT_EXCEEDED, f"{text}, or over the native wires")
     own = _own(query["data"]) if "data" in query else {}
+    strange = [str(number) for number, name in enumerate(own, 1) if name not in channels]
+    if strange:
+        # By their places: an answer repeats no names.
+        raise _bad(
+            f"data: found channels that are not asked for, number {', '.join(strange)}; allowed: of channel=NAME"
+        )
     latest = {name: rules for name, rules in channels.items() if rules.mode == "latest" and name not in own}
     lists = [name for name, rules in latest.items() if wants.is_watch(name, rules)]
     if flat and not latest:

@@ -67,6 +67,11 @@ def test_what_is_capped_is_capped_without_a_word():
         ({"data": "["}, ["t:A"], "data: allowed is an object of what is wanted by channel"),
         ({"data": "[]"}, ["t:A"], "data: allowed is an object of what is wanted by channel"),
         ({"data": '{"t:A":[]}'}, ["t:A"], "data: found []; allowed: an object of mode"),
+        (
+            {"data": '{"t:A":{"hz":1},"t:B":{"hz":1},"":{},"s:A":{}}'},
+            ["t:A", "s:A"],
+            "data: found channels that are not asked for, number 2, 3; allowed: of channel=NAME",
+        ),
         ({"data": '{"t:$watch":{"symbols":[]}}'}, ["t:$watch"], "symbols: missing; allowed: ACME,BOLT"),
         ({"data": '{"t:A":{"hz":0}}'}, ["t:A"], "hz: found 0; allowed: above 0"),
         ({}, ["t:$watch"], "symbols: missing; allowed: ACME,BOLT with a watch list"),
