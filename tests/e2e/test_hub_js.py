@@ -129,7 +129,7 @@ def test_it_watches_lists_on_each_wire(hub: HubProcess, wire: str) -> None:
 @WIRES
 @node_test
 def test_it_holds_channels_by_tokens_of_their_own(hub: HubProcess, wire: str) -> None:
-    """A fresh one when one ends, over WebSocket in place; one that is refused, or ended for good, spoils nothing else."""
+    """A fresh one when one ends, over WebSocket in place; one that is refused, or has ended, spoils nothing else."""
     run(hub, "grants", wire, SECRET)
 
 
