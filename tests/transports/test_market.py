@@ -68,8 +68,8 @@ def test_what_is_capped_is_capped_without_a_word():
         ({"data": "[]"}, ["t:A"], "data: allowed is an object of what is wanted by channel"),
         ({"data": '{"t:A":[]}'}, ["t:A"], "data: found []; allowed: an object of mode"),
         (
-            {"data": '{"t:A":{"hz":1},"t:B":{"hz":1},"":{},"s:A":{}}'},
-            ["t:A", "s:A"],
+            {"data": '{"t:A":{"hz":1},"t:B":{"hz":1},"":{},"chat:a":{}}'},
+            ["t:A", "chat:a"],
             "data: found channels that are not asked for, number 2, 3; allowed: of channel=NAME",
         ),
         ({"data": '{"t:$watch":{"symbols":[]}}'}, ["t:$watch"], "symbols: missing; allowed: ACME,BOLT"),
@@ -96,7 +96,7 @@ def test_what_is_no_wish_is_refused_by_its_name(query, channels, words):
 
 def test_a_request_with_several_lists_says_what_is_wanted_of_each():
     """Whose the symbols are would not be known else; and of no list more than it holds."""
-    both = '{"t:$watch":{"symbols":["A"]},"u:$watch":{"symbols":["B"],"marks":true},"chat:a":{"x":1},"none":5}'
+    both = '{"t:$watch":{"symbols":["A"]},"u:$watch":{"symbols":["B"],"marks":true},"chat:a":{"x":1}}'
     assert read(
         {"data": both}, {"t:$watch": LATEST, "u:$watch": LATEST, "chat:a": CHANNELS["chat:a"]}, True, EVERY
     ) == {
