@@ -43,7 +43,8 @@ REST_S = 5.0
 OUTPUT_BYTES = 1_048_576
 """Of the check, standard output and error each; what it writes beyond that fails there."""
 REASON_LINES = 8
-"""Of its errors, in the log and in the answer to `hub deploy`."""
+REASON_CHARS = 1000
+"""Of its errors, and of each of them, in the log and in the answer to `hub deploy`."""
 
 
 class Program(NamedTuple):
@@ -167,7 +168,8 @@ def _reason(errors: str, status: int) -> str:
     """The lines that the check means for people; where it has none of them, its last one."""
     lines = [line for line in errors.splitlines() if line.strip()]
     meant = [line.removeprefix("hub: ") for line in lines if line.startswith("hub: ") and "warning" not in line]
-    return "\n".join(meant[:REASON_LINES] or lines[-1:] or [f"the check ended with status {status} and said nothing"])
+    found = meant[:REASON_LINES] or lines[-1:] or [f"the check ended with status {status} and said nothing"]
+    return "\n".join(line[:REASON_CHARS] for line in found)
 
 
 class Deploy:

@@ -176,6 +176,11 @@ class Doors:
         for server in self._servers:
             server.retire()
 
+    @property
+    def kept(self) -> int:
+        """HTTP connections that there are, idle ones too."""
+        return sum(server.kept for server in self._servers)
+
     def close(self) -> None:
         """Accept no more; whoever waits in a poll is answered."""
         for acceptor in self._acceptors:

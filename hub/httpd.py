@@ -169,9 +169,16 @@ class Server(HTTPServer):
         self._next_request.header_timeout = settings.idle_timeout_s
         self._settings = settings
 
+    @property
+    def kept(self) -> int:
+        """Connections that there are, idle ones too."""
+        return len(self._connections)
+
     def retire(self) -> None:
         """Say `Connection: close` with each answer from now on: the next request is for whoever accepts then."""
         self.conn_params.no_keep_alive = self._next_request.no_keep_alive = True
+        for connection in self._connections:
+            cast("_Exchanges", connection).last()
 
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         # Tornado has one time for both; it reads `params` anew for each request of a connection.
@@ -198,13 +205,19 @@ class _Exchanges(HTTP1ServerConnection):
     ) -> None:
         super().__init__(stream, params, context)
         self._settings = settings
+        self._exchange: _Exchange | None = None
+
+    def last(self) -> None:
+        """The request that is being answered is this connection's last one, if the answer's head is not written yet."""
+        if self._exchange is not None:
+            self._exchange.last()
 
     async def _server_request_loop(self, delegate: httputil.HTTPServerConnectionDelegate) -> None:
         # Tornado's own loop, with exchanges of ours.
         goes_on = True
         try:
             while goes_on:
-                exchange = _Exchange(self.stream, self.params, self.context, self._settings)
+                exchange = self._exchange = _Exchange(self.stream, self.params, self.context, self._settings)
                 try:
                     goes_on = await exchange.read_response(delegate.start_request(self, exchange))
                 except (StreamClosedError, iostream.UnsatisfiableReadError, asyncio.CancelledError):
@@ -236,6 +249,10 @@ class _Exchange(HTTP1Connection):
         super().__init__(stream, False, params, context)
         self._answer_timeout_s = settings.answer_timeout_s
         self._limits = heads.Limits(settings.body_bytes, settings.header_fields, settings.query_fields)
+
+    def last(self) -> None:
+        """Have the answer say `Connection: close`."""
+        self._disconnect_on_finish = True
 
     async def _read_message(self, delegate: httputil.HTTPMessageDelegate) -> bool:
         try:

@@ -96,6 +96,8 @@ HEARTBEATS_PER_TIMEOUT = 8
 REPORT_S = 60.0
 HURRIED_S = 1.0
 """For close handshakes after a second stop signal."""
+KEPT_S = 0.1
+"""Between two looks at whether kept HTTP connections have gone."""
 LATE_WINDOW_S = 1.0
 """For those who came to a worker after it had begun to retire, with requests on connections that it had accepted."""
 ACCEPT_LAST_S = 0.5
@@ -564,9 +566,13 @@ class Worker:
         await self._ticker.close()
         # Whoever is sent away before that may come to a sibling that is about to do the same.
         await self._leaving.wait()
+        window_over = time.monotonic() + self._settings.drain_window_s
         # Whoever is no client yet, or none of ours, has all the time there is.
         here = [one for one in self._reactor.connections.values() if isinstance(one, Connection)]
         await self._drain([*here, *self._polls], self._settings.drain_window_s)
+        # Connections that proxies keep: they are told so with their next request, and none is lost in between.
+        while self._doors.kept and time.monotonic() < window_over and not self._stopping.is_set():
+            await asyncio.sleep(KEPT_S)
         await self._redelivery.close()
         self._doors.close()
         await self._drain(list(self._reactor.connections.values()), LATE_WINDOW_S)

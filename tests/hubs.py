@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,7 +56,8 @@ class HubProcess:
     """One running hub; a context manager that ends it and removes what it stored.
 
     settings: merged over BASE, tables key by key. env: more environment variables. base: False takes `settings` alone.
-    module: what is run with the command line of `hub`, such as one that changes it first.
+    module: what is run with the command line of `hub`, such as one that changes it first. program: instead of that,
+    what stands for `hub` itself.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class HubProcess:
         env: Mapping[str, str] | None = None,
         base: bool = True,
         module: str = "hub",
+        program: Sequence[str] = (),
     ) -> None:
         # Not tmp_path: its names outgrow the 107 bytes that a Unix socket path may have.
         self.directory = Path(tempfile.mkdtemp(prefix="hub-t-"))
@@ -73,7 +75,7 @@ class HubProcess:
         self.config_path = self.directory / "hub.toml"
         self.config_path.write_text(to_toml(self.settings))
         self._stderr_path = self.directory / "stderr"
-        self._module = module
+        self._program = list(program) or [sys.executable, "-m", module]
         self._env = {**clean_environment(), **(env or {})}
         self.ready_line = ""
 
@@ -94,7 +96,7 @@ class HubProcess:
     def start(self) -> None:
         """Start it, or start it again after `stop`; returns when it is ready. Raises HubFailed."""
         with self._stderr_path.open("ab") as stderr:
-            command = [sys.executable, "-m", self._module, "serve", "--config", str(self.config_path)]
+            command = [*self._program, "serve", "--config", str(self.config_path)]
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=self._env
             )
