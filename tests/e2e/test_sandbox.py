@@ -45,7 +45,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def exercise(hub: HubProcess) -> None:
-    """All wires, the server API, a worker's death and its heir."""
+    """All wires, the server API, a worker's death and its heir, and a deploy."""
     for speak in WIRES.values():
         speak(hub, hub.token("ann"), "hello")
     options = ("--url", hub.api_url)
@@ -56,6 +56,11 @@ def exercise(hub: HubProcess) -> None:
     os.kill(before[0], signal.SIGKILL)
     wait_until(lambda: len(hub.worker_pids()) == 2 and before[0] not in hub.worker_pids(), hub.stderr)
     wait_until(lambda: hub.stderr.count("is ready") == 3, hub.stderr)
+    done = run_hub("deploy", "--config", str(hub.config_path), timeout_s=90)
+    assert done.returncode == 0, done.stderr + hub.stderr
+    wait_until(lambda: "the last worker of the old generation has gone" in hub.stderr, hub.stderr)
+    for speak in WIRES.values():
+        speak(hub, hub.token("ann"), "hello again")
 
 
 @systemd
@@ -91,7 +96,7 @@ def test_every_call_that_the_hub_makes_is_allowed(tmp_path: Path) -> None:
     wait_until(lambda: path.exists() and "total" in path.read_text(), "no summary of strace")
     calls = set(re.findall(r" (\w+)$", path.read_text(), re.MULTILINE)) - {"total", "syscall"}
     # Of the supervisor, a worker, Valkey: all of them were seen.
-    assert {"wait4", "accept4", "sched_setaffinity", "fdatasync"} <= calls
+    assert {"wait4", "accept4", "sched_setaffinity", "fdatasync", "memfd_create"} <= calls
     assert sorted(calls - sandbox.allowed() - REFUSED.keys()) == []
 
 
