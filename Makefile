@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run chat test chaos hostile wires lint types bench bench-full bench-peers clean
+.PHONY: run chat test chaos hostile wires soak lint types bench bench-full bench-peers clean
 
 run: $(STAMP)  ## serve the demo: http://127.0.0.1:8000/
 	$(BIN)/hub serve --config config/demo.toml
@@ -23,6 +23,9 @@ hostile: $(STAMP)  ## what each attack costs clients who do nothing wrong, with 
 
 wires: $(STAMP)  ## 1,000 Socket.IO clients on four workers, a connection for each request, with figures, a few minutes
 	$(BIN)/python -m tests.wires $(if $(ONLY),--only $(ONLY)) --save
+
+soak: $(STAMP)  ## an hour of everything at once: what grows, stays behind or gets lost; shorter: make soak MINUTES=10
+	$(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) --save
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

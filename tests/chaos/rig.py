@@ -91,13 +91,15 @@ SHORT = Size(2, 40, 60, 4, 2, 100.0, 1, 45.0, 0.25)
 class LoadProcess:
     """One process of load.py or sdk.mjs."""
 
-    def __init__(self, role: str, config: dict[str, Any]) -> None:
+    def __init__(self, role: str, config: dict[str, Any], module: str = "tests.chaos.load") -> None:
+        """module: what is run; a process that obeys as load.py does."""
         self.role = role
+        self._module = module
         self._config = config
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        python = [sys.executable, "-m", "tests.chaos.load", self.role]
+        python = [sys.executable, "-m", self._module, self.role]
         program = ["node", str(HERE / "sdk.mjs")] if self.role == "sdk.mjs" else python
         self._process = await asyncio.create_subprocess_exec(
             *program,
@@ -141,10 +143,11 @@ class Rig:
         keep: Path | None = None,
         module: str = "hub",
         settings: Mapping[str, Any] | None = None,
+        env: dict[str, str] | None = None,
     ) -> None:
         """seed: of channels and victims. keep: a file for every event. module: the hub; tests run a broken one.
 
-        settings: of the hub, besides the rig's.
+        settings: of the hub, besides the rig's. env: more of the hub's environment.
         """
         self._more_settings = settings or {}
         self.gone: Counter[str] = Counter()
@@ -153,6 +156,7 @@ class Rig:
         """The codes that they were closed with."""
         self.kind = kind
         self._module = module
+        self._env = env
         self.size = size
         self.rng = random.Random(seed)
         self.checker = Checker()
@@ -221,13 +225,14 @@ class Rig:
         self._stack.push_async_callback(proxy.close)
         return proxy
 
-    async def _start_hub(self) -> None:
+    def _settings(self) -> dict[str, Any]:
+        """Of the hub, over those of tests.hubs."""
         redis: dict[str, Any] = (
             {"sentinels": [f"127.0.0.1:{self.sentinel.port}"], "master": MASTER} if self.sentinel else {}
         )
         if self.proxy is not None:
             redis = {"url": f"redis://127.0.0.1:{self.proxy.address.port}"}
-        settings = {
+        return {
             "workers": self.size.workers,
             "redis": redis,
             # Small, so that a reader that stops is slow soon.
@@ -245,7 +250,10 @@ class Rig:
                 }
             },
         }
-        self.hub = HubProcess(merged(settings, self._more_settings), module=self._module)
+
+    async def _start_hub(self) -> None:
+        settings = merged(self._settings(), self._more_settings)
+        self.hub = HubProcess(settings, module=self._module, env=self._env)
         # In a thread: the hub's way to its store is a proxy on this loop.
         await asyncio.to_thread(self.hub.__enter__)
         self._stack.push_async_callback(asyncio.to_thread, self.hub.__exit__)
