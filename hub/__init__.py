@@ -47,7 +47,8 @@ The rooms, and what each is for; the head of each says more:
     listeners activation embedded state systemd        what a process stands on: sockets, a store, its manager
     secret_files prctl tasks                           and what it is careful with
     log journal tcp_info                               its lines, how they look, what the kernel has counted
-    histogram tally lag figures                        what is counted: times, clients, the loop; all of a worker's
+    histogram tally lag figures facts                  what is counted: times, clients, the loop; all of a worker's
+    metrics metric_names exposition health monitoring  the same for Prometheus, of all workers; does it live; the pages
     cli serve options remote operating client urls     the command line
     benching bench_run bench_crew bench_wires          a load of clients: the run, its processes, their clients,
     bench_figures                                      and what came of it

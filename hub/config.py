@@ -38,6 +38,7 @@ from .sections import (
     AuthSettings,
     ClientSettings,
     EmbeddedSettings,
+    HealthSettings,
     HttpSettings,
     LimitSettings,
     MailboxSettings,
@@ -100,6 +101,7 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings.model_validate({})
     worker: WorkerSettings = WorkerSettings.model_validate({})
     limits: LimitSettings = LimitSettings.model_validate({})
+    health: HealthSettings = HealthSettings.model_validate({})
     relay: RelaySettings = RelaySettings.model_validate({})
     client: ClientSettings = ClientSettings.model_validate({})
     socketio: SocketIOSettings = SocketIOSettings.model_validate({})

@@ -14,7 +14,7 @@ import os
 import resource
 import time
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .broker import Broker
@@ -36,7 +36,8 @@ PAGE_BYTES = resource.getpagesize()
 class Rooms:
     """Of one worker: those that count.
 
-    polls: the requests of plain HTTP that wait. began_at: when the worker did, by the reactor's clock.
+    polls: the requests of plain HTTP that wait. began_at, started_at: when the worker was built, by the reactor's clock
+    and in seconds since 1970.
     """
 
     slot: int
@@ -54,6 +55,7 @@ class Rooms:
     lag: Lag
     began_at: float
     certificates: Certificates | None = None
+    started_at: float = field(default_factory=time.time)
 
 
 def current(rooms: Rooms) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def current(rooms: Rooms) -> dict[str, Any]:
     Counts, and histograms as Histogram.about has them, are since its start; "…_bytes", "open", "up" and what is said to
     be so are of now. Seconds and bytes throughout.
 
-    {"slot":0,"generation":3,"pid":71,"uptime_s":12.5,"time":1764000000.1,
+    {"slot":0,"generation":3,"pid":71,"uptime_s":12.5,"started_at":1763999987.6,"time":1764000000.1,
      "connections":{"open":{"websocket":12,…,"long_poll":0},"opened":{"websocket":20,…},"closed":{"3001":8,…,"other":0},
       "refused":{"handshakes":0,…},"handshake_s":{…}},
      "users":10,"sessions":12,"subscriptions":30,"channels":4,
@@ -85,6 +87,7 @@ def current(rooms: Rooms) -> dict[str, Any]:
         "generation": rooms.generation,
         "pid": os.getpid(),
         "uptime_s": round(reactor.clock() - rooms.began_at, 1),
+        "started_at": rooms.started_at,
         "time": time.time(),
         "connections": {
             "open": {**tally.open, "long_poll": len(rooms.polls)},

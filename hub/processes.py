@@ -20,7 +20,7 @@ from typing import Self
 
 from .config import Settings
 from .embedded import Embedded
-from .errors import BootError
+from .errors import EXIT_BOOT, BootError
 from .heartbeat import Heartbeat, Pulse, open_pipe
 from .inheritance import WorkerRecord
 from .listeners import Slot
@@ -55,7 +55,10 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A worker process that is gone. code: its exit status, or minus the signal. pulse: read to its end, still open."""
+    """A worker process that is gone. code: its exit status, or minus the signal. pulse: read to its end, still open.
+
+    silent: it was killed for its silence.
+    """
 
     index: int
     generation: int
@@ -63,6 +66,14 @@ class Ended:
     code: int
     lived_s: float
     pulse: Pulse
+    silent: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why, in one word of a few, for metrics: 'silent', 'boot', 'exit' or a signal's name."""
+        if self.silent or self.code >= 0:
+            return "silent" if self.silent else "boot" if self.code == EXIT_BOOT else "exit"
+        return signal_name(-self.code)
 
     def __str__(self) -> str:
         return f"worker {self.index} (pid {self.pid}) {describe_end(self.code)} after {self.lived_s:.1f} s"
@@ -182,7 +193,7 @@ class WorkerProcess:
             return None
         self.pulse.read(now)
         code, lived_s = os.waitstatus_to_exitcode(status), now - self._born_s
-        ended = Ended(self.slot.index, self.generation, pid, code, lived_s, self.pulse)
+        ended = Ended(self.slot.index, self.generation, pid, code, lived_s, self.pulse, self._doomed)
         self.pid, self.pulse = 0, None
         return ended
 
@@ -235,7 +246,12 @@ def describe_end(code: int) -> str:
     """'ended with status 1' or 'was ended by SIGKILL'. code: as from os.waitstatus_to_exitcode."""
     if code >= 0:
         return f"ended with status {code}"
+    return f"was ended by {signal_name(-code)}"
+
+
+def signal_name(number: int) -> str:
+    """'SIGKILL'"""
     try:
-        return f"was ended by {signal.Signals(-code).name}"
+        return signal.Signals(number).name
     except ValueError:  # real-time signals have no names
-        return f"was ended by signal {-code}"
+        return f"signal {number}"

@@ -168,6 +168,11 @@ class LimitSettings(Section):
     remembered: Whole = Field(65_536, ge=1, le=10_000_000, description="addresses, and users, of which nobody is here")
 
 
+class HealthSettings(Section):
+    min_workers: Whole = Field(1, ge=1, le=1024, description="that live, or /readyz is 503; all, where there are fewer")
+    needs_redis: bool = Field(True, description="/readyz is 503 while Redis is away; /livez never is")
+
+
 class RelaySettings(Section):
     timeout_s: Number = Field(5.0, gt=0, le=60, description="for the answer of the worker where a session lives")
     pending: Whole = Field(10_000, ge=1, le=1_000_000, description="asked at a time, by one worker of another")

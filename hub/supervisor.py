@@ -35,6 +35,7 @@ from .config import Settings
 from .deploy import NO_LINEAGE, Deploy, Lineage, Program, replace
 from .embedded import Embedded
 from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, BootError
+from .facts import Facts
 from .heartbeat import Heartbeat, Pulse
 from .inheritance import Estate, HomeRecord, Tally
 from .listeners import Listeners
@@ -117,6 +118,7 @@ class Supervisor:
         self._watchdog_due_s = NEVER
         self._turned_s = clock()
         self._home: Home | None = None
+        self._facts = Facts(clock)
 
     def run(self) -> int:
         """Serve until stopped; returns the exit status of the process.
@@ -162,6 +164,7 @@ class Supervisor:
             self._home = Home.make(os.environ)
         except OSError as error:
             raise BootError(f"no directory for the workers' private sockets: {error}") from None
+        self._facts.open(self._home.directory)
         if self._embedded is not None:
             if not self._embedded.wait_ready(self._settings.redis.start_timeout_s, self._keep_waiting):
                 return
@@ -207,6 +210,7 @@ class Supervisor:
             worker.tell(signal.SIGKILL)
             worker.reap(self._clock(), options=0)
         self._listeners.close()
+        self._facts.close()
         if self._home is not None:
             self._home.remove()
         if self._embedded is not None:
@@ -238,6 +242,7 @@ class Supervisor:
             self._deploy.turn(now, GRACE_S)
         self._start_due(now)
         self._feed_watchdog(now)
+        self._facts.beat()
 
     def _wait_s(self) -> float:
         """Seconds to sleep: until the first thing is due, at most TURN_S."""
@@ -340,6 +345,7 @@ class Supervisor:
     def _leave(self, index: int) -> None:
         """In the child: close what is the supervisor's, and the listeners of the other slots."""
         self._close_loop()
+        self._facts.close()
         self._listeners.keep_only(index)
 
     def _read_pulse(self, worker: WorkerProcess, now: float) -> None:
@@ -389,6 +395,7 @@ class Supervisor:
         elif worker in self._deploy.rising:
             self._deploy.fail(ended.pulse.failure or f"{ended}, before all were ready", now, GRACE_S)
         else:
+            self._facts.count("worker_restarts", ended.reason)
             delay_s = worker.plan_next(ended.lived_s, now)
             cause = f": {ended.pulse.failure}" if ended.pulse.failure else ""
             logger.warning("%s%s; the next one starts in %.1f s", ended, cause, delay_s)

@@ -25,7 +25,7 @@ from typing import cast
 
 import uvloop
 
-from . import api
+from . import api, figures, monitoring
 from .app import DISCONNECT, load
 from .app_gate import Gate
 from .app_runner import Runner
@@ -44,10 +44,11 @@ from .drain import Drained, drain
 from .emission import EmittingFanout, everyone_rules
 from .entrance import Entrance
 from .errors import EXIT_OK, BootError, BrokerUnavailable, ConfigError
+from .exposition import Exposition
 from .fanout import Fanout
-from .figures import Rooms
 from .forwarded import Proxies
 from .handover import Handover
+from .health import Health
 from .history import History
 from .ingest import Ingest
 from .jwks import Jwks
@@ -57,6 +58,8 @@ from .limits import TokenBucket
 from .loopback import Loopback
 from .mailbox import Mailboxes
 from .manifest import Manifest
+from .metrics import Metrics
+from .monitoring import Monitoring
 from .neighbours import Neighbours
 from .notice import Notices
 from .orders import Orders, Sessionless
@@ -253,7 +256,7 @@ class Worker:
         )
         self._build_links()
         self._lag = Lag(TICK_S, self._reactor.clock)
-        self._figures = Rooms(
+        self._figures = figures.Rooms(
             slot=self._seat.slot.index,
             generation=self._seat.generation,
             reactor=self._reactor,
@@ -488,9 +491,26 @@ class Worker:
         for room in (self._neighbours, self._tunnels):
             if room is not None:
                 internal += room.routes()
+        internal += monitoring.routes(self._build_monitoring())
         self._doors.open(self._seat.slot, public, internal)
         if self._balance is not None:
             self._doors.share(self._balance)
+        self._metrics.start()
+
+    def _build_monitoring(self) -> Monitoring:
+        settings, seat = self._settings, self._seat
+        home = seat.home.directory
+        self._metrics = Metrics(home, seat.slot.index, partial(figures.current, self._figures))
+        self._exposition = Exposition(self._metrics, home, seat.workers, self._store)
+        health = Health(
+            self._figures,
+            home,
+            draining=self._stopping.is_set,
+            living=partial(self._metrics.living, seat.workers),
+            min_workers=min(settings.health.min_workers, seat.workers),
+            needs_redis=settings.health.needs_redis,
+        )
+        return Monitoring(self._exposition, health, settings.api.key, guarded=bool(seat.slot.combined))
 
     # Living.
 
@@ -591,6 +611,7 @@ class Worker:
         await self._broker.close()
         await self._presence.close()
         await self._doors.close_all_connections()
+        await self._exposition.close()
         if self._neighbours is not None:
             await self._neighbours.close()
         await self._relay.close()
@@ -612,6 +633,7 @@ class Worker:
         self._snapshots.close()
         self._symbols.close()
         await self._history.close()
+        self._metrics.close()
         self._reactor.stop()
 
     async def _empty_accept_queues(self) -> None:

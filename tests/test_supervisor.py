@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from hub import facts
+
 PROGRAM = """
 import json, logging, os, select, signal, sys, time
 from pathlib import Path
@@ -201,6 +203,22 @@ def test_the_others_notice_nothing(hub: Callable[..., Hub]) -> None:
         client.close()
     assert program.pids()[1] == kept and alive(kept)
     assert program.lines(rf"^worker 0 \(pid {killed}\) was ended by SIGKILL after .* starts in 0\.1 s$")
+
+
+@pytest.mark.parametrize("how", ["killed", "silent"])
+def test_why_workers_end_is_told_for_metrics(hub: Callable[..., Hub], directory: Path, how: str) -> None:
+    """With the beat of the loop, in the directory that workers share; which is gone when the hub is."""
+    program = hub(heartbeat_timeout_s=1, environ={"RUNTIME_DIRECTORY": str(directory)})
+    program.wait_ready()
+    (home,) = directory.glob("hub-relay-*")
+    assert facts.read(str(home))["pid"] == program.process.pid
+    first = program.pids()[0]
+    os.kill(first, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    wait_until(lambda: program.pids()[0] != first)
+    reason = "SIGKILL" if how == "killed" else "silent"
+    assert facts.read(str(home))["counts"] == {"worker_restarts": {reason: 1}}
+    wait_until(lambda: (facts.beat_age_s(str(home), time.monotonic()) or 0.0) < 1.5)
+    assert program.stop() == 0 and not home.exists()
 
 
 def test_a_hung_worker_writes_its_stack_and_is_replaced(hub: Callable[..., Hub]) -> None:

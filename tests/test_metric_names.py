@@ -1,0 +1,32 @@
+"""What the names promise, and what the table in the design asks for."""
+
+from __future__ import annotations
+
+import re
+
+from hub.metric_names import COUNTER, GAUGE, HANDSHAKE_REASONS, HISTOGRAM, LEAST, METRICS, SUM
+from hub.refusals import REASONS
+
+
+def test_names_are_prometheus_own():
+    """One each; base units; `_total` is added by the library, to counters alone."""
+    names = [metric.name for metric in METRICS]
+    assert len(set(names)) == len(names)
+    for metric in METRICS:
+        assert re.fullmatch(r"(hub|process)_[a-z_]+", metric.name)
+        assert not metric.name.endswith(("_total", "_ms", "_kb", "_sum", "_count", "_bucket"))
+        assert metric.kind in (COUNTER, GAUGE, HISTOGRAM) and metric.over in (SUM, LEAST)
+        assert metric.kind != HISTOGRAM or metric.name.endswith("_seconds")
+        assert metric.text and not metric.text.endswith(".") and "\n" not in metric.text
+
+
+def test_no_label_is_a_clients_own_name():
+    """A channel, a user or an address as a label would make a time series for each."""
+    assert {metric.label for metric in METRICS} <= {
+        "", "transport", "code", "reason", "result", "cause", "queue", "recovered", "role",
+    }  # fmt: skip
+
+
+def test_each_refusal_is_of_newcomers_or_of_clients():
+    """A reason that is not in REASONS any more would be nobody's."""
+    assert set(REASONS) > HANDSHAKE_REASONS
