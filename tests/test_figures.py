@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 
 import orjson
@@ -14,6 +16,7 @@ from hub.figures import Rooms, current
 from hub.lag import Lag
 from hub.loopback import Loopback
 from hub.message import Publication, PublishOptions
+from tests.emulated import http, opening
 from tests.nodes import until
 from tests.plane import Plane, client, plane
 from tests.support import async_test
@@ -76,6 +79,44 @@ async def test_the_figures_are_what_clients_did(valkey_url, prefix):
         assert now["redis"]["subscriber_up"] and now["redis"]["commands_up"] and now["redis"]["links"] == 1
         assert 5e6 < now["process"]["memory_bytes"] < 2e9
         assert now["process"]["fds"] in (fds - 1, 2), "listing them takes one; an old Linux says nothing"
+
+
+@async_test
+async def test_a_client_is_counted_once_by_its_wire(valkey_url, prefix):
+    """Whoever polls, too, whose requests come and go; when all have gone nobody is left."""
+    commands = b'{"id":1,"connect":{}}'
+    async with plane(valkey_url, prefix) as hub, contextlib.AsyncExitStack() as stack:
+        tally, port = hub.reactor.tally, hub.port
+        openings = {
+            "http_stream": opening("lines", commands),
+            "sse": opening("events", commands),
+            "event_stream": http("GET", "/sse?channel=open:a"),
+        }
+        for wire, request in openings.items():
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            stack.callback(writer.close)
+            writer.write(request)
+            await until(lambda wire=wire: tally.open[wire] == 1)
+        url = f"ws://127.0.0.1:{port}/socket.io/?EIO=4&transport=websocket"
+        await stack.enter_async_context(connect(url, proxy=None))
+        await stack.enter_async_context(connect(hub.url, proxy=None))
+        await until(lambda: tally.open["socketio"] == tally.open["websocket"] == 1)
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(http("GET", "/socket.io/?EIO=4&transport=polling"))
+        await until(lambda: tally.open["socketio"] == 2)
+        assert sum(tally.opened.values()) == sum(tally.open.values()) == 6
+        writer.close()
+        await stack.aclose()
+        await until(lambda: sum(tally.open.values()) == 1)
+        hub.reactor.connections[min(hub.reactor.connections)].abort()
+        assert sum(tally.open.values()) == 0 and sum(tally.closed.values()) == 6
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@async_test
+async def test_a_handshake_is_timed_whoever_answers_it(valkey_url, prefix, fast):
+    async with plane(valkey_url, prefix, fast=fast) as hub, connect(hub.url, proxy=None):
+        await until(lambda: hub.reactor.tally.handshakes.count == 1)
 
 
 @async_test
