@@ -123,7 +123,11 @@ class Entrance:
         Raises HubError for a token that is not good, as auth has it.
         """
         found = self.shown(headers, token)
-        return Visitor(address, found if keep else "", self.authenticator.verify(found) if found else None)
+        try:
+            return Visitor(address, found if keep else "", self.authenticator.verify(found) if found else None)
+        except HubError as error:
+            self._note(error)
+            raise
 
     async def visit(self, peer: object, headers: Headers, token: str = "", ticket: str = "") -> Visitor:
         """Who asks; only where it shows a ticket, which is used then, this waits. Raises as `visitor` does, and
@@ -132,12 +136,21 @@ class Entrance:
         address = self.address_of(peer, headers)
         if not ticket or not self.judges or bearer(headers) or token:
             return self.visitor(address, headers, token)
-        if self._tickets is None:
-            raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "there are no tickets here")
-        claims = await self._tickets.redeem(ticket)
+        try:
+            if self._tickets is None:
+                raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "there are no tickets here")
+            claims = await self._tickets.redeem(ticket)
+        except HubError as error:
+            self._note(error)
+            raise
         if reason := self.quotas.no_room(address):
             raise CommandError(errors.TOO_MANY_REQUESTS, REFUSALS[reason].text)
         return Visitor(address, ticket, claims)
+
+    def _note(self, error: HubError) -> None:
+        """Count who showed what is not good; not where that can't be told now."""
+        if not errors.is_temporary(error) or isinstance(error, ProtocolError):
+            self.quotas.refusals.count("tokens")
 
     def _of_cookie(self, headers: Headers) -> str:
         if not self.cookie or not (text := headers.get("cookie", "")):

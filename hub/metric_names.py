@@ -26,6 +26,7 @@ HANDSHAKE_REASONS = frozenset(
         "ip_sockets",
         "user_connections",
         "connections",
+        "tokens",
         "origins",
         "proxy_lines",
         "descriptors",

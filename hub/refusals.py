@@ -26,6 +26,7 @@ REASONS = {
     "channel_floods": "connections that went on asking for more channels than they may have (3505)",
     "worker_channels": "subscriptions beyond limits.channels",
     "json": "messages of too many values, or nested too deep",
+    "tokens": "requests with a token or a ticket that is not good",
     "origins": "requests of pages whose origin is not allowed",
     "proxy_lines": "connections without the PROXY line of a trusted proxy",
     "descriptors": "connections for want of descriptors",

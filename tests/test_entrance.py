@@ -58,10 +58,13 @@ async def test_who_shows_nothing_is_nobody():
 @async_test
 async def test_a_bad_token_is_told():
     """Shown, it must be good: nobody is let in as nobody with it."""
+    one, late = entrance(), entrance(now=lambda: NOW + 61)
     with pytest.raises(ProtocolError):
-        entrance().visitor("", {}, TOKEN + "x")
+        one.visitor("", {}, TOKEN + "x")
     with pytest.raises(CommandError, match="token expired"):
-        await entrance(now=lambda: NOW + 61).visit(None, {}, TOKEN)
+        await late.visit(None, {}, TOKEN)
+    one.visitor("", {}, TOKEN)
+    assert one.quotas.refusals.counts["tokens"] == late.quotas.refusals.counts["tokens"] == 1
 
 
 @async_test
@@ -71,6 +74,21 @@ async def test_a_ticket_speaks_for_its_client():
     for one in (entrance(tickets=Tickets()), entrance()):
         with pytest.raises(ProtocolError):
             await one.visit(PEER, {}, "", "bad")
+        assert one.quotas.refusals.counts["tokens"] == 1
+
+
+@async_test
+async def test_a_ticket_that_cannot_be_looked_up_is_nobodys_fault():
+    """Redis is away: it may be as good as any."""
+
+    class Away:
+        async def redeem(self, ticket: str) -> Claims:
+            raise BrokerUnavailable("away")
+
+    one = entrance(tickets=Away())
+    with pytest.raises(BrokerUnavailable):
+        await one.visit(PEER, {}, "", "good")
+    assert one.quotas.refusals.counts["tokens"] == 0
 
 
 COOKIE = {"cookie": f"a=1; hub={TOKEN};b=2"}
