@@ -41,6 +41,7 @@ The rooms, and what each is for; the head of each says more:
     transports.socketio transports.socketio_session    its connections, and clients in namespaces: events and acks
     resume recall                                      its clients that come back: how far they were, their records
     worker seat supervisor processes heartbeat         processes: who builds all rooms, and who watches over them
+    reloadable reload retune instructions status       new settings while it runs: which, and how workers get them
     relay neighbours handover tunnel                   what a worker asks of, or gives to, the one with the session
     deploy inheritance rehearsal                       new code in the same process: tried out, taken over
     deploying whereabouts                              asked for from outside, and how the hub that runs is found
@@ -51,7 +52,7 @@ The rooms, and what each is for; the head of each says more:
     metrics metric_names exposition health monitoring  the same for Prometheus, of all workers; does it live; the pages
     cli serve options remote operating client urls     the command line
     benching bench_run bench_crew bench_wires          a load of clients: the run, its processes, their clients,
-    bench_figures                                      and what came of it
+    bench_figures reloading                            and what came of it; asking for new settings from outside
     tune tuning changes                                kernel settings and limits: which, installed, taken back
     doctor examination machine storefacts capacity     what breaks on this machine: facts, what a connection costs
     diagnosis kernelrules hostrules storerules         and the rules that judge them

@@ -204,6 +204,12 @@ class Acceptor:
         self._kinds: list[tuple[bool, bool]] = []
         """Of each listener, in order, also once they are closed: whether it is secure, whether it is proxied."""
 
+    def retune(self, deadline_s: float, tls_handshakes: int) -> None:
+        """As the constructor has them, for who comes from now on."""
+        self._deadline_s = deadline_s
+        if self.greeter is not None:
+            self.greeter.deadline_s, self.greeter.most = deadline_s, tls_handshakes
+
     def listen(self, listeners: list[socket.socket], proxied: Collection[socket.socket] = ()) -> None:
         """Accept on these from now on. proxied: those whose connections begin with a PROXY line."""
         self._proxied.update(proxied)

@@ -68,9 +68,9 @@ Verdict = asyncio.Future[Receipt | HubError]
 Outcome = TypeVar("Outcome")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Api:
-    """What the API needs of its worker. key: '' refuses everybody; most_commands: in one batch; inbox: the namespace of
+    """What the API needs of its worker; a reload changes it in place. key: '' refuses everybody; most_commands: in one batch; inbox: the namespace of
     `notify`.
     """
 

@@ -141,6 +141,13 @@ class Authenticator:
         self._keys = keys
         self._cache.clear()
 
+    def become(self, other: Authenticator) -> None:
+        """Judge by the keys and rules of another one from now on; who is looked for, and who is revoked, stays."""
+        self._keys, self._rules = other._keys, other._rules
+        self._subscription_keys, self._subscription_rules = other._subscription_keys, other._subscription_rules
+        self._most, self.grace_s, self.expects_keys = other._most, other.grace_s, other.expects_keys
+        self._cache.clear()
+
     def forget(self) -> None:
         """Remember nothing."""
         self._cache.clear()

@@ -106,6 +106,12 @@ class Broker:
         """Of publications that wait for Redis, or are on their way there."""
         return self._lane.bytes + sum(lane.bytes for lane in self._confirmed_lanes.values())
 
+    def retune(self, most_waiting: int, most_bytes: int) -> None:
+        """Other bounds from now on; what waits stays."""
+        self._bounds = (most_waiting, most_bytes)
+        for lane in (self._lane, *self._confirmed_lanes.values()):
+            lane.most_waiting, lane.most_bytes = self._bounds
+
     async def ping(self) -> None:
         """Return if Redis answers and has the scripts. Raises BrokerUnavailable with the cause."""
         try:

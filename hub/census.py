@@ -105,8 +105,24 @@ class Census:
         return any(self._limits.values())
 
     def start(self) -> None:
-        """Tell and hear until `close`."""
-        self._runner = asyncio.get_running_loop().create_task(self._run())
+        """Tell and hear until `close`; again without effect."""
+        if self._runner is None:
+            self._runner = asyncio.get_running_loop().create_task(self._run())
+
+    def retune(self, limits: Mapping[str, int]) -> None:
+        """Other limits from now on; the first ones need `start`."""
+        if limits == self._limits:
+            return
+        before, self._limits = self._limits, limits
+        for kind, key, count in self._everything():
+            most = limits.get(kind, 0)
+            if most and count > most // QUIET:
+                self._changed[kind, key] = count
+            elif before.get(kind, 0):
+                # It may have been told; from now on it is kept quiet.
+                self._changed[kind, key] = 0
+        self._known.clear()
+        self._wake.set()
 
     async def close(self) -> None:
         """Take out what this worker had, if Redis answers; else the lease's end does it."""
@@ -231,7 +247,9 @@ class Census:
                 self._changed[name] = count
 
     def _heard(self, name: tuple[str, str], count: int, total: int, came: list[Closable]) -> None:
-        most = self._limits[name[0]]
+        most = self._limits.get(name[0], 0)
+        if not most:
+            return  # the limit is gone
         self._known.pop(name, None)
         if total >= most:
             self._known[name] = Known(total - count, self._clock())

@@ -15,11 +15,12 @@ use it. A ticket of TLS 1.2 is as safe as the key in its context, so a context i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
@@ -59,10 +60,31 @@ class NotYetValid(ConfigError):
 
 Mark = tuple[int, int, int]
 """Of a file: changed when, its inode, its size."""
+Marks = tuple[Mark | None, ...]
+
+
+class Contents(NamedTuple):
+    """What the files of some pairs held at one moment, read by `read_contents`; another process can load it."""
+
+    files: Mapping[str, bytes]
+    marks: Marks
+
+
+class Loaded(NamedTuple):
+    """What `Certificates.take` puts in the place of what there is."""
+
+    pairs: tuple[Pair, ...]
+    marks: Marks
+    names: dict[str, ssl.SSLContext]
+    context: ssl.SSLContext
+    ends_at: float
 
 
 class Certificates:
-    """What a hub presents. `context` is the one to begin handshakes with; the first pair's is for all other names."""
+    """What a hub presents. `context` is the one to begin handshakes with; the first pair's is for all other names.
+
+    ends_at: when the first of them ends, in seconds since 1970.
+    """
 
     def __init__(
         self,
@@ -74,18 +96,17 @@ class Certificates:
         self._pairs = tuple(pairs)
         self._clock = clock
         self._wall_clock = wall_clock
-        self._marks = self._stat()
+        self._marks = _stat(self._pairs)
         self._loaded_at = clock()
         self._begins_at = inf
         """When one that is not valid yet will be, in seconds since 1970; the first of them that has failed to load."""
-        self._names: dict[str, ssl.SSLContext] = {}
-        self.ends_at = 0.0
-        """When the first of them ends, in seconds since 1970."""
-        self.context = self._load()
+        # Of old contexts nobody asks any more, but for handshakes under way, for which the new names are as good.
+        self._names, self.context, self.ends_at = self._load(self._pairs)
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, period_s: float) -> None:
-        """Look after the files every so often, on this worker's loop."""
+        """Look after the files every so often, on this worker's loop; again for another period."""
+        self.close()
         self._timer = asyncio.get_running_loop().call_later(period_s, self._look_again, period_s)
 
     def close(self) -> None:
@@ -99,7 +120,7 @@ class Certificates:
 
     def refresh(self) -> None:
         """Load what has changed; if it is no good, one line says so, and everything stays as it is."""
-        marks = self._stat()
+        marks = _stat(self._pairs)
         begun = self._wall_clock() >= self._begins_at
         changed = marks != self._marks or begun
         if not changed and self._clock() - self._loaded_at < RENEW_S:
@@ -107,39 +128,52 @@ class Certificates:
         # Also where it fails: the next try is worth it once a file is another one, or has become valid.
         self._marks, self._loaded_at = marks, self._clock()
         try:
-            self.context = self._load()
+            self._names, self.context, self.ends_at = self._load(self._pairs)
         except ConfigError as error:
             logger.error("certificates stay as they were: %s", "; ".join(str(error).splitlines()))
             return
         if changed:
             logger.info("certificates were loaded anew")
 
-    def _stat(self) -> tuple[Mark | None, ...]:
-        return tuple(_mark(path) for pair in self._pairs for path in pair)
+    def prepare(self, pairs: Sequence[Pair], contents: Contents) -> Loaded:
+        """Make what `take` needs, of pairs that were checked when their contents were read. Raises ConfigError."""
+        return Loaded(tuple(pairs), contents.marks, *self._load(tuple(pairs), contents))
 
-    def _load(self) -> ssl.SSLContext:
+    def take(self, loaded: Loaded) -> None:
+        """Present this from the next handshake on."""
+        self._pairs, self._marks, self._names, self.context, self.ends_at = loaded
+        self._loaded_at, self._begins_at = self._clock(), inf
+
+    def _load(
+        self, pairs: tuple[Pair, ...], contents: Contents | None = None
+    ) -> tuple[dict[str, ssl.SSLContext], ssl.SSLContext, float]:
         names: dict[str, ssl.SSLContext] = {}
         contexts, ends, lines = [], [], []
-        self._begins_at = inf
-        for number, pair in enumerate(self._pairs):
+        begins_at = inf
+        for number, pair in enumerate(pairs):
+            key = f"tls.certificates[{number}]"
             try:
-                context, found, ends_at = _load_pair(f"tls.certificates[{number}]", pair, self._wall_clock())
+                if contents is None:
+                    _check_pair(key, pair, self._wall_clock())
+                    context, found, ends_at = _load_pair(key, pair)
+                else:
+                    context, found, ends_at = _load_contents(key, pair, contents.files)
             except ConfigError as error:
                 if isinstance(error, NotYetValid):
-                    self._begins_at = min(self._begins_at, error.begins_at)
+                    begins_at = min(begins_at, error.begins_at)
                 lines.append(str(error))
                 continue
             contexts.append(context)
             ends.append(ends_at)
             for name in found:
                 names.setdefault(name, context)
+        if contents is None:
+            # Of what only another process could read, nothing can be tried again here.
+            self._begins_at = begins_at
         if lines:
             raise ConfigError("\n".join(lines))
-        # Of the old contexts nobody asks any more, but for handshakes under way, for which the new names are as good.
-        self._names = names
-        self.ends_at = min(ends)
         contexts[0].sni_callback = self._choose
-        return contexts[0]
+        return names, contexts[0], min(ends)
 
     def _choose(self, sock: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
         """What OpenSSL calls with the name in the client's hello (RFC 6066 §3); None where it asks for none."""
@@ -149,14 +183,42 @@ class Certificates:
             sock.context = chosen
 
 
-def _load_pair(key: str, pair: Pair, now: float) -> tuple[ssl.SSLContext, list[str], float]:
+def read_contents(pairs: Sequence[Pair]) -> Contents:
+    """The files of these pairs, for `prepare` in another process. Raises ConfigError."""
+    # Marked before they are read: what changes meanwhile is then found changed.
+    marks, files = _stat(pairs), {}
+    for number, pair in enumerate(pairs):
+        for name, path in zip(Pair._fields, pair, strict=True):
+            files[path] = _read_file(f"tls.certificates[{number}].{name}", path)
+    return Contents(files, marks)
+
+
+def _check_pair(key: str, pair: Pair, now: float) -> None:
+    """Raises ConfigError."""
+    check_private(f"{key}.key", Path(pair.key))
+    _check_time(f"{key}.cert", pair.cert, _parse(f"{key}.cert", pair.cert, _read_file(f"{key}.cert", pair.cert)), now)
+
+
+def _load_contents(key: str, pair: Pair, files: Mapping[str, bytes]) -> tuple[ssl.SSLContext, list[str], float]:
+    """Likewise, of files that have been read."""
+    with contextlib.ExitStack() as stack:
+        paths = []
+        for path in pair:
+            # OpenSSL takes a chain and a key from files only; these have no name, and are gone once they are loaded.
+            fd = os.memfd_create("pem", os.MFD_CLOEXEC)
+            stack.callback(os.close, fd)
+            with open(fd, "wb", closefd=False) as file:
+                file.write(files[path])
+            paths.append(f"/proc/self/fd/{fd}")
+        return _load_pair(key, Pair(*paths))
+
+
+def _load_pair(key: str, pair: Pair) -> tuple[ssl.SSLContext, list[str], float]:
     """A context, the names that it is for, in lower case, such as '*.example.com', and its end, in seconds since 1970.
 
     Raises ConfigError.
     """
-    check_private(f"{key}.key", Path(pair.key))
-    certificate = _read(f"{key}.cert", pair.cert)
-    _check_time(f"{key}.cert", pair.cert, certificate, now)
+    certificate = _parse(f"{key}.cert", pair.cert, _read_file(f"{key}.cert", pair.cert))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
@@ -177,12 +239,17 @@ def _load_pair(key: str, pair: Pair, now: float) -> tuple[ssl.SSLContext, list[s
     return context, _names(certificate), certificate.not_valid_after_utc.timestamp()
 
 
-def _read(key: str, path: str) -> x509.Certificate:
-    """The first certificate of a file, which is the hub's own."""
+def _read_file(key: str, path: str) -> bytes:
     try:
-        return x509.load_pem_x509_certificate(read_regular(path, MAX_FILE_BYTES))
+        return read_regular(path, MAX_FILE_BYTES)
     except OSError as error:
         raise ConfigError(f"{key}: found {path}: {error.strerror}; allowed: a PEM file that can be read") from None
+
+
+def _parse(key: str, path: str, data: bytes) -> x509.Certificate:
+    """The first certificate of a file, which is the hub's own."""
+    try:
+        return x509.load_pem_x509_certificate(data)
     except ValueError:
         raise ConfigError(f"{key}: found {path}, which holds no certificate; allowed: a certificate in PEM") from None
 
@@ -204,6 +271,10 @@ def _names(certificate: x509.Certificate) -> list[str]:
     except (x509.ExtensionNotFound, ValueError):
         return []
     return [name.lower() for name in names.get_values_for_type(x509.DNSName)]
+
+
+def _stat(pairs: Sequence[Pair]) -> Marks:
+    return tuple(_mark(path) for pair in pairs for path in pair)
 
 
 def _mark(path: str) -> Mark | None:

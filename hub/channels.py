@@ -143,10 +143,19 @@ class Channels:
     """The namespaces of this hub, looked up by channel name."""
 
     __slots__ = ("_namespaces",)
+    _namespaces: dict[str, Namespace]
 
     def __init__(self, namespaces: Mapping[str, Namespace]) -> None:
+        self.retune(namespaces)
+
+    def retune(self, namespaces: Mapping[str, Namespace]) -> None:
+        """Other rules from now on; what was resolved before has its own."""
         self._namespaces = dict(namespaces)
         self._namespaces.setdefault(DEFAULT_NAMESPACE, Namespace.model_validate({}))
+
+    def rules(self, channel: str) -> Namespace | None:
+        """Those of now for a channel whose name was good before; None where its namespace is gone."""
+        return self._namespaces.get(namespace_of(channel))
 
     def resolve(self, channel: object) -> Namespace:
         """Check a name that came from outside and return its namespace's rules.

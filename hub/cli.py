@@ -32,6 +32,7 @@ from .doctor import doctor
 from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, BootError, CommandError, ConfigError, HubError
 from .operating import channels, connections, disconnect
 from .options import config_option, json_option, load_own, write_json
+from .reloading import reload
 from .remote import EXIT_INTERRUPTED, make_token, publish, tail
 from .saving import backup, restore
 from .tuning import tune
@@ -106,6 +107,7 @@ hub.add_command(restore)
 hub.add_command(tune)
 hub.add_command(doctor)
 hub.add_command(deploy)
+hub.add_command(reload)
 
 
 @hub.command()
@@ -130,7 +132,8 @@ def serve(path: Path | None) -> int:
     for line in _exposed(settings, path):
         logger.warning("%s", line)
     started = program(sys.argv, sys.orig_argv) if sys.argv[1:2] == ["serve"] else None
-    return server.run(settings, os.environ, worker.main, _announce, program=started, path=path or DEFAULT_PATH)
+    where = (path or DEFAULT_PATH).absolute()
+    return server.run(settings, os.environ, worker.main, _announce, program=started, path=where)
 
 
 def _announce(line: str) -> None:

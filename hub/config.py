@@ -63,6 +63,8 @@ ENV_PREFIX = "HUB_"
 ENV_OWN = frozenset({"HUB_API_KEY", "HUB_API_URL", "HUB_CI"})
 CREDENTIAL_FILES = (".pem", ".key", ".crt")
 DEFAULT_PATH = Path("/etc/hub/hub.toml")
+MAX_FILE_BYTES = 16_777_216
+"""Of the settings file: a larger one is another one, and must not fill the memory of a hub that looks at it."""
 
 
 class Settings(BaseSettings):
@@ -333,7 +335,12 @@ def _resolved(settings: Settings, base: Path) -> Settings:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ConfigError(f"{path}: found more than {MAX_FILE_BYTES} bytes; allowed: a settings file")
+        # As text mode has it: TOML knows no carriage return by itself.
+        return tomllib.loads(data.decode().replace("\r\n", "\n"))
     except OSError as error:
         raise ConfigError(f"{path}: found {error.strerror or error}; allowed: a readable TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -191,8 +191,7 @@ class Deploy:
 
         replace: makes the exec; returns only if it fails, with OSError. tell: gets each outcome, '' for a good one.
         """
-        self._timeout_s = settings.deploy_timeout_s
-        self._goodbye_s = settings.drain_window_s + settings.client.close_timeout_s
+        self.retune(settings)
         self._program = program
         self._estate = estate
         self._replace = replace
@@ -206,6 +205,11 @@ class Deploy:
         self._leaving_due_s = NEVER
 
     # What supervisor calls.
+
+    def retune(self, settings: Settings) -> None:
+        """Other times from the next step on."""
+        self._timeout_s = settings.deploy_timeout_s
+        self._goodbye_s = settings.drain_window_s + settings.client.close_timeout_s
 
     @property
     def busy(self) -> bool:

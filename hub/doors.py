@@ -78,6 +78,10 @@ class Doors:
             entrance=entrance,
             forms=websocket.deflated_forms(settings.client),
         )
+        self._emulated: emulation.Emulation | None = None
+        self._socketio_door: socketio.Door | None = None
+        self._engine: engineio.Engine | None = None
+        self._raws: list[engineio_raw.Raw] = []
         self._polls: longpoll.Polls | None = None
         self._servers: list[httpd.Server] = []
         self._acceptors: list[Acceptor] = []
@@ -100,21 +104,22 @@ class Doors:
         """The doors of clients that no WebSocket reaches."""
         door, sessions = self._door, emulation.Sessions(relay.owner)
         relay.serve(emulation.KIND, sessions.answer)
-        return http_stream.routes(emulation.Emulation(self._reactor, self._services, door.entrance, sessions, relay))
+        self._emulated = emulation.Emulation(self._reactor, self._services, door.entrance, sessions, relay)
+        return http_stream.routes(self._emulated)
 
     def _socketio(self, remote: Remote, turn: Callable[[], int]) -> httpd.Routes:
         settings = self._settings.socketio
         if not settings.enabled:
             return []
-        door = socketio.Door(
+        door = self._socketio_door = socketio.Door(
             services=self._services,
             forms=socketio_session.new_forms(settings, turn, self._services.gate),
             entrance=self._door.entrance,
             recall=remote.recall,
             turn=turn,
         )
-        client = self._settings.client.model_copy(update={"message_bytes": settings.max_payload_bytes})
-        engine = engineio.Engine(
+        client = self._engine_client()
+        engine = self._engine = engineio.Engine(
             reactor=self._reactor,
             client=client,
             outbox=outbox_limits(client),
@@ -125,7 +130,29 @@ class Doors:
         address = polling.Address(engine, door, remote.relay, remote.handover, remote.tunnels)
         remote.handover.start(address.take)
         library = httpd.client_library(settings.client_dir)
-        return library + polling.routes(address, engineio_raw.makers(self._services))
+        self._raws = engineio_raw.addresses(self._services)
+        return library + polling.routes(address, engineio_raw.makers(self._raws))
+
+    def _engine_client(self) -> ClientSettings:
+        return self._settings.client.model_copy(update={"message_bytes": self._settings.socketio.max_payload_bytes})
+
+    def retune(self, settings: Settings, services: Services) -> None:
+        """Other settings and services for who comes from now on; who is here has those that it began with."""
+        forms_change = settings.client != self._settings.client
+        self._settings, self._services = settings, services
+        rooms = (self._door, self._emulated, self._socketio_door, *self._raws)
+        for room in rooms:
+            if room is not None:
+                room.services = services
+        if forms_change:
+            self._door.forms = websocket.deflated_forms(settings.client)
+        if self._engine is not None:
+            self._engine.client, self._engine.settings = self._engine_client(), settings.socketio
+            self._engine.outbox = outbox_limits(settings.client)
+        for server in self._servers:
+            server.retune(settings.http)
+        for acceptor in self._acceptors:
+            acceptor.retune(settings.http.header_timeout_s, settings.tls.handshakes)
 
     def open(self, slot: Slot, public: httpd.Routes, internal: httpd.Routes) -> None:
         """Serve the slot's listeners from now on."""

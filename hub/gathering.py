@@ -53,7 +53,7 @@ class Gathering:
         self._arm = arm
         self._call_later = call_later
         self._clock = clock
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._board = Board()
         self._groups: dict[frozenset[Audience], Group] = {}
         self._moves: dict[Subscriber, dict[Audience, bool]] = {}
@@ -147,7 +147,7 @@ class Gathering:
 
     def _add(self, audience: Audience, frames: list[bytes], frame: bytes) -> None:
         """Take one frame up, while what waits for the sweep is within its bound."""
-        if audience.full or (self.waiting_bytes and self.waiting_bytes + len(frame) > self._max_bytes):
+        if audience.full or (self.waiting_bytes and self.waiting_bytes + len(frame) > self.max_bytes):
             # The hub itself is behind, so this is the same for all: the newest value, or none. So beyond the bound
             # there is one value for each `latest` channel at the most.
             if audience.mode != "latest":

@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
         return body
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Health:
     """Of one worker.
 

@@ -1,6 +1,7 @@
 """Heartbeat: the pipe by which a worker tells the supervisor that it lives. Both ends.
 
-    worker   Heartbeat ── b"R" ready · b"." alive · b"S" rests · b"E" + text: cannot boot ──▶ Pulse   supervisor
+    worker   Heartbeat ââ b"R" ready Â· b"." alive Â· b"S" rests Â· b"E" + text: cannot boot âââ¶ Pulse   supervisor
+                          b"A" + "number word text" + b"\n": the answer to an instruction
 
 Does: write without ever waiting, read whatever has come, remember when.
 Does not: judge how long is too long, nor signal anybody; supervisor does.
@@ -11,13 +12,23 @@ Never break: a full or broken pipe must not stop a worker; the supervisor's judg
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 READY = b"R"
 BEAT = b"."
 RESTS = b"S"
 FAILED = b"E"
+ANSWER, ANSWER_END = b"A", b"\n"
 # A write up to PIPE_BUF (4096 on Linux, pipe(7)) is whole or not at all, so that a text never arrives in part.
 MAX_TEXT_BYTES = 4000
+
+
+class Answer(NamedTuple):
+    """What a worker says to an instruction. number: the instruction's. text: '' or one line, cut to MAX_TEXT_BYTES."""
+
+    number: int
+    word: str
+    text: str = ""
 
 
 class Heartbeat:
@@ -38,6 +49,11 @@ class Heartbeat:
     def rests(self) -> None:
         """Say once, in a deploy, that this worker accepts no more."""
         self._send(RESTS)
+
+    def answer(self, answer: Answer) -> None:
+        """Say what became of an instruction."""
+        head = f"{answer.number} {answer.word} ".encode()
+        self._send(ANSWER + head + " ".join(answer.text.split()).encode()[:MAX_TEXT_BYTES] + ANSWER_END)
 
     def boot_failed(self, text: str) -> None:
         """Say in one line why this worker cannot start; nothing may be sent after it. Then exit with EXIT_BOOT."""
@@ -61,7 +77,7 @@ class Pulse:
     one.
     """
 
-    __slots__ = ("_text", "fd", "last_s", "ready", "rests")
+    __slots__ = ("_answer", "_answers", "_text", "fd", "last_s", "ready", "rests")
 
     def __init__(self, fd: int, now: float) -> None:
         self.fd = fd
@@ -69,6 +85,9 @@ class Pulse:
         self.ready = False
         self.rests = False
         self._text: bytes | None = None
+        self._answer: bytes | None = None
+        """The beginning of one."""
+        self._answers: list[Answer] = []
 
     @property
     def failure(self) -> str:
@@ -87,13 +106,30 @@ class Pulse:
 
     def _take(self, data: bytes, now: float) -> None:
         self.last_s = now
-        if self._text is None:
-            beats, mark, text = data.partition(FAILED)
-            self.ready = self.ready or READY in beats
-            self.rests = self.rests or RESTS in beats
-            self._text = text if mark else None
-        else:
+        # Answers stand between beats; what one says may hold any of the marks.
+        while data and self._text is None:
+            if self._answer is None:
+                marks = [at for at in (data.find(FAILED), data.find(ANSWER)) if at >= 0]
+                at = min(marks, default=len(data))
+                self.ready = self.ready or READY in data[:at]
+                self.rests = self.rests or RESTS in data[:at]
+                mark, data = data[at : at + 1], data[at + 1 :]
+                self._text = b"" if mark == FAILED else None
+                self._answer = b"" if mark == ANSWER else None
+            else:
+                text, end, data = data.partition(ANSWER_END)
+                self._answer += text
+                if end:
+                    number, word, said = self._answer.decode(errors="replace").split(" ", 2)
+                    self._answers.append(Answer(int(number), word, said))
+                    self._answer = None
+        if self._text is not None:
             self._text += data
+
+    def take_answers(self) -> list[Answer]:
+        """Those that have come, once."""
+        answers, self._answers = self._answers, []
+        return answers
 
     def close(self) -> None:
         os.close(self.fd)

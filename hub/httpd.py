@@ -165,6 +165,9 @@ class Server(HTTPServer):
             idle_connection_timeout=settings.header_timeout_s,
             body_timeout=settings.body_timeout_s,
         )
+        self._begin_with(settings)
+
+    def _begin_with(self, settings: HttpSettings) -> None:
         self._next_request = copy.copy(self.conn_params)
         self._next_request.header_timeout = settings.idle_timeout_s
         self._settings = settings
@@ -179,6 +182,16 @@ class Server(HTTPServer):
         self.conn_params.no_keep_alive = self._next_request.no_keep_alive = True
         for connection in self._connections:
             cast("_Exchanges", connection).last()
+
+    def retune(self, settings: HttpSettings) -> None:
+        """Other limits, for connections that come from now on."""
+        self.conn_params = copy.copy(self.conn_params)
+        self.conn_params.max_header_size = settings.header_bytes
+        self.conn_params.max_body_size = settings.body_bytes
+        self.conn_params.header_timeout = settings.header_timeout_s
+        self.conn_params.body_timeout = settings.body_timeout_s
+        self.max_buffer_size = settings.header_bytes + settings.body_bytes
+        self._begin_with(settings)
 
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         # Tornado has one time for both; it reads `params` anew for each request of a connection.

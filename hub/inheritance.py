@@ -35,12 +35,16 @@ class _Record(BaseModel):
 
 
 class WorkerRecord(_Record):
-    """A living worker. pulse: our end of its heartbeat pipe. born_s: of CLOCK_MONOTONIC, which goes on over an exec."""
+    """A living worker. pulse: our end of its heartbeat pipe. instructor: of the pipe with instructions for it.
+
+    born_s: of CLOCK_MONOTONIC, which goes on over an exec.
+    """
 
     slot: int
     generation: int
     pid: int
     pulse: int
+    instructor: int
     ready: bool
     born_s: float
 
@@ -111,6 +115,7 @@ class Estate(_Record):
             yield from listener.sockets
         for worker in self.workers:
             yield worker.pulse
+            yield worker.instructor
 
 
 def seal(estate: Estate) -> int:

@@ -91,6 +91,8 @@ class Jwks:
         """Begun, since the start."""
         self.loaded = False
         """There has been a set."""
+        self._found: Sequence[Key] = ()
+        """Of the last set."""
         authenticator.expects_keys = True
         authenticator.missing = self.miss
 
@@ -128,6 +130,12 @@ class Jwks:
         while len(self._absent) > MAX_NAMES:
             del self._absent[next(iter(self._absent))]
 
+    def retune(self, own: Sequence[Key], algorithms: Sequence[str], refresh_s: float) -> None:
+        """Another period from the next fetch on, other keys besides those of the set, which stays as it is."""
+        self._own, self._algorithms, self._refresh_s = own, algorithms, refresh_s
+        self._authenticator.expects_keys = True
+        self._authenticator.renew(KeyRing([*own, *self._found], algorithms))
+
     async def close(self) -> None:
         """Fetch no more."""
         if self._next is not None:
@@ -155,8 +163,8 @@ class Jwks:
             # The server is somebody else's: whatever it does, the last good keys hold, and it is tried again.
             self._failed.warning(logger, "auth.jwks_url: no keys: %s; the last good ones hold", error)
         else:
+            self._found, self.loaded = found, True
             self._authenticator.renew(KeyRing([*self._own, *found], self._algorithms))
-            self.loaded = True
             self._note_absent(sought)
         finally:
             self._fetching = None

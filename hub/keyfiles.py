@@ -8,7 +8,7 @@ Never break: no message holds a secret or what a file says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from . import keys
 from .auth import Authenticator, Rules
@@ -23,13 +23,17 @@ MAX_AUTHORITIES_BYTES = 4_194_304
 """All that a Linux machine trusts take some 200 KB."""
 
 
-def authenticator(settings: AuthSettings, now: Callable[[], float]) -> Authenticator:
-    """Judges by the settings. Raises ConfigError."""
+Files = Mapping[str, bytes]
+"""What the files of `auth.keys` hold, by path, as `read` has it."""
+
+
+def authenticator(settings: AuthSettings, now: Callable[[], float], files: Files | None = None) -> Authenticator:
+    """Judges by the settings. files: None reads them now. Raises ConfigError."""
     own = KeyRing(map(keys.of_secret, filter(None, [settings.subscription_secret])))
     rules = Rules(settings.audience, settings.issuer, settings.leeway_s)
     subscriptions = rules._replace(audience=settings.subscription_audience or settings.audience)
     found = Authenticator(
-        key_ring(settings),
+        key_ring(settings, files),
         now,
         rules,
         cache=settings.cache,
@@ -40,9 +44,9 @@ def authenticator(settings: AuthSettings, now: Callable[[], float]) -> Authentic
     return found
 
 
-def key_ring(settings: AuthSettings) -> KeyRing:
+def key_ring(settings: AuthSettings, files: Files | None = None) -> KeyRing:
     """The keys of connection tokens, without those of a JWKS URL. Raises ConfigError."""
-    ring = KeyRing(own_keys(settings), settings.algorithms)
+    ring = KeyRing(own_keys(settings, files), settings.algorithms)
     if settings.algorithms and ring.keys and not ring and not settings.jwks_url:
         raise ConfigError(f"auth.algorithms: found {', '.join(settings.algorithms)}, which none of the keys can do")
     _check_authorities(settings.jwks_ca_file)
@@ -58,18 +62,34 @@ def _check_authorities(path: str) -> None:
         raise ConfigError(f"auth.jwks_ca_file: found {path}: {error.strerror}; allowed: a PEM file") from None
 
 
-def own_keys(settings: AuthSettings) -> list[Key]:
+def own_keys(settings: AuthSettings, files: Files | None = None) -> list[Key]:
     """Secrets first, the newer one before the older, then files in their order. Raises ConfigError."""
     secrets = filter(None, [settings.hmac_secret, settings.hmac_secret_old])
-    return [*map(keys.of_secret, secrets), *_of_files(settings.keys)]
+    return [*map(keys.of_secret, secrets), *_of_files(settings.keys, read(settings) if files is None else files)]
 
 
-def _of_files(texts: list[str]) -> Iterator[Key]:
-    for index, text in enumerate(texts):
-        kid, path = text.split("=", 1) if "=" in text else ("", text)
+def read(settings: AuthSettings) -> Files:
+    """The files of the settings, for another process. Raises ConfigError."""
+    files = {}
+    for index, text in enumerate(settings.keys):
+        _, path = _split(text)
         try:
-            yield keys.of_pem(read_regular(path, MAX_PEM_BYTES), kid)
+            files[path] = read_regular(path, MAX_PEM_BYTES)
         except OSError as error:
             raise ConfigError(f"auth.keys[{index}]: found {path}: {error.strerror}; allowed: a PEM file") from None
+    return files
+
+
+def _split(text: str) -> tuple[str, str]:
+    """'new=/etc/hub/new.pem' -> ('new', '/etc/hub/new.pem')."""
+    kid, path = text.split("=", 1) if "=" in text else ("", text)
+    return kid, path
+
+
+def _of_files(texts: list[str], files: Files) -> Iterator[Key]:
+    for index, text in enumerate(texts):
+        kid, path = _split(text)
+        try:
+            yield keys.of_pem(files[path], kid)
         except ValueError as error:
             raise ConfigError(f"auth.keys[{index}]: found {path}; allowed: {error}") from None

@@ -58,8 +58,8 @@ class Lane:
         self._seconds = seconds or Histogram(SLOW_S)
         self._redis = redis
         self._scripts = scripts
-        self._most_waiting = most_waiting
-        self._most_bytes = most_bytes
+        self.most_waiting = most_waiting
+        self.most_bytes = most_bytes
         self._confirm = confirm
         self._most_at_once = MAX_CONFIRMED_BATCH if confirm else MAX_BATCH
         self._waiting: list[_Waiting] = []
@@ -69,7 +69,7 @@ class Lane:
 
     def has_room(self, size: int) -> bool:
         """Whether commands with bodies of `size` bytes may be put; a single one always may where none waits."""
-        return len(self._waiting) < self._most_waiting and (not self.bytes or self.bytes + size <= self._most_bytes)
+        return len(self._waiting) < self.most_waiting and (not self.bytes or self.bytes + size <= self.most_bytes)
 
     def put(self, command: Command, size: int, tell: Tell) -> None:
         """Send a command; `tell` is called later, never from within this call."""

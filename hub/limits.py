@@ -24,19 +24,19 @@ never: it is earned back before anything else passes."""
 class TokenBucket:
     """At most `per_s` a second on average, and as many at once after a quiet second. per_s 0: no limit."""
 
-    __slots__ = ("_clock", "_full_at", "_per_s")
+    __slots__ = ("_clock", "_full_at", "per_s")
 
     def __init__(self, per_s: float, clock: Callable[[], float]) -> None:
-        self._per_s = per_s
+        self.per_s = per_s
         self._clock = clock
         self._full_at = clock()
 
     def take(self) -> bool:
         """Take one, if there is one."""
-        if not self._per_s:
+        if not self.per_s:
             return True
         now = self._clock()
-        full_at = max(self._full_at, now) + 1 / self._per_s
+        full_at = max(self._full_at, now) + 1 / self.per_s
         if full_at > now + BURST_S:
             return False
         self._full_at = full_at
@@ -112,10 +112,10 @@ class Accounts:
     have more to earn back. Whoever comes with ever new addresses has them to himself, and does not fill the memory.
     """
 
-    __slots__ = ("_held", "_idle", "_most")
+    __slots__ = ("_held", "_idle", "most_idle")
 
     def __init__(self, most_idle: int) -> None:
-        self._most = most_idle
+        self.most_idle = most_idle
         self._held: dict[str, Account] = {}
         self._idle: dict[str, Account] = {}
         """The longest idle first."""
@@ -152,7 +152,7 @@ class Accounts:
         # Two for each that comes: so the dead go sooner than new ones come, and no sweep is needed.
         for _ in range(2):
             oldest = next(iter(idle))
-            if len(idle) <= self._most and not idle[oldest].settled(now):
+            if len(idle) <= self.most_idle and not idle[oldest].settled(now):
                 return
             if oldest == account.key:
                 return

@@ -47,6 +47,14 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(level.upper())
 
 
+def retune(level: str, form: journal.Form, burst: int) -> None:
+    """Change what `configure` was told, in place, for this process and what it forks from now on."""
+    set_level(level)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PatientHandler):
+            handler.retune(form, burst)
+
+
 def sit(slot: int, generation: int) -> None:
     """From now on lines say which worker they are of. Call in the child."""
     for handler in logging.getLogger().handlers:
@@ -86,6 +94,14 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         self._throttle = Throttle(burst)
         self._room = select.poll()
         self._room.register(stream.fileno(), select.POLLOUT)
+
+    def retune(self, form: journal.Form, burst: int) -> None:
+        """As `configure` has them."""
+        before, new = self.formatter, journal.formatter(form, journal.under_journald(os.environ, self.stream.fileno()))
+        if isinstance(before, journal.Text | journal.Json) and isinstance(new, journal.Text | journal.Json):
+            new.seat = before.seat
+        self.setFormatter(new)
+        self._throttle.burst = burst
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -148,10 +164,10 @@ class Throttle:
     are not counted: whoever asks for them wants them all.
     """
 
-    __slots__ = ("_burst", "_clock", "_counts", "_held", "_until")
+    __slots__ = ("_clock", "_counts", "_held", "_until", "burst")
 
     def __init__(self, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._burst = burst
+        self.burst = burst
         self._clock = clock
         self._counts: dict[Kind, int] = {}
         self._held: dict[Kind, int] = {}
@@ -160,7 +176,7 @@ class Throttle:
 
     def admit(self, record: logging.LogRecord) -> bool:
         """Whether the line is to be written."""
-        if not self._burst or record.levelno <= logging.DEBUG:
+        if not self.burst or record.levelno <= logging.DEBUG:
             return True
         now = self._clock()
         if now >= self._until:
@@ -170,12 +186,12 @@ class Throttle:
         if kind not in self._counts and len(self._counts) >= MAX_KINDS:
             return True
         self._counts[kind] = self._counts.get(kind, 0) + 1
-        return self._counts[kind] <= self._burst
+        return self._counts[kind] <= self.burst
 
     def refuse(self, kind: Kind) -> bool:
         """Whether a line of this kind would not be let through now; it is counted then as if it had been made."""
         count = self._counts.get(kind, 0)
-        if not self._burst or count < self._burst or self._clock() >= self._until:
+        if not self.burst or count < self.burst or self._clock() >= self._until:
             return False
         self._counts[kind] = count + 1
         return True
@@ -183,8 +199,8 @@ class Throttle:
     def end_period(self) -> None:
         """What was held back until now is to be told."""
         for kind, count in self._counts.items():
-            if count > self._burst:
-                self._held[kind] = self._held.get(kind, 0) + count - self._burst
+            if count > self.burst:
+                self._held[kind] = self._held.get(kind, 0) + count - self.burst
         self._counts.clear()
 
     def take_held(self) -> dict[Kind, int]:

@@ -82,9 +82,13 @@ class Mailboxes:
         """outbox_bytes: what may wait for one connection. jitter: from 0 to 1, spreads redeliveries."""
         self._broker = broker
         self._keys = keys
+        self._jitter = jitter
+        self.retune(settings, outbox_bytes)
+
+    def retune(self, settings: MailboxSettings, outbox_bytes: int) -> None:
+        """As the constructor has them, from now on."""
         self._settings = settings
         self._window_bytes = outbox_bytes // WINDOW_SHARE
-        self._jitter = jitter
 
     def put(
         self,

@@ -28,13 +28,14 @@ from . import httpd
 from .exposition import Exposition
 from .handshake import Headers
 from .health import Health, Verdict
+from .sections import HealthSettings
 
 Judge = Callable[[], Verdict]
 FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 """What proxies put in."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Monitoring:
     """What the pages stand on.
 
@@ -45,6 +46,11 @@ class Monitoring:
     health: Health
     key: str
     guarded: bool
+
+    def retune(self, key: str, health: HealthSettings, workers: int) -> None:
+        """Another key and other bounds from now on."""
+        self.key = key
+        self.health.min_workers, self.health.needs_redis = min(health.min_workers, workers), health.needs_redis
 
 
 def routes(monitoring: Monitoring) -> httpd.Routes:

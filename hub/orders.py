@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -28,7 +28,7 @@ import orjson
 
 from . import errors, revocation
 from .auth import Claims
-from .channels import Channels, Namespace
+from .channels import Channels, Namespace, namespace_of
 from .errors import Close, CommandError, HubError, ProtocolError
 from .grants import Grant, is_time
 from .revocation import Revocations
@@ -100,6 +100,9 @@ class Sessionless(Protocol):
     @property
     def claims(self) -> Claims: ...
     def holds(self, channel: str) -> bool: ...
+    def channels(self) -> Iterable[str]:
+        """Those that it waits for."""
+
     def send_back(self) -> None:
         """Have it come anew; a poll is answered with what there is."""
 
@@ -190,6 +193,20 @@ class Orders:
             other.send_back()
         found = [one for one in self._find(target) if channel in one.channels()]
         return self._begin(self._each(found, lambda one: one.leave(channel), len(others)))
+
+    def close_namespaces(self, names: Collection[str]) -> None:
+        """There are no channels of these any more: out of them all who are in one, in slices."""
+        for other in list(self._others()):
+            if any(namespace_of(channel) in names for channel in other.channels()):
+                other.send_back()
+
+        def leave(one: Connection) -> bool:
+            left = [channel for channel in one.channels() if namespace_of(channel) in names]
+            for channel in left:
+                one.leave(channel)
+            return bool(left)
+
+        self._begin(self._each(list(self._users.everybody()), leave, at_once=LOOKS_AT_ONCE))
 
     def subscribe(self, params: Params) -> Awaitable[Answer]:
         """Into a channel; those whom it can't take are counted as `refused`."""

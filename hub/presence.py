@@ -121,8 +121,13 @@ class Presence:
         self._trouble = Brake()
 
     def start(self) -> None:
-        """Keep the lease and send what is noted, until `close`."""
-        self._runner = asyncio.get_running_loop().create_task(self._run())
+        """Keep the lease and send what is noted, until `close`; again without effect."""
+        if self._runner is None:
+            self._runner = asyncio.get_running_loop().create_task(self._run())
+
+    def retune(self, grace_s: float, most_clients: int) -> None:
+        """As the constructor has them, from now on."""
+        self._grace_s, self._most_clients = grace_s, most_clients
 
     async def close(self) -> None:
         """Send what is noted, as far as Redis takes it; another worker tells the leaves that are held back."""

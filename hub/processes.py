@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import selectors
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from .embedded import Embedded
 from .errors import EXIT_BOOT, BootError
 from .heartbeat import Heartbeat, Pulse, open_pipe
 from .inheritance import WorkerRecord
+from .instructions import Instruction, Instructions, Instructor
+from .instructions import open_pipe as open_instructions
 from .listeners import Slot
 
 logger = logging.getLogger(__name__)
@@ -90,6 +93,7 @@ class WorkerProcess:
         self.pid = 0
         self.generation = 0
         self.pulse: Pulse | None = None
+        self._instructor: Instructor | None = None
         self.fork_s = NEVER
         self._backoff = Backoff()
         self._heartbeat_timeout_s = settings.heartbeat_timeout_s
@@ -105,17 +109,19 @@ class WorkerProcess:
         worker = cls(slot, settings)
         worker.pid, worker.generation, worker._born_s = record.pid, record.generation, record.born_s
         worker.pulse = Pulse(record.pulse, now)
+        worker._instructor = Instructor(record.instructor)
         worker.pulse.ready = record.ready
         return worker
 
     def record(self) -> WorkerRecord:
         """For `inherit`, of one that lives."""
-        assert self.pulse is not None
+        assert self.pulse is not None and self._instructor is not None
         return WorkerRecord(
             slot=self.slot.index,
             generation=self.generation,
             pid=self.pid,
             pulse=self.pulse.fd,
+            instructor=self._instructor.fd,
             ready=self.ready,
             born_s=self._born_s,
         )
@@ -129,19 +135,61 @@ class WorkerProcess:
         """It accepts no more, or is no more."""
         return self.pulse is None or self.pulse.rests
 
-    def fork(self, fork: Callable[[Heartbeat], int], now: float) -> Pulse:
-        """Open the pipe and call `fork`, which returns the pid. Raises OSError when the machine has no room."""
-        self.pulse, heartbeat = open_pipe(now)
+    def fork(self, fork: Callable[[Heartbeat, Instructions], int], now: float) -> Pulse:
+        """Open the pipes and call `fork`, which returns the pid. Raises OSError when the machine has no room."""
+        self._instructor, instructions = open_instructions()
         try:
-            self.pid = fork(heartbeat)
+            self.pulse, heartbeat = open_pipe(now)
+            try:
+                self.pid = fork(heartbeat, instructions)
+            finally:
+                heartbeat.close()
         except OSError:
-            self.pulse.close()
-            self.pulse = None
+            self.close_pipes()
             raise
         finally:
-            heartbeat.close()
+            instructions.close()
         self._born_s, self.fork_s, self._kill_s, self._doomed = now, NEVER, NEVER, False
         return self.pulse
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Of instructions, which it has not read yet."""
+        return self._instructor.unsent_bytes if self._instructor is not None else 0
+
+    def instruct(self, instruction: Instruction, selector: selectors.BaseSelector) -> None:
+        """Send it an instruction; `selector` calls for the rest of what it does not take at once."""
+        instructor = self._instructor
+        if instructor is None:
+            return
+        if not instructor.send(instruction):
+            # Whoever sends that much looks at `unsent_bytes` first, so this is a fault of ours.
+            logger.error("worker %d (pid %d) does not read its instructions", self.slot.index, self.pid)
+        if instructor.unsent_bytes and instructor.fd not in selector.get_map():
+            selector.register(instructor.fd, selectors.EVENT_WRITE, lambda now: self._flush(instructor, selector))
+
+    def _flush(self, instructor: Instructor, selector: selectors.BaseSelector) -> None:
+        if instructor.fd in selector.get_map():  # else it has ended earlier in this turn
+            instructor.flush()
+            if not instructor.unsent_bytes:
+                selector.unregister(instructor.fd)
+
+    def forget(self, selector: selectors.BaseSelector) -> None:
+        """It has ended: send it nothing more."""
+        if self._instructor is not None and self._instructor.fd in selector.get_map():
+            selector.unregister(self._instructor.fd)
+        if self._instructor is not None:
+            self._instructor.close()
+            self._instructor = None
+
+    def close_pipes(self) -> None:
+        """Of a supervisor that ends, and in its children."""
+        if self.pulse is not None:
+            self.pulse.close()
+            self.pulse = None
+        if self._instructor is not None:
+            self._instructor.close()
+            self._instructor = None
 
     def due_s(self) -> float:
         """When something is to be done about it: fork, judge or kill."""

@@ -34,7 +34,7 @@ class Publisher:
         """mailboxes: needed only where a namespace has them."""
         self._broker = broker
         self._mailboxes = mailboxes
-        self._json_depth = json_depth
+        self.json_depth = json_depth
 
     def publish(
         self,
@@ -70,8 +70,8 @@ class Publisher:
 
     def check_depth(self, data: Any) -> None:
         """Raises CommandError 107 for data that is nested too deep."""
-        if too_deep(data, self._json_depth):
-            raise CommandError(errors.BAD_REQUEST, f"data: nested too deep; allowed: {self._json_depth} levels")
+        if too_deep(data, self.json_depth):
+            raise CommandError(errors.BAD_REQUEST, f"data: nested too deep; allowed: {self.json_depth} levels")
 
 
 def check_options(namespace: Namespace, options: PublishOptions) -> None:

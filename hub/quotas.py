@@ -83,16 +83,10 @@ class Quotas:
         refusals: Refusals | None = None,
     ) -> None:
         """proxies: whose own addresses are under no limit, as they may stand for anybody."""
-        self.settings = settings
         self.refusals = refusals or Refusals()
         self.census = census or NoCensus()
         self.clock = clock
         self.connections = 0
-        self.connection_cost = Cost.of(settings.commands_per_s, settings.bytes_per_s)
-        self.user_cost = Cost.of(settings.user_commands_per_s, settings.user_bytes_per_s)
-        self.ip_cost = Cost.of(settings.ip_commands_per_s, settings.ip_bytes_per_s)
-        self._handshake_s = cost_s(settings.ip_handshakes_per_s)
-        self._proxies = proxies or Proxies()
         self._by_ip: dict[str, int] = {}
         """Connections."""
         self._sockets: dict[str, int] = {}
@@ -101,7 +95,22 @@ class Quotas:
         self._users = Accounts(settings.remembered)
         self._keys: dict[str, str] = {}
         """Of addresses that were asked about lately."""
+        self.retune(settings, proxies or Proxies())
+
+    def retune(self, settings: LimitSettings, proxies: Proxies) -> None:
+        """Other limits from now on; who is over one of them stays. What is counted for an address or user from its
+        beginning on is that of newcomers.
+        """
+        self.settings = settings
+        self.connection_cost = Cost.of(settings.commands_per_s, settings.bytes_per_s)
+        self.user_cost = Cost.of(settings.user_commands_per_s, settings.user_bytes_per_s)
+        self.ip_cost = Cost.of(settings.ip_commands_per_s, settings.ip_bytes_per_s)
+        self._handshake_s = cost_s(settings.ip_handshakes_per_s)
+        self._proxies = proxies
+        self._keys.clear()
         self._names_ips = any((settings.ip_connections, self._handshake_s, *self.ip_cost))
+        for accounts in (self._ips, self._users):
+            accounts.most_idle = settings.remembered
 
     def key(self, address: str) -> str:
         """Under which an address is counted: the network of `ip_network_bits` bits of an IPv6 one; '' for none."""

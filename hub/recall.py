@@ -44,7 +44,7 @@ class Recall:
     ) -> None:
         """ttl_ms: how long a record is kept; 0: nothing is ever saved. most_bytes: of all that Redis keeps for us."""
         self.ttl_ms = ttl_ms
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self._clock = clock
         self._kept: deque[tuple[float, int]] = deque()
         """When each ends that was saved, and its size; that one was taken by another worker is not known here."""
@@ -76,7 +76,7 @@ class Recall:
         now = self._clock()
         while self._kept and self._kept[0][0] <= now:
             self._kept_bytes -= self._kept.popleft()[1]
-        if self._kept_bytes + len(record) > self._most_bytes:
+        if self._kept_bytes + len(record) > self.most_bytes:
             self._full.warning(logger, "recall: no room for lost clients' records (socketio.recovery_bytes)")
         elif self._add(pid, record):
             self._kept.append((now + self.ttl_ms / 1000, len(record)))

@@ -98,9 +98,13 @@ class Redelivery:
         self._trouble = Brake()
 
     def start(self) -> None:
-        """Look after mailboxes until `close`; nothing where no namespace has any."""
-        if self._namespaces:
+        """Look after mailboxes until `close`; nothing where no namespace has any. Again without effect."""
+        if self._namespaces and self._runner is None:
             self._runner = asyncio.get_running_loop().create_task(self._run())
+
+    def retune(self, channels: Channels) -> None:
+        """Other rules from now on; the first mailboxes need `start`."""
+        self._namespaces = channels.mailboxes()
 
     async def close(self) -> None:
         """Leave the rest to the other workers."""

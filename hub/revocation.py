@@ -95,7 +95,7 @@ class Revocations:
         self._control = store.keys.control
         self._describe = store.describe
         self._revoke = self._redis.register_script(load_script("revoke"))
-        self._most = most
+        self.most = most
         self.on_read = on_read
         self._clock = wall_clock
         self._entries: dict[str, Entry] = {}
@@ -170,10 +170,10 @@ class Revocations:
         value = b"" if entry.gone else orjson.dumps(entry.params())
         ends = repr(entry.expires_at)  # 'inf' is what a sorted set calls it, too
         keep = "keep" if entry.kind == ISSUED else ""
-        arguments: list[str | bytes] = [entry.key, value, ends, str(self._most), self._control, message, keep]
+        arguments: list[str | bytes] = [entry.key, value, ends, str(self.most), self._control, message, keep]
         heard = int(await self._revoke(keys=self._keys, args=arguments))
         if heard < 0:
-            raise CommandError(errors.LIMIT_EXCEEDED, f"{self._most} revocations are noted (auth.revocations)")
+            raise CommandError(errors.LIMIT_EXCEEDED, f"{self.most} revocations are noted (auth.revocations)")
         return heard
 
     def learn(self, entry: Entry) -> None:
@@ -181,7 +181,7 @@ class Revocations:
         if self._learned is not None:
             self._learned.append(entry)
         self._take(self._entries, entry)
-        if len(self._entries) > self._most:
+        if len(self._entries) > self.most:
             self._entries = self._living(self._entries)
 
     def reread(self) -> None:

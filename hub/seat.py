@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -24,9 +24,11 @@ from .certificates import Certificates
 from .config import Settings
 from .errors import EXIT_BOOT, EXIT_FAILED, BootError
 from .heartbeat import Heartbeat
+from .instructions import Instructions
 from .listeners import Slot
 from .prctl import die_with_parent
 from .relay import Home
+from .reloadable import Counts
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +50,9 @@ class Seat:
     workers: how many slots there are. generation: a number that no other fork of this supervisor has, growing.
     respawned: False on the first start, when a problem such as Redis being away must fail the boot.
     redis_url: the configured or the embedded one; '' with Sentinel. home: where the workers reach each other.
-    certificates: of the listeners that speak TLS, as they were when the hub was started. loads: how full the workers of
-    this generation are; None where there is one only.
+    certificates: of the listeners that speak TLS, and keys: what the files of auth.keys hold, as they were at the start
+    or the last reload; None: to be read. instructions: of the supervisor. counts: of reloads. loads: how full the
+    workers of this generation are; None where there is one only.
     """
 
     slot: Slot
@@ -61,6 +64,9 @@ class Seat:
     home: Home
     certificates: Certificates | None = None
     loads: Loads | None = None
+    keys: Mapping[str, bytes] | None = None
+    instructions: Instructions | None = None
+    counts: Counts = Counts()
 
 
 WorkerMain = Callable[[Settings, Seat], int]
@@ -75,6 +81,19 @@ def fork_worker(
     leave: called in the child to close what is the supervisor's. cpus: those that `pin` distributes.
     Raises OSError when there is no room for another process.
     """
+    return _fork(lambda parent_pid: _live(settings, seat, worker_main, leave, cpus, parent_pid))
+
+
+def fork_task(work: Callable[[], int], leave: Callable[[], None]) -> int:
+    """Fork a process that does one thing and ends with what `work` returns; returns its pid, in the parent alone.
+
+    leave: as of `fork_worker`. Raises OSError when there is no room for another process.
+    """
+    return _fork(lambda parent_pid: _work(work, leave, parent_pid))
+
+
+def _fork(live: Callable[[int], NoReturn]) -> int:
+    """live: the child's whole life, told the parent's pid."""
     # What waits in the buffers would be written by both.
     _flush_streams()
     parent_pid = os.getpid()
@@ -84,7 +103,7 @@ def fork_worker(
     try:
         pid = os.fork()
         if pid == 0:
-            _live(settings, seat, worker_main, leave, cpus, parent_pid)
+            live(parent_pid)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
     return pid
@@ -115,6 +134,20 @@ def _live(
     except BaseException:
         # Whatever it was, above us is the supervisor's stack, which must not go on in this process.
         logger.exception("worker %d failed", seat.slot.index)
+    finally:
+        _leave_process(status)
+
+
+def _work(work: Callable[[], int], leave: Callable[[], None], parent_pid: int) -> NoReturn:
+    status = EXIT_FAILED
+    try:
+        die_with_parent(signal.SIGKILL, parent_pid)
+        leave()
+        _reset_signals()
+        status = work()
+    except BaseException:
+        # As above.
+        logger.exception("a process of the supervisor failed")
     finally:
         _leave_process(status)
 

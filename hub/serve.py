@@ -13,18 +13,19 @@ import contextlib
 import ipaddress
 import logging
 import os
+import ssl
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 
-from . import __version__, activation, inheritance
-from .app import load
-from .certificates import Certificates, Pair
-from .config import DEFAULT_PATH, Settings
+from . import __version__, activation, inheritance, keyfiles
+from .app import load as load_application
+from .certificates import Certificates, read_contents
+from .config import DEFAULT_PATH, Settings, load
 from .deploy import Lineage, Program
 from .embedded import Embedded
 from .errors import BootError, ConfigError
-from .keyfiles import key_ring
 from .listeners import Listeners
+from .reloadable import Fresh, pairs_of
 from .seat import WorkerMain
 from .sources import check_source, own_source
 from .state import lock_state_dir, state_dir
@@ -49,9 +50,10 @@ def check(settings: Settings) -> None:
         )
     lines += _unguarded(settings, [parse_address(text) for text in settings.internal])
     try:
-        key_ring(settings.auth)
+        keyfiles.key_ring(settings.auth)
     except ConfigError as error:
         lines.append(str(error))
+    lines += _unreadable(settings.auth.jwks_ca_file)
     if settings.app.pages and not Path(settings.app.pages, "index.html").is_file():
         lines.append(f"app.pages: found {settings.app.pages}; allowed: a directory with an index.html")
     try:
@@ -60,6 +62,17 @@ def check(settings: Settings) -> None:
         lines.append(str(error))  # here it is not the machine that is at fault, but the setting that names the file
     if lines:
         raise ConfigError("\n".join(lines))
+
+
+def _unreadable(path: str) -> list[str]:
+    """A line for the authorities' file of the key set's server, which each fetch reads."""
+    try:
+        if path:
+            ssl.create_default_context(cafile=path)
+    except OSError as error:  # ssl.SSLError is one
+        reason = "found no certificate in it" if isinstance(error, ssl.SSLError) else error.strerror
+        return [f"auth.jwks_ca_file: found {path}: {reason}; allowed: certificates in PEM"]
+    return []
 
 
 def _unguarded(settings: Settings, addresses: list[Address]) -> list[str]:
@@ -78,7 +91,7 @@ def check_application(settings: Settings) -> None:
     """
     try:
         if settings.app.module:
-            load(settings.app.module, settings.app.directory)
+            load_application(settings.app.module, settings.app.directory)
         if settings.ticker.source not in TICKER_SOURCES:
             own_source(settings.ticker)
     except BootError as error:
@@ -87,8 +100,17 @@ def check_application(settings: Settings) -> None:
 
 def load_certificates(settings: Settings) -> Certificates | None:
     """Those of the settings, checked; None where there are none. Raises ConfigError."""
-    pairs = [Pair(each.cert, each.key) for each in settings.tls.certificates]
+    pairs = pairs_of(settings)
     return Certificates(pairs) if pairs else None
+
+
+def read_anew(path: Path | None) -> Fresh:
+    """The settings of now with all that they name, checked as for a start. Raises ConfigError."""
+    settings = load(path)
+    check(settings)
+    load_certificates(settings)
+    pairs = pairs_of(settings)
+    return Fresh(settings, keyfiles.read(settings.auth), read_contents(pairs) if pairs else None)
 
 
 def needs_embedded(settings: Settings) -> bool:
@@ -137,6 +159,7 @@ def run(
     if estate is not None:
         inheritance.check_fixed(estate.fixed, fixed)  # again, as the file may have changed since the check
     check(settings)
+    keys = keyfiles.read(settings.auth)
     # Before the workers are forked: one that is forked while a file is broken has what the hub was started with.
     certificates = load_certificates(settings)
     with contextlib.ExitStack() as stack:
@@ -153,6 +176,14 @@ def run(
             raise ConfigError("\n".join(lines))
         for warning in listeners.warnings:
             logger.warning("%s", warning)
+        internal = [*listeners.combined, *listeners.internal]
+
+        def reread() -> Fresh:
+            fresh = read_anew(path)
+            if lines := _unguarded(fresh.settings, internal):
+                raise ConfigError("\n".join(lines))
+            return fresh
+
         supervisor = Supervisor(
             settings,
             listeners,
@@ -161,6 +192,8 @@ def run(
             embedded=embedded,
             certificates=certificates,
             lineage=Lineage(program, str(path.absolute()), fixed, lock, estate),
+            keys=keys,
+            reread=reread,
             on_ready=lambda: announce(ready_line(settings, listeners)),
         )
         return supervisor.run()

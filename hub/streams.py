@@ -84,6 +84,7 @@ class Streams:
         self._keys = keys
         self._clock = clock
         self._call_soon = call_soon
+        self._current: Callable[[str], Namespace | None] = lambda channel: None
         self._most = most
         self._most_bytes = most_bytes
         self._weighed: tuple[Sequence[bytes], int] = ((), 0)
@@ -117,6 +118,29 @@ class Streams:
         self.checks = {"ok": 0, "behind": 0, "lost": 0}
         """What reads of a followed channel's position have found, since the start. behind: something had not come;
         lost: it can't be had any more, or the channel's life is another one."""
+
+    def retune(
+        self,
+        current: Callable[[str], Namespace | None],
+        *,
+        most: int,
+        most_bytes: int,
+        ring_bytes: int,
+        linger_s: float,
+        displaced_per_s: int,
+    ) -> None:
+        """As the constructor has them, from now on; a ring that is there keeps its length, but not its part of all.
+
+        current: the rules of a channel, None where its namespace is gone.
+        """
+        self._current = current
+        self._most, self._most_bytes, self._budget.most = most, most_bytes, ring_bytes
+        self._linger_s = linger_s
+        self._displaced_per_tick = max(1, round(displaced_per_s * TICK_S))
+
+    def _rules(self, stream: Stream) -> Namespace:
+        """Those of now, as how long a position is kept is told with each read."""
+        return self._current(stream.channel) or stream.namespace
 
     def __len__(self) -> int:
         """Channels that are followed."""
@@ -261,10 +285,10 @@ class Streams:
         if stream.newest:
             for joiner in stream.joiners.values():
                 joiner.asked = True
-            asked = Asked(stream.channel, stream.namespace, limit=self._most if returning else 0, newest=True)
+            asked = Asked(stream.channel, self._rules(stream), limit=self._most if returning else 0, newest=True)
         else:
             # First what those inside are missing; who comes back is served by a read after it.
-            asked = Asked(stream.channel, stream.namespace, stream.ring.top, PAGE)
+            asked = Asked(stream.channel, self._rules(stream), stream.ring.top, PAGE)
         self._reader.read(asked, partial(self._page_came, stream))
 
     def _page_came(self, stream: Stream, page: Page | HubError) -> None:

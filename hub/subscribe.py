@@ -70,7 +70,7 @@ class Subscriptions:
     ) -> None:
         """quotas: how many channels this worker may have; None: any number."""
         quotas = quotas or Quotas()
-        self._most = quotas.settings.channels
+        self.most = quotas.settings.channels
         self._refusals = quotas.refusals
         self._fanout = fanout
         self._ingest = ingest
@@ -118,7 +118,7 @@ class Subscriptions:
     def fits(self, channel: str, coming: int = 0) -> bool:
         """Whether this worker may have the channel. coming: so many others come in before it."""
         lines = self._fanout.lines
-        return not self._most or len(lines) + coming < self._most or channel in lines.by_channel
+        return not self.most or len(lines) + coming < self.most or channel in lines.by_channel
 
     def fitting(self, channels: Iterable[str]) -> list[str]:
         """Those of these that this worker may have together: what is here already, and of others the first ones."""

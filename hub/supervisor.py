@@ -25,12 +25,12 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from . import __version__
 from .balance import Loads
-from .certificates import Certificates
+from .certificates import Certificates, Loaded
 from .config import Settings
 from .deploy import NO_LINEAGE, Deploy, Lineage, Program, replace
 from .embedded import Embedded
@@ -38,10 +38,13 @@ from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, BootError
 from .facts import Facts
 from .heartbeat import Heartbeat, Pulse
 from .inheritance import Estate, HomeRecord, Tally
+from .instructions import Instructions
 from .listeners import Listeners
 from .processes import NEVER, Ended, KeptValkey, WorkerProcess
 from .relay import Home
-from .seat import SUPERVISED_SIGNALS, Seat, WorkerMain, fork_worker
+from .reload import Host, Reload, Reread
+from .reloadable import Fresh, pairs_of
+from .seat import SUPERVISED_SIGNALS, Seat, WorkerMain, fork_task, fork_worker
 from .systemd import Notifier
 from .whereabouts import Standing, write
 
@@ -87,6 +90,8 @@ class Supervisor:
         on_ready: Callable[[], None],
         certificates: Certificates | None = None,
         lineage: Lineage = NO_LINEAGE,
+        keys: Mapping[str, bytes] | None = None,
+        reread: Reread | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -96,9 +101,25 @@ class Supervisor:
         self._embedded = embedded
         self._on_ready = on_ready
         self._certificates = certificates
+        self._keys = keys
         self._clock = clock
         self._loads = Loads(len(listeners.slots)) if len(listeners.slots) > 1 else None
         self._workers = [WorkerProcess(slot, settings) for slot in listeners.slots]
+        self._reload = Reload(
+            Host(
+                workers=lambda: self._workers,
+                settings=lambda: self._settings,
+                serving=lambda: self._stage is Stage.SERVING and not self._deploy.rising,
+                stopping=lambda: self._stage is Stage.STOPPING,
+                fork=lambda work: fork_task(work, self._leave),
+                prepare=self._prepare,
+                adopt=self._adopt,
+                ended=self._note_reload,
+            ),
+            reread,
+            notifier,
+            clock,
+        )
         self._valkey: KeptValkey | None = None
         estate = lineage.estate
         self._lineage = lineage
@@ -108,7 +129,7 @@ class Supervisor:
             lineage.program,
             self._make_estate,
             self._replace,
-            self._tell_outcome,
+            self._note_deploy,
             estate.tally if estate else Tally(),
         )
         self._stage = Stage.BOOTING
@@ -144,6 +165,7 @@ class Supervisor:
 
     def _open_loop(self) -> None:
         _raise_file_limit()
+        self._had_terminal = os.isatty(STDIN_FD)
         self._cpus = sorted(os.sched_getaffinity(0))
         self._selector = selectors.DefaultSelector()
         self._wakeup, self._wakeup_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -164,7 +186,7 @@ class Supervisor:
             self._home = Home.make(os.environ)
         except OSError as error:
             raise BootError(f"no directory for the workers' private sockets: {error}") from None
-        self._facts.open(self._home.directory)
+        self._open_for_others()
         if self._embedded is not None:
             if not self._embedded.wait_ready(self._settings.redis.start_timeout_s, self._keep_waiting):
                 return
@@ -176,11 +198,21 @@ class Supervisor:
         for worker in self._workers:
             self._fork(worker, self._clock())
 
+    def _open_for_others(self) -> None:
+        """Be found by commands of this machine, and keep what workers tell of us."""
+        assert self._home is not None
+        self._facts.open(self._home.directory)
+        try:
+            self._reload.open(self._selector)
+        except OSError as error:
+            raise BootError(f"no memory for the status that `hub reload` reads: {error.strerror}") from None
+
     def _inherit(self, estate: Estate) -> None:
         """Go on where the version before was, and have a generation of our own boot beside its workers."""
         now = self._clock()
         logger.info("version %s goes on as %s; a new generation of workers starts", estate.version, __version__)
         self._home = Home(estate.home.hub, estate.home.directory, estate.home.lock)
+        self._open_for_others()
         if self._embedded is not None:
             self._valkey = KeptValkey(self._embedded, now, running=self._embedded.pid is not None)
         for record in estate.workers:
@@ -218,13 +250,13 @@ class Supervisor:
         signal.set_wakeup_fd(self._old_wakeup)
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
+        self._reload.close()
         self._close_loop()
         gc.enable()
 
     def _close_loop(self) -> None:
         for worker in self._all():
-            if worker.pulse is not None:
-                worker.pulse.close()
+            worker.close_pipes()
         self._selector.close()
         os.close(self._wakeup)
         os.close(self._wakeup_writer)
@@ -238,18 +270,24 @@ class Supervisor:
         for key, _ in events:
             key.data(now)
         self._judge(now)
-        if self._stage is Stage.SERVING:
+        if self._stage is Stage.SERVING and not self._is_reloading():
             self._deploy.turn(now, GRACE_S)
         self._start_due(now)
+        self._reload.turn(now)
         self._feed_watchdog(now)
         self._facts.beat()
 
     def _wait_s(self) -> float:
         """Seconds to sleep: until the first thing is due, at most TURN_S."""
         valkey_s = self._valkey.start_s if self._valkey else NEVER
-        workers_s = (worker.due_s() for worker in self._all())
-        due_s = min(self._kill_all_s, self._watchdog_due_s, valkey_s, self._deploy.due_s(), *workers_s)
+        once_s = min(self._kill_all_s, self._watchdog_due_s, self._reload.due_s())
+        deploy_s = NEVER if self._is_reloading() else self._deploy.due_s()
+        due_s = min(once_s, valkey_s, deploy_s, *(worker.due_s() for worker in self._all()))
         return max(0.0, min(due_s - self._clock(), TURN_S))
+
+    def _is_reloading(self) -> bool:
+        """A deploy waits for a reload, whose outcome somebody waits for; a reload for a generation that boots."""
+        return self._reload.busy and not self._deploy.rising
 
     def _forgive_pause(self, now: float) -> None:
         # Ctrl-Z stops the whole group, a snapshot the whole machine: the workers' silence then is not their fault.
@@ -286,13 +324,36 @@ class Supervisor:
         for number in os.read(self._wakeup, 4096):
             if number == signal.SIGCHLD:
                 self._reap(now)
+                self._reload.reap()
             elif number == signal.SIGUSR2:
                 self._deploy.ask()
-            elif number == signal.SIGHUP and not os.isatty(STDIN_FD):
-                # From an operator who means a reload; from a terminal that closes it means the end.
-                logger.warning("SIGHUP: settings can't be changed in place yet; restart the hub for new ones")
+            elif number == signal.SIGHUP and not self._is_hung_up():
+                self._reload.ask()
             else:
                 self._stop(signal.Signals(number), now)
+
+    def _is_hung_up(self) -> bool:
+        """Whether the terminal that we were started in has closed, which comes as the same signal and means the end."""
+        return self._had_terminal and not os.isatty(STDIN_FD)
+
+    def _prepare(self, fresh: Fresh) -> Loaded | None:
+        """The certificates for workers that are forked later. Raises ConfigError."""
+        if self._certificates is None or fresh.certificates is None:
+            return None
+        return self._certificates.prepare(pairs_of(fresh.settings), fresh.certificates)
+
+    def _adopt(self, fresh: Fresh, loaded: Loaded | None) -> None:
+        """Who is forked from now on has these."""
+        self._settings, self._keys = fresh.settings, fresh.keys
+        self._deploy.retune(fresh.settings)
+        if self._certificates is not None and loaded is not None:
+            self._certificates.take(loaded)
+
+    def _note_reload(self, done: bool) -> None:
+        self._facts.count("reloads", "ok" if done else "failed")
+        self._facts.note(reload_ok=int(done))
+        if done:
+            self._facts.note(reloaded_at=time.time())
 
     # Workers
 
@@ -318,13 +379,14 @@ class Supervisor:
             return
         assert worker.pulse is pulse
         self._watch(worker)
+        self._reload.joined(worker)
         logger.info("worker %d started, pid %d", worker.slot.index, worker.pid)
 
     def _watch(self, worker: WorkerProcess) -> None:
         assert worker.pulse is not None
         self._selector.register(worker.pulse.fd, selectors.EVENT_READ, partial(self._read_pulse, worker))
 
-    def _fork_into_seat(self, worker: WorkerProcess, heartbeat: Heartbeat) -> int:
+    def _fork_into_seat(self, worker: WorkerProcess, heartbeat: Heartbeat, instructions: Instructions) -> int:
         assert self._home is not None  # made before the first fork
         worker.generation = next(self._generations)
         seat = Seat(
@@ -338,12 +400,16 @@ class Supervisor:
             home=self._home,
             certificates=self._certificates,
             loads=self._loads,
+            keys=self._keys,
+            instructions=instructions,
+            counts=self._reload.counts,
         )
         leave = partial(self._leave, worker.slot.index)
         return fork_worker(self._settings, seat, self._worker_main, leave, self._cpus)
 
-    def _leave(self, index: int) -> None:
-        """In the child: close what is the supervisor's, and the listeners of the other slots."""
+    def _leave(self, index: int = -1) -> None:
+        """In the child: close what is the supervisor's, and the listeners of the other slots; -1: of all."""
+        self._reload.leave()
         self._close_loop()
         self._facts.close()
         self._listeners.keep_only(index)
@@ -355,6 +421,7 @@ class Supervisor:
         if not worker.pulse.read(now):
             # The worker has closed its end; its death follows, or its silence will be judged.
             self._selector.unregister(worker.pulse.fd)
+        self._reload.heard(worker, worker.pulse.take_answers())
         if self._stage is Stage.BOOTING and all(each.ready for each in self._workers):
             self._serve(now)
         elif self._stage is Stage.SERVING and self._deploy.risen:
@@ -373,6 +440,8 @@ class Supervisor:
         for worker in self._living():
             if (ended := worker.reap(now)) is not None:
                 self._forget(ended.pulse)
+                worker.forget(self._selector)
+                self._reload.gone(worker)
                 if self._home is not None:
                     self._home.clear(worker.slot.index, ended.generation)
                 self._mourn(worker, ended, now)
@@ -437,6 +506,10 @@ class Supervisor:
             replace(program, estate)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
+
+    def _note_deploy(self, reason: str) -> None:
+        self._facts.count("deploys", "failed" if reason else "ok")
+        self._tell_outcome(reason)
 
     def _tell_outcome(self, reason: str) -> None:
         """For `hub deploy`, which waits for it."""

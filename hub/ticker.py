@@ -60,7 +60,7 @@ class Ticker:
         self._source = source or make_source(settings, store)
         self._now_ns = now_ns
         self._task: asyncio.Task[None] | None = None
-        self._bar_rules = bar_rules or BAR_RULES
+        self.bar_rules = bar_rules or BAR_RULES
         self._trouble = Brake()
         self.tally = Tally()
         self._reported = self.tally.losses()
@@ -119,7 +119,7 @@ class Ticker:
             self.tally,
             self._now_ns,
             time.monotonic,
-            self._bar_rules,
+            self.bar_rules,
         )
         # A second task, for this term and not per tick: the source may wait for hours, and the lease may not.
         pump = asyncio.get_running_loop().create_task(term.run())

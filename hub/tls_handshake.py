@@ -57,7 +57,7 @@ class Greeter:
         self.enter = enter
         self.turn_away = turn_away
         self.deadline_s = deadline_s
-        self._most = most
+        self.most = most
         self.unfinished: dict[TlsNewcomer, None] = {}
         """Those that have begun, the oldest first."""
         self.failed = 0
@@ -73,7 +73,7 @@ class Greeter:
 
     def begins(self, newcomer: TlsNewcomer) -> None:
         """A handshake begins."""
-        if len(self.unfinished) >= self._most:
+        if len(self.unfinished) >= self.most:
             self.pushed_out += 1
             next(iter(self.unfinished)).abort()
         self.unfinished[newcomer] = None

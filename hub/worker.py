@@ -74,6 +74,7 @@ from .registry import Registry
 from .relay import NEWCOMERS, Relay
 from .relay import Limits as RelayLimits
 from .remembered import Remembered
+from .retune import Retuner, Rooms
 from .revocation import Revocations
 from .seat import RETIRE, Seat
 from .session import Services
@@ -236,11 +237,11 @@ class Worker:
             quotas=self._quotas,
             log_addresses=settings.log_addresses,
         )
-        handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)
+        self._handshakes = TokenBucket(settings.worker.handshakes_per_s, self._reactor.clock)
         self._entrance = Entrance(
             Origins(settings.allowed_origins),
             self._authenticator,
-            handshakes.take,
+            self._handshakes.take,
             self._stopping.is_set,
             cookie=settings.auth.cookie,
             tickets=self._tickets,
@@ -277,9 +278,9 @@ class Worker:
     def _build_authenticator(self) -> None:
         auth = self._settings.auth
         try:
-            self._authenticator = authenticator(auth, time.time)
+            self._authenticator = authenticator(auth, time.time, self._seat.keys)
             self._authenticator.judge = self._revocations.judge
-            own = own_keys(auth)
+            own = own_keys(auth, self._seat.keys)
         except ConfigError as error:
             raise BootError(str(error)) from None  # a file that has changed since the start
         self._tickets = Tickets(self._store, self._authenticator)
@@ -473,29 +474,30 @@ class Worker:
             Remote(self._relay, self._handover, self._tunnels, self._recall),
             lambda: self._fanout.turn,
         )
-        internal = api.routes(
-            api.Api(
-                self._settings.api.key,
-                self._channels,
-                self._publisher,
-                self._history,
-                self._registry,
-                self._presence,
-                self._settings.client.commands_per_message,
-                self._mailboxes,
-                self._settings.mailbox.namespace,
-                self._revocations,
-                self._tickets,
-            )
+        server_api = api.Api(
+            self._settings.api.key,
+            self._channels,
+            self._publisher,
+            self._history,
+            self._registry,
+            self._presence,
+            self._settings.client.commands_per_message,
+            self._mailboxes,
+            self._settings.mailbox.namespace,
+            self._revocations,
+            self._tickets,
         )
+        internal = api.routes(server_api)
         for room in (self._neighbours, self._tunnels):
             if room is not None:
                 internal += room.routes()
-        internal += monitoring.routes(self._build_monitoring())
+        self._monitoring = self._build_monitoring()
+        internal += monitoring.routes(self._monitoring)
         self._doors.open(self._seat.slot, public, internal)
         if self._balance is not None:
             self._doors.share(self._balance)
         self._metrics.start()
+        self._follow(server_api)
 
     def _build_monitoring(self) -> Monitoring:
         settings, seat = self._settings, self._seat
@@ -511,6 +513,44 @@ class Worker:
             needs_redis=settings.health.needs_redis,
         )
         return Monitoring(self._exposition, health, settings.api.key, guarded=bool(seat.slot.combined))
+
+    def _follow(self, server_api: api.Api) -> None:
+        """Take up new settings from now on: all rooms are there."""
+        rooms = Rooms(
+            api=server_api,
+            authenticator=self._authenticator,
+            broker=self._broker,
+            census=self._census,
+            certificates=self._seat.certificates,
+            channels=self._channels,
+            doors=self._doors,
+            entrance=self._entrance,
+            fanout=self._fanout,
+            handshakes=self._handshakes,
+            jwks=self._jwks,
+            mailboxes=self._mailboxes,
+            monitoring=self._monitoring,
+            orders=self._orders,
+            polls=self._polls,
+            presence=self._presence,
+            publisher=self._publisher,
+            quotas=self._quotas,
+            reactor=self._reactor,
+            recall=self._recall,
+            redelivery=self._redelivery,
+            revocations=self._revocations,
+            services=self._services,
+            streams=self._streams,
+            subscriptions=self._subscriptions,
+            ticker=self._ticker,
+        )
+        seat = self._seat
+        self._retuner = Retuner(rooms, self._settings, seat.keys, seat.heartbeat, self._adopt, seat.counts)
+        if seat.instructions is not None:
+            self._retuner.follow(seat.instructions)
+
+    def _adopt(self, settings: Settings, services: Services) -> None:
+        self._settings, self._services = settings, services
 
     # Living.
 
@@ -620,8 +660,7 @@ class Worker:
             self._balance.close()
         await self._recall.close()
         await self._tickets.close()
-        if self._jwks is not None:
-            await self._jwks.close()
+        await self._retuner.close()
         await self._loopback.close()
         await self._census.close()
         await self._registry.close()

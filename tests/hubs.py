@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from hub import auth
+from hub import auth, reloading
 
 SECRET = "a secret for tests, 32 bytes or more"
 KEY = "a-key-for-the-tests"
@@ -41,6 +41,7 @@ BASE: dict[str, Any] = {
 }
 READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 15.0
+RELOAD_TIMEOUT_S = 40.0
 
 
 class HubFailed(Exception):
@@ -163,6 +164,15 @@ class HubProcess:
     def worker_pids(self) -> list[int]:
         """The workers that live now, in the order of their start."""
         return [pid for pid in _children(self.pid) if _command_of(pid) not in ("", "valkey-server")]
+
+    def reload(self, settings: Mapping[str, Any] | None = None, *, text: str | None = None) -> dict[str, Any]:
+        """Write other settings, merged over those of the start, and have them read; what became of it.
+
+        text: instead of them. {"ok": True, "errors": […], "changed": […], …}
+        """
+        now = merged(self.settings, settings or {})
+        self.config_path.write_text(to_toml(now) if text is None else text)
+        return reloading.outcome(self.pid, RELOAD_TIMEOUT_S)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End it and return its exit status. One that takes too long is killed, and TimeoutExpired fails the test."""

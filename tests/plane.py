@@ -300,7 +300,9 @@ async def plane(
         relay.owner,
         quotas=quotas,
     )
-    routes += polling.routes(polling.Address(engine, socketio_door, relay, handover), engineio_raw.makers(shared))
+    routes += polling.routes(
+        polling.Address(engine, socketio_door, relay, handover), engineio_raw.makers(engineio_raw.addresses(shared))
+    )
     server = httpd.Server(httpd.application(routes), HttpSettings(**(http or {})))
     sockets = bind_sockets(0, "127.0.0.1")
     for listener in sockets:  # inherited by accepted sockets; small, so that a slow reader shows soon

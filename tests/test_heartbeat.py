@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hub.heartbeat import MAX_TEXT_BYTES, Heartbeat, Pulse, open_pipe
+from hub.heartbeat import MAX_TEXT_BYTES, Answer, Heartbeat, Pulse, open_pipe
 
 
 @pytest.fixture
@@ -80,3 +80,33 @@ def test_no_end_is_inherited_by_exec(ends: tuple[Pulse, Heartbeat]) -> None:
     pulse, heartbeat = ends
     assert not os.get_inheritable(pulse.fd)
     assert not os.get_inheritable(heartbeat._fd)
+
+
+def test_answers_come_out_once_and_in_order(ends: tuple[Pulse, Heartbeat]) -> None:
+    """Between beats and with letters in them that mean something outside; a word of readiness behind one is heard."""
+    pulse, heartbeat = ends
+    heartbeat.beat()
+    heartbeat.answer(Answer(3, "prepared"))
+    heartbeat.answer(Answer(4, "refused", "auth.keys[0]: REDIS, A and E.\nno PEM"))
+    heartbeat.ready()
+    pulse.read(2.0)
+    assert pulse.take_answers() == [Answer(3, "prepared"), Answer(4, "refused", "auth.keys[0]: REDIS, A and E. no PEM")]
+    assert pulse.ready and pulse.failure == "" and pulse.take_answers() == []
+
+
+def test_the_letters_of_an_answer_are_no_readiness(ends: tuple[Pulse, Heartbeat]) -> None:
+    """A worker that refuses while it boots is not ready for that."""
+    pulse, heartbeat = ends
+    heartbeat.answer(Answer(1, "refused", "R E"))
+    pulse.read(2.0)
+    assert not pulse.ready and pulse.failure == ""
+
+
+def test_an_answer_in_two_reads_is_one(ends: tuple[Pulse, Heartbeat]) -> None:
+    """As after 65,536 beats that nobody read."""
+    pulse, heartbeat = ends
+    for part in (b"..A12 appl", b"ied ", b"\n.A13 prepared x\nEgone", b"AE"):
+        os.write(heartbeat._fd, part)
+        pulse.read(2.0)
+    assert pulse.take_answers() == [Answer(12, "applied"), Answer(13, "prepared", "x")]
+    assert pulse.failure == "goneAE"

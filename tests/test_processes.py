@@ -12,6 +12,7 @@ import pytest
 from hub.config import Settings
 from hub.errors import BootError
 from hub.heartbeat import Heartbeat
+from hub.instructions import Instructions
 from hub.listeners import Slot
 from hub.processes import NEVER, Backoff, KeptValkey, WorkerProcess, describe_end
 
@@ -24,14 +25,13 @@ def worker() -> Iterator[WorkerProcess]:
     if worker.pid:
         worker.tell(signal.SIGKILL)
         worker.reap(0.0, options=0)
-    if worker.pulse:
-        worker.pulse.close()
+    worker.close_pipes()
 
 
-def sleeping_child(kept: list[Heartbeat]) -> Callable[[Heartbeat], int]:
+def sleeping_child(kept: list[Heartbeat]) -> Callable[[Heartbeat, Instructions], int]:
     """A fork of `sleep`. kept: receives a second worker's end, as the child itself will not beat."""
 
-    def fork(heartbeat: Heartbeat) -> int:
+    def fork(heartbeat: Heartbeat, instructions: Instructions) -> int:
         kept.append(Heartbeat(os.dup(heartbeat._fd)))
         return os.posix_spawnp("sleep", ["sleep", "60"], {})
 
@@ -106,7 +106,7 @@ def test_a_silent_worker_gets_sigabrt_even_when_it_is_stopped(worker: WorkerProc
 def test_one_that_survives_sigabrt_is_killed_after_two_seconds(worker: WorkerProcess) -> None:
     """SIGKILL follows once, and not before its time."""
     told: list[signal.Signals] = []
-    worker.fork(lambda _heartbeat: os.posix_spawnp("sleep", ["sleep", "60"], {}), now=0.0)
+    worker.fork(lambda *_: os.posix_spawnp("sleep", ["sleep", "60"], {}), now=0.0)
     really_tell, worker.tell = worker.tell, told.append  # type: ignore[method-assign]
     for now in (15.0, 16.9, 17.0, 18.0):
         worker.judge(now)
@@ -128,7 +128,7 @@ def test_what_the_pipe_held_at_the_end_is_not_lost(worker: WorkerProcess, heartb
 def test_a_failed_fork_leaves_no_pipe_behind(worker: WorkerProcess) -> None:
     """When the machine has no room for another process, both ends are closed and the slot is empty."""
 
-    def fail(_heartbeat: Heartbeat) -> int:
+    def fail(*_: object) -> int:
         raise BlockingIOError("no room")
 
     before = len(os.listdir("/proc/self/fd"))

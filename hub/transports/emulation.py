@@ -141,9 +141,9 @@ def parse(body: bytes, most_bytes: int) -> Request:
     return Request(found["session"], owner, found["data"])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Emulation:
-    """What these doors need of their worker."""
+    """What these doors need of their worker. Other services are for sessions to come."""
 
     reactor: Reactor
     services: Services

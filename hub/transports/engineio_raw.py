@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NoReturn
@@ -35,17 +35,20 @@ PAYLOADS_AHEAD = 8
 """So many messages of the largest size may wait for the application, or as many bytes in smaller ones."""
 
 
-def makers(services: Services) -> Mapping[str, Make]:
-    """By address of the application's `on_message`; none without an application."""
+def addresses(services: Services) -> list[Raw]:
+    """Of the application's `on_message`; none without an application."""
     gate = services.gate
-    if gate is None:
-        return {}
-    return {path: Raw(path, gate, services).new_connection for path in gate.runner.app.message_paths()}
+    return [] if gate is None else [Raw(path, gate, services) for path in gate.runner.app.message_paths()]
 
 
-@dataclass(frozen=True, slots=True)
+def makers(raws: Sequence[Raw]) -> Mapping[str, Make]:
+    """By address."""
+    return {raw.path: raw.new_connection for raw in raws}
+
+
+@dataclass(slots=True)
 class Raw:
-    """One address."""
+    """One address. Other services are for what begins from now on."""
 
     path: str
     gate: Gate
@@ -94,6 +97,10 @@ class RawConnection(EngineConnection):
     def holds(self, channel: str) -> bool:
         """These clients are in no channels."""
         return False
+
+    def channels(self) -> Iterable[str]:
+        """None."""
+        return ()
 
     def send_back(self) -> None:
         """Have it come anew."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -197,6 +197,10 @@ class Poll:
     def holds(self, channel: str) -> bool:
         """It waits for this channel, among others."""
         return channel in self._wish.channels
+
+    def channels(self) -> Iterable[str]:
+        """Those that it waits for."""
+        return self._wish.channels
 
     def send_back(self) -> None:
         """Answer it with what has come."""
@@ -389,7 +393,7 @@ class Polls:
     """The requests of one worker that wait, within their bound."""
 
     def __init__(self, most: int, refusals: Refusals | None = None) -> None:
-        self._most = most
+        self.most = most
         self._refusals = refusals or Refusals()
         self._waiting: set[Poll] = set()
 
@@ -401,7 +405,7 @@ class Polls:
 
     def enter(self, poll: Poll) -> None:
         """One more. Raises CommandError 111 where there are too many."""
-        if len(self._waiting) >= self._most:
+        if len(self._waiting) >= self.most:
             self._refusals.count("polls")
             raise CommandError(errors.TOO_MANY_REQUESTS, "too many polls wait in this process")
         self._waiting.add(poll)

@@ -495,9 +495,9 @@ class Return:
         return whole and survives(since, page.epoch, page.offset)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Door:
-    """What Socket.IO needs of its worker."""
+    """What Socket.IO needs of its worker. Other services are for sessions to come."""
 
     services: Services
     forms: Mapping[str, SocketIOForm]

@@ -328,9 +328,9 @@ class WebSocketConnection(FramedConnection):
             self.put(self.wire.encode_message(replies[0] if len(replies) == 1 else b"\n".join(replies)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Door:
-    """What the handshake needs to know of its worker."""
+    """What the handshake needs to know of its worker. Other services and forms are for connections to come."""
 
     reactor: Reactor
     services: Services

@@ -1,0 +1,89 @@
+"""Reloading: `hub reload`: have a running hub read its settings anew, and hear what became of it.
+
+Does: find the hub, send SIGHUP, wait for the end of the reload that followed, print it.
+Does not: read or check settings: the hub does, with its own environment and as its own user.
+Called by: cli, which lists it.
+Never break: the exit status is 0 only where the new settings hold; nobody else's process gets a signal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import click
+
+from . import status
+from .errors import ConfigError, HubError
+from .options import json_option, write_json
+
+POLL_S = 0.05
+TIMEOUT_S = 60.0
+"""Above all that a reload may take, twice: one that goes on already is waited for."""
+
+
+@click.command(short_help="Have a running hub read its settings anew.")
+@click.option("--pid", type=click.IntRange(min=1), help="The supervisor's, where several hubs run on this machine.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=TIMEOUT_S,
+    show_default=True,
+    help="Seconds to wait for the outcome.",
+)
+@json_option("Print one JSON object.")
+def reload(pid: int | None, timeout_s: float, as_json: bool) -> None:
+    """Have a running hub read its settings anew, and wait for what becomes of it.
+
+    Nobody is disconnected. Settings that can't change while it runs, and mistakes, are refused: each is one line on
+    standard error, nothing has changed then, and the exit status is 2. It is 1 where there is no hub, or no outcome.
+
+    \b
+    Examples:  hub reload
+               hub reload --pid $(systemctl show --property MainPID --value hub) --json
+    """
+    found = pid or _only()
+    last = outcome(found, timeout_s)
+    if as_json:
+        click.echo(write_json({"pid": found, **last}))
+    if not last["ok"]:
+        raise ConfigError("\n".join(last["errors"]) or "refused")
+    for line in last["errors"]:
+        click.echo(f"hub: warning: {line}", err=True)
+    if not as_json:
+        changed = ", ".join(last["changed"]) or "nothing is different"
+        click.echo(f"reloaded in {last['seconds']:g} s: {changed}")
+
+
+def _only() -> int:
+    """The one hub of this machine. Raises HubError."""
+    pids = status.find()
+    if not pids:
+        raise HubError("no hub of this user runs on this machine; as root, or with --pid, others are found")
+    if len(pids) > 1:
+        raise HubError(f"several hubs run on this machine, with the pids {', '.join(map(str, pids))}; choose by --pid")
+    return pids[0]
+
+
+def outcome(pid: int, timeout_s: float) -> dict[str, Any]:
+    """Ask for a reload; what became of one that began after this call. Raises HubError."""
+    deadline = time.monotonic() + timeout_s
+    # Only what shows such a record is a hub, and only that gets a signal which ends most other programs.
+    before = status.read(pid)
+    wanted = int(before["begun"]) + 1
+    try:
+        os.kill(pid, signal.SIGHUP)
+    except PermissionError:
+        raise HubError(f"process {pid} belongs to another user: run this as that one, or as root") from None
+    except ProcessLookupError:
+        raise HubError(f"process {pid} has ended") from None
+    while int((now := status.read(pid))["ended"]) < wanted:
+        if time.monotonic() >= deadline:
+            raise HubError(f"no outcome within {timeout_s:g} s; the hub's log will have it")
+        time.sleep(POLL_S)
+    last = now["last"]
+    assert isinstance(last, dict)
+    return last

@@ -1,0 +1,406 @@
+"""Retune: what a reload changes in the workers of a real hub, setting by setting, while clients are there."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from hub import auth
+from tests.hubs import SECRET, HubProcess
+from tests.pki import Authority
+
+TIMEOUT_S = 10.0
+STREAM = {"mode": "stream", "subscribe": "anyone", "publish": "anyone", "history": "anyone"}
+BOTH_WORKERS = 12
+"""Connections of which one worker has none once in 2,000 runs, were they spread by chance."""
+
+
+class Client:
+    """A native client; `closed` tells whether the hub has ended it."""
+
+    def __init__(self, hub: HubProcess, token: str = "", **options: Any) -> None:
+        self._stack = contextlib.ExitStack()
+        self.socket: ClientConnection = self._stack.enter_context(connect(hub.ws_url, proxy=None, **options))
+        self._lines: list[dict[str, Any]] = []
+        self._next = 0
+        try:
+            self.connected = self.ask(connect={"token": token} if token else {})["connect"]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        """Send one command, and return its reply."""
+        self._next += 1
+        self.socket.send(orjson.dumps({"id": self._next, **command}).decode())
+        return self._first(lambda line: line.get("id") == self._next)
+
+    def code(self, **command: Any) -> int:
+        """Likewise, the error's code; 0 for none."""
+        return int(self.ask(**command).get("error", {}).get("code", 0))
+
+    def subscribe(self, channel: str) -> int:
+        return self.code(subscribe={"channel": channel})
+
+    def publish(self, channel: str, data: Any = 1) -> int:
+        return self.code(publish={"channel": channel, "data": data})
+
+    def push(self) -> dict[str, Any]:
+        return dict(self._first(lambda line: "push" in line)["push"])
+
+    def _first(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            for line in self._lines:
+                if wanted(line):
+                    self._lines.remove(line)
+                    return line
+            text = self.socket.recv(deadline - time.monotonic())
+            self._lines += [orjson.loads(line) for line in str(text).split("\n")]
+
+    @property
+    def alive(self) -> bool:
+        """It has its answers as ever."""
+        return self.code(rpc={"method": "no such", "data": {}}) in (104, 108)
+
+
+@contextlib.contextmanager
+def clients(hub: HubProcess, count: int = BOTH_WORKERS, token: str = "") -> Iterator[list[Client]]:
+    with contextlib.ExitStack() as stack:
+        found = [Client(hub, token) for _ in range(count)]
+        for one in found:
+            stack.callback(one.close)
+        yield found
+
+
+def request(
+    hub: HubProcess, method: str, body: dict[str, Any] | None = None, key: str = "", url: str = ""
+) -> tuple[int, dict[str, Any]]:
+    """One to the server API, or to another URL."""
+    found = urllib.request.Request(
+        url or f"{hub.api_url}/{method}", orjson.dumps(body or {}), {"X-API-Key": key or hub.key}
+    )
+    try:
+        with urllib.request.urlopen(found, timeout=TIMEOUT_S) as answer:
+            return answer.status, orjson.loads(answer.read() or b"{}")
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, {}
+
+
+def good(hub: HubProcess, settings: dict[str, Any]) -> dict[str, Any]:
+    """A reload that succeeds; who was there before is there still."""
+    workers = hub.worker_pids()
+    found = hub.reload(settings)
+    assert found["ok"] and not found["errors"], found
+    assert hub.worker_pids() == workers
+    return found
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubProcess]:
+    """Its settings are those of its start again before each test that changes them."""
+    with HubProcess({"namespaces": {"room": STREAM}, "log_level": "info"}) as hub:
+        yield hub
+
+
+@pytest.fixture(autouse=True)
+def as_at_the_start(hub: HubProcess) -> None:
+    good(hub, {})
+
+
+def test_a_new_namespace_is_there_in_all_workers_at_once(hub: HubProcess) -> None:
+    with clients(hub) as everybody:
+        assert {one.subscribe("fresh:a") for one in everybody} == {102}
+        good(hub, {"namespaces": {"fresh": STREAM}})
+        assert {one.subscribe("fresh:a") for one in everybody} == {0}
+        assert everybody[0].publish("fresh:a", "hi") == 0
+        assert {one.push()["pub"]["data"] for one in everybody} == {"hi"}
+
+
+def test_subscribers_of_a_namespace_that_is_gone_are_told_and_stay(hub: HubProcess) -> None:
+    """Unsubscribed with 2000: for good. Their other channels go on, and the name is unknown from then on."""
+    good(hub, {"namespaces": {"fresh": STREAM}})
+    with clients(hub) as everybody:
+        for one in everybody:
+            assert (one.subscribe("fresh:a"), one.subscribe("room:a")) == (0, 0)
+        good(hub, {})
+        for one in everybody:
+            assert one.push() == {"channel": "fresh:a", "unsubscribe": {"code": 2000, "reason": "server unsubscribe"}}
+            assert one.subscribe("fresh:a") == 102
+        assert everybody[0].publish("room:a", "on") == 0
+        assert {one.push()["pub"]["data"] for one in everybody} == {"on"}
+        # And it can be another one, as nobody is left in it.
+        good(hub, {"namespaces": {"fresh": {"mode": "latest", "subscribe": "anyone"}}})
+        assert everybody[0].subscribe("fresh:a") == 0
+
+
+@pytest.mark.parametrize("path", ["/poll?channel=fresh:a&timeout=30", "/sse?channel=fresh:a"])
+def test_a_poll_and_an_event_stream_of_it_end(hub: HubProcess, path: str) -> None:
+    """A poll is answered at once, an event stream is closed: their addresses name what is not there any more."""
+    good(hub, {"namespaces": {"fresh": STREAM}})
+    base = urlsplit(hub.ws_url)
+    connection = http.client.HTTPConnection(str(base.hostname), int(base.port or 0), timeout=TIMEOUT_S)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        until_waiting(hub)
+        good(hub, {})
+        with connection.getresponse() as answer:
+            assert answer.status == 200 and answer.read() is not None  # to its end
+        connection.request("GET", path)
+        with connection.getresponse() as answer:
+            assert answer.status == 404 and answer.read()
+
+
+def until_waiting(hub: HubProcess) -> None:
+    """A poll has been taken up: its channel has a subscriber."""
+    wait_for(lambda: request(hub, "channels", {"pattern": "fresh:*"})[1]["result"]["channels"])
+
+
+def wait_for(holds: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # nothing else tells it
+
+
+def test_a_tightened_rule_is_for_who_comes_and_for_each_publish(hub: HubProcess) -> None:
+    """Who is in stays in, and hears what the server says."""
+    with clients(hub) as everybody:
+        for one in everybody:
+            assert one.subscribe("room:a") == 0
+        good(hub, {"namespaces": {"room": {**STREAM, "subscribe": "nobody", "publish": "nobody"}}})
+        assert {one.publish("room:a") for one in everybody} == {103}
+        assert {one.subscribe("room:b") for one in everybody} == {103}
+        assert request(hub, "publish", {"channel": "room:a", "data": "still"})[0] == 200
+        assert {one.push()["pub"]["data"] for one in everybody} == {"still"}
+
+
+def test_a_shorter_history_holds_for_what_is_published_next(hub: HubProcess) -> None:
+    for number in range(5):
+        request(hub, "publish", {"channel": "room:long", "data": number})
+    good(hub, {"namespaces": {"room": {**STREAM, "history_size": 2}}})
+    request(hub, "publish", {"channel": "room:long", "data": 5})
+    kept = request(hub, "history", {"channel": "room:long", "limit": 10})[1]["result"]["publications"]
+    assert [one["data"] for one in kept] == [4, 5]
+
+
+def test_lowered_limits_disconnect_nobody(hub: HubProcess) -> None:
+    """The next one is refused: a channel, a connection, a command."""
+    with clients(hub, 6) as everybody:
+        for one in everybody:
+            assert (one.subscribe("room:a"), one.subscribe("room:b")) == (0, 0)
+        # The loopback of the tests is a trusted proxy otherwise, and those are under no limit.
+        limits = {"trusted_proxies": ["unix:"], "limits": {"ip_connections": 1, "commands_per_s": 1, "channels": 2}}
+        good(hub, limits)
+        assert all(one.alive for one in everybody)
+        assert {one.code(rpc={"method": "x", "data": {}}) for one in everybody} == {111}
+    with clients(hub, 1):
+        with pytest.raises(InvalidStatus, match="429"):
+            for _ in range(4):  # by the other worker's count it is one too many at the latest once it is told
+                Client(hub).close()
+                time.sleep(0.1)
+        good(hub, {})
+        with clients(hub, 4):
+            pass
+
+
+def test_limits_of_a_client_are_those_of_its_beginning(hub: HubProcess) -> None:
+    """And newcomers have the new ones, as their connect reply says."""
+    with clients(hub, 2) as before:
+        good(hub, {"client": {"ping_interval_s": 77, "channels": 1}})
+        with clients(hub, 4) as after:
+            assert {one.connected["ping"] for one in before} == {25}
+            assert {one.connected["ping"] for one in after} == {77}
+            assert [one.subscribe(f"room:{name}") for one in after for name in "ab"] == [0, 106] * 4
+            assert [one.subscribe(f"room:{name}") for one in before for name in "ab"] == [0, 0] * 2
+
+
+def refused_with(hub: HubProcess, token: str) -> int:
+    """The close code of who shows this token; 0: it is let in."""
+    try:
+        Client(hub, token).close()
+    except ConnectionClosed as error:
+        assert error.rcvd is not None
+        return error.rcvd.code
+    return 0
+
+
+def test_another_secret_lets_in_by_another_token(hub: HubProcess) -> None:
+    """Who came with the old one stays; the old one beside the new is good for both."""
+    old, new = (auth.make("ann", key, 60.0, time.time()) for key in (SECRET, "n" * 40))
+    with clients(hub, 4, old) as everybody:
+        good(hub, {"auth": {"hmac_secret": "n" * 40, "hmac_secret_old": SECRET}})
+        assert (refused_with(hub, old), refused_with(hub, new)) == (0, 0)
+        good(hub, {"auth": {"hmac_secret": "n" * 40}})
+        assert [refused_with(hub, old) for _ in range(6)] == [3500] * 6
+        assert [refused_with(hub, new) for _ in range(6)] == [0] * 6
+        assert all(one.alive for one in everybody)
+
+
+def write_key(path: Path) -> ed25519.Ed25519PrivateKey:
+    key = ed25519.Ed25519PrivateKey.generate()
+    path.write_bytes(
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    return key
+
+
+def token_by(key: ed25519.Ed25519PrivateKey) -> str:
+    return auth.make("ann", key, 60.0, time.time(), "EdDSA")
+
+
+def test_a_key_file_with_another_key_counts_at_a_reload_and_not_before(hub: HubProcess, tmp_path: Path) -> None:
+    """Its name is the same. A worker that is forked later has what the reload read, whatever became of the file."""
+    first = write_key(path := tmp_path / "key.pem")
+    good(hub, {"auth": {"keys": [str(path)]}})
+    assert refused_with(hub, token_by(first)) == 0
+    second = write_key(path)
+    assert refused_with(hub, token_by(second)) == 3500
+    found = good(hub, {"auth": {"keys": [str(path)]}})
+    assert found["changed"] == []
+    assert [refused_with(hub, token_by(second)) for _ in range(6)] == [0] * 6
+    assert [refused_with(hub, token_by(first)) for _ in range(6)] == [3500] * 6
+    path.write_text("no key any more")
+    os.kill(hub.worker_pids()[0], signal.SIGKILL)
+    wait_for(lambda: len(hub.worker_pids()) == 2)
+    assert [refused_with(hub, token_by(second)) for _ in range(6)] == [0] * 6
+    refused = hub.reload({"auth": {"keys": [str(path)]}})
+    assert not refused["ok"] and refused["errors"][0].startswith("auth.keys[0]: found")
+
+
+def test_origins_are_judged_by_the_new_list(hub: HubProcess) -> None:
+    page = "https://app.example.com"
+    with pytest.raises(InvalidStatus, match="403"):
+        Client(hub, origin=page)
+    good(hub, {"allowed_origins": [page]})
+    for _ in range(6):
+        Client(hub, origin=page).close()
+    good(hub, {})
+    with pytest.raises(InvalidStatus, match="403"):
+        Client(hub, origin=page)
+
+
+def test_another_api_key_is_the_only_one(hub: HubProcess) -> None:
+    good(hub, {"api": {"key": "another"}})
+    assert {request(hub, "info")[0] for _ in range(6)} == {401}
+    assert {request(hub, "info", key="another")[0] for _ in range(6)} == {200}
+
+
+def test_the_size_of_a_request_is_that_of_the_newest_settings(hub: HubProcess) -> None:
+    """For connections that come after it."""
+    large = {"channel": "room:big", "data": "x" * 5000}
+    assert request(hub, "publish", large)[0] == 200
+    good(hub, {"http": {"body_bytes": 1024}})
+    assert {request(hub, "publish", large)[0] for _ in range(6)} == {413}
+
+
+def test_presence_can_begin_in_a_hub_that_had_none(hub: HubProcess) -> None:
+    """Who comes then is there; who was there before is not known, and goes without a trace."""
+    with clients(hub, 2) as before:
+        for one in before:
+            assert one.subscribe("room:who") == 0
+        good(hub, {"namespaces": {"room": {**STREAM, "presence": "anyone"}}})
+        with clients(hub, 4) as after:
+            for one in after:
+                assert one.subscribe("room:who") == 0
+            wait_for(lambda: len(after[0].ask(presence={"channel": "room:who"})["presence"]["presence"]) == 4)
+            for one in before:
+                assert one.code(unsubscribe={"channel": "room:who"}) == 0
+            assert len(after[0].ask(presence={"channel": "room:who"})["presence"]["presence"]) == 4
+
+
+def test_mailboxes_can_begin_in_a_hub_that_had_none(hub: HubProcess) -> None:
+    """Redelivery begins with them. They don't end by a reload, so that this hub is one of its own."""
+    with HubProcess() as own:
+        found = good(own, {"namespaces": {"inbox": {"mailbox": True, "subscribe": "user", "ack_timeout_s": 0.1}}})
+        assert found["changed"] == ["namespaces.inbox"]
+        assert request(own, "notify", {"user": "ann", "data": "hi"})[0] == 200
+        with clients(own, 1, own.token("ann")) as (ann,):
+            assert ann.subscribe("inbox:#ann") == 0
+            first, again = ann.push()["pub"], ann.push()["pub"]  # it is not acknowledged, so it comes again
+            assert first["data"] == again["data"] == "hi"
+        refused = own.reload({})
+        assert refused["errors"] == ["namespaces.inbox needs a restart (was there, is gone)"]
+
+
+def test_the_log_changes_its_level_and_its_form(hub: HubProcess) -> None:
+    """In the supervisor and in the workers; each line still says of which worker it is."""
+    good(hub, {"log_level": "debug", "log_format": "json"})
+    at = len(hub.stderr)
+    with clients(hub):
+        pass
+    wait_for(lambda: hub.stderr[at:].count('"event":"closed"') >= BOTH_WORKERS)
+    found = [orjson.loads(line) for line in hub.stderr[at:].splitlines()]
+    assert {line["slot"] for line in found if line["event"] == "opened"} == {0, 1}
+
+
+def test_a_worker_that_is_forked_after_a_reload_has_the_new_settings(hub: HubProcess) -> None:
+    good(hub, {"namespaces": {"fresh": STREAM}})
+    for pid in hub.worker_pids():
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: len(hub.worker_pids()) == 2 and request(hub, "info")[0] == 200)
+    with clients(hub) as everybody:
+        assert {one.subscribe("fresh:a") for one in everybody} == {0}
+
+
+def test_certificates_are_those_of_the_reload(hub: HubProcess, tmp_path: Path) -> None:
+    """Looked at once a day otherwise; a connection keeps the one that it began with, and a bad pair changes nothing."""
+    authority = Authority(tmp_path)
+    pair = authority.issue(["localhost", "first.example"]).write(tmp_path)
+    settings = {
+        "listen": ["tls:127.0.0.1:0"],
+        "tls": {"reload_s": 86_400},
+    }
+    table = f'certificates = [{{ cert = "{pair.cert}", key = "{pair.key}" }}]\n'
+    own = HubProcess(settings)
+    own.config_path.write_text(own.config_path.read_text().replace("[tls]\n", f"[tls]\n{table}"))
+    with own:
+        text = own.config_path.read_text()
+        address = ("127.0.0.1", int(urlsplit(own.ws_url).port or 0))
+
+        def presented() -> str:
+            context = ssl.create_default_context(cafile=str(authority.file))
+            with (
+                socket.create_connection(address, TIMEOUT_S) as sock,
+                context.wrap_socket(sock, server_hostname="localhost") as secure,
+            ):
+                names = [str(value) for kind, value in secure.getpeercert()["subjectAltName"] if kind == "DNS"]
+                return names[-1]
+
+        context = ssl.create_default_context(cafile=str(authority.file))
+        with connect(own.ws_url.replace("127.0.0.1", "localhost"), proxy=None, ssl=context) as early:
+            early.send('{"id":1,"connect":{}}')
+            assert "connect" in str(early.recv(TIMEOUT_S))
+            assert presented() == "first.example"
+            authority.issue(["localhost", "second.example"]).write(tmp_path)
+            assert presented() == "first.example"
+            assert own.reload(text=text)["ok"]
+            assert [presented() for _ in range(6)] == ["second.example"] * 6
+            Path(pair.key).write_bytes(authority.issue(["localhost", "third.example"]).key)
+            refused = own.reload(text=text)
+            assert not refused["ok"] and refused["errors"][0].startswith("tls.certificates[0].key: found")
+            assert [presented() for _ in range(6)] == ["second.example"] * 6
+            early.send('{"id":2,"subscribe":{"channel":"ticker:ACME"}}')
+            assert '"id":2' in str(early.recv(TIMEOUT_S))
