@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run chat test chaos hostile wires soak lint types bench bench-full bench-peers clean
+.PHONY: run chat test chaos reloads hostile wires soak lint types bench bench-full bench-peers clean
 
 run: $(STAMP)  ## serve the demo: http://127.0.0.1:8000/
 	$(BIN)/hub serve --config config/demo.toml
@@ -17,6 +17,9 @@ test: $(STAMP)  ## all tests, in parallel
 
 chaos: $(STAMP)  ## every fault under load, with figures, about 90 minutes; one of them: make chaos ONLY='"worker kill"'
 	$(BIN)/python -m tests.chaos $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) --save
+
+reloads: $(STAMP)  ## settings that change under load, with figures, about three minutes
+	$(BIN)/python -m tests.chaos.reloads --save
 
 hostile: $(STAMP)  ## what each attack costs clients who do nothing wrong, with figures, 12 minutes; two CPUs
 	$(BIN)/python -m tests.hostile $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) --save

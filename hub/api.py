@@ -70,8 +70,9 @@ Outcome = TypeVar("Outcome")
 
 @dataclass(slots=True)
 class Api:
-    """What the API needs of its worker; a reload changes it in place. key: '' refuses everybody; most_commands: in one batch; inbox: the namespace of
-    `notify`.
+    """What the API needs of its worker; a reload changes it in place.
+
+    key: '' refuses everybody; most_commands: in one batch; inbox: the namespace of `notify`.
     """
 
     key: str

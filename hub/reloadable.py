@@ -208,6 +208,9 @@ class Counts(NamedTuple):
     last_success_at: float = 0.0
 
 
+NEVER_RELOADED = Counts()
+
+
 class Fresh(NamedTuple):
     """Settings that have been checked, with what the files hold that they name: nothing is left to be read.
 

@@ -52,7 +52,7 @@ from .quotas import IP, USER, Quotas
 from .reactor import Reactor
 from .recall import Recall
 from .redelivery import Redelivery
-from .reloadable import Counts, Fresh, gone, pairs_of, unpack
+from .reloadable import NEVER_RELOADED, Counts, Fresh, gone, pairs_of, unpack
 from .revocation import Revocations
 from .session import Services
 from .streams import Streams
@@ -117,7 +117,7 @@ class Retuner:
         keys: object,
         heartbeat: Heartbeat,
         adopt: Callable[[Settings, Services], None],
-        counts: Counts = Counts(),
+        counts: Counts = NEVER_RELOADED,
     ) -> None:
         """keys: what the key files held that the authenticator was made with. adopt: hears of settings that hold now,
         before anything else of the worker runs.

@@ -28,7 +28,7 @@ from .instructions import Instructions
 from .listeners import Slot
 from .prctl import die_with_parent
 from .relay import Home
-from .reloadable import Counts
+from .reloadable import NEVER_RELOADED, Counts
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Seat:
     loads: Loads | None = None
     keys: Mapping[str, bytes] | None = None
     instructions: Instructions | None = None
-    counts: Counts = Counts()
+    counts: Counts = NEVER_RELOADED
 
 
 WorkerMain = Callable[[Settings, Seat], int]

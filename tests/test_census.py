@@ -276,3 +276,30 @@ async def test_a_limit_of_nothing_tells_nothing(valkey_url, prefix):
     node.come("ann")
     assert not node.census.needed and not node.census._changed
     await node.census.close()
+
+
+@async_test
+async def test_a_limit_that_is_lowered_counts_those_who_are_here(valkey_url, prefix):
+    """They stay; whoever comes on another worker is one too many."""
+    async with nodes(valkey_url, prefix, limits={"user": 1000}) as (here, there):
+        stay = [here.come("ann") for _ in range(3)]
+        await until(lambda: here.idle)
+        assert await here.totals() == {}, "so few of a thousand are kept quiet"
+        for one in (here, there):
+            one.census.retune({"user": 3})
+        await until(lambda: here.idle)
+        newcomer = there.come("ann")
+        await until(lambda: newcomer.closed)
+        assert newcomer.closed == [CLOSE_CONNECTION_LIMIT] and not any(one.closed for one in stay)
+
+
+@async_test
+async def test_a_limit_that_is_lifted_leaves_nothing_told(valkey_url, prefix):
+    """What stood in Redis would count against them once there is a limit again."""
+    async with nodes(valkey_url, prefix, number=1) as (here,):
+        here.come("ann")
+        await until(lambda: here.idle)
+        assert await here.totals() == {"user ann": 1}
+        here.census.retune({"user": 0})
+        await until(lambda: here.idle)
+        assert await here.totals() == {} and not here.census.needed

@@ -239,3 +239,44 @@ def test_a_context_does_not_grow_old(authority: Authority, tmp_path: Path) -> No
     clock.advance(2)
     certificates.refresh()
     assert certificates.context is not before
+
+
+def test_contents_that_were_read_by_another_process_are_presented_once_they_are_taken(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """Prepared, they change nothing; the files need not be there any more. For each name its certificate."""
+    first = authority.issue(["a.example"]).write(tmp_path, "a")
+    found = Certificates([first])
+    before = serial(found, authority.client(), "a.example")
+    pairs = [authority.issue([name]).write(tmp_path, name) for name in ("a.example", "b.example")]
+    contents = room.read_contents(pairs)
+    for path in tmp_path.glob("*.key.pem"):
+        path.unlink()
+    descriptors = os.listdir("/proc/self/fd")
+    loaded = found.prepare(pairs, contents)
+    assert os.listdir("/proc/self/fd") == descriptors
+    assert serial(found, authority.client(), "a.example") == before
+    found.take(loaded)
+    names = [serial(found, authority.client(), name) for name in ("a.example", "b.example")]
+    assert before not in names and len(set(names)) == 2
+
+
+def test_files_that_changed_since_they_were_read_are_loaded_by_the_next_look(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """And those that did not are not."""
+    pair = authority.issue(["a.example"]).write(tmp_path)
+    found = Certificates([pair])
+    contents = room.read_contents([pair])
+    found.take(found.prepare([pair], contents))
+    taken = found.context
+    found.refresh()
+    assert found.context is taken
+    authority.issue(["a.example"]).write(tmp_path)
+    found.refresh()
+    assert found.context is not taken
+
+
+def test_contents_of_a_file_that_is_none_are_refused_by_its_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tls\.certificates\[0\]\.cert: found /nowhere: No such file"):
+        room.read_contents([Pair("/nowhere", "/nowhere.key")])

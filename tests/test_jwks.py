@@ -346,3 +346,17 @@ def test_a_set_is_read_key_by_key():
     ]
     many = read(jwks(*[{**EC_B, "kid": str(number)} for number in range(MAX_KEYS + 1)]))
     assert len(many) == MAX_KEYS
+
+
+@async_test
+async def test_other_keys_of_our_own_stand_beside_the_set_that_was_fetched():
+    """At once and without a fetch; also where the authenticator has just been given other rules."""
+    async with provider() as idp, following(idp) as (found, by):
+        idp.serves(RSA_A)
+        await found.start()
+        other = keys.of_secret("another secret, of more than 32 bytes")
+        by.become(Authenticator(keys.KeyRing([other]), time.time))
+        found.retune([other], (), 300)
+        assert verdict(by, A) == "ann" and verdict(by, token(SECRET, "HS256")) == "3500"
+        assert verdict(by, token("another secret, of more than 32 bytes", "HS256")) == "ann"
+        assert found.fetches == 1 and by.expects_keys

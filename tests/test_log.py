@@ -181,3 +181,14 @@ def test_lines_that_nobody_read_are_counted_in_a_line_of_the_same_form() -> None
         missing, heard = (json.loads(line) for line in pipe.read().splitlines())
     assert missing["event"] == "3 log lines were dropped, as nobody read them in time"
     assert heard["event"] == "heard"
+
+
+def test_form_level_and_burst_are_changed_in_place() -> None:
+    """For lines of a worker too, which still say of which one they are."""
+    program = (
+        "log.configure('warning', 'text', 0); log.sit(3, 7); logger.info('hidden'); log.retune('info', 'json', 2);"
+        "[logger.info('x') for _ in range(5)]; log.retune('info', 'json', 0); [logger.info('y') for _ in range(3)]"
+    )
+    lines = [json.loads(line) for line in lines_of(program)]
+    events = [line["event"] for line in lines if line["logger"] == "hub.x"]
+    assert events == ["x"] * 2 + ["y"] * 3 and {line["slot"] for line in lines} == {3}

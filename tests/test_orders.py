@@ -88,6 +88,9 @@ class Poll:
     def holds(self, channel: str) -> bool:
         return channel == self.channel
 
+    def channels(self) -> tuple[str, ...]:
+        return (self.channel,)
+
     def send_back(self) -> None:
         self.answered = "sent back"
 
@@ -301,3 +304,16 @@ def test_a_forged_listing_is_a_value_error(answer):
 def test_forged_counts_are_a_value_error(answer):
     with pytest.raises(ValueError, match="counts"):
         parse_met(answer)
+
+
+@async_test
+async def test_namespaces_that_are_gone_are_left_by_all_who_are_in_one():
+    """And by nobody else; who waits for one of their channels comes again."""
+    away, home = Connection("a", "ann", "old:1", "new:1", "old:2"), Connection("b", "bob", "new:1")
+    poll, other = Poll("ann", "old:9"), Poll("ann", "new:9")
+    rig = Rig(away, home, polls=(poll, other))
+    rig.orders.close_namespaces({"old"})
+    await asyncio.sleep(0)
+    assert away.done == [("leave", "old:1"), ("leave", "old:2")] and home.done == []
+    assert (poll.answered, other.answered) == ("sent back", None)
+    await rig.orders.close()

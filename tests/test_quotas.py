@@ -614,3 +614,46 @@ async def test_who_waits_for_the_application_takes_nobodys_place(valkey_url, pre
         assert hub.services.quotas.by_ip() == {"203.0.113.7": 2}
         for _, writer in opened:
             writer.close()
+
+
+def test_lower_limits_are_for_the_next_one_and_nobody_goes_for_them():
+    """Who is over them stays, and is given back as it was counted."""
+    room = quotas(ip_connections=5)
+    meters = [room.open("203.0.113.7") for _ in range(3)]
+    room.retune(UNLIMITED.model_copy(update={"ip_connections": 2, "connections": 3}), Proxies())
+    assert (room.no_room("203.0.113.7"), room.no_room("203.0.113.8")) == ("ip_connections", "connections")
+    for meter in meters:
+        meter.close()
+    assert (room.no_room("203.0.113.7"), room.connections, dict(room.by_ip())) == ("", 0, {})
+
+
+def test_a_first_limit_begins_with_those_who_come():
+    """Who was here before had no address to be counted under; that it goes must not take another's place."""
+    room = quotas()
+    before = room.open("203.0.113.7")
+    room.retune(UNLIMITED.model_copy(update={"ip_connections": 1}), Proxies())
+    assert room.no_room("203.0.113.7") == ""
+    after = room.open("203.0.113.7")
+    assert room.no_room("203.0.113.7") == "ip_connections"
+    before.close()
+    assert room.no_room("203.0.113.7") == "ip_connections"
+    after.close()
+    assert room.no_room("203.0.113.7") == ""
+
+
+def test_a_connection_has_the_rates_of_now():
+    clock = FakeClock()
+    room = quotas(clock, commands_per_s=1)
+    meter = room.open("")
+    assert [meter.spend(clock(), 1, 9) for _ in range(2)] == [True, False]
+    room.retune(UNLIMITED.model_copy(update={"commands_per_s": 0}), Proxies())
+    assert [meter.spend(clock(), 1, 9) for _ in range(20)] == [True] * 20
+
+
+def test_a_proxy_that_is_trusted_no_more_is_under_the_limits():
+    room = quotas(proxies=Proxies(["203.0.113.0/24"]), ip_connections=1)
+    room.open("203.0.113.7")
+    assert room.no_room("203.0.113.7") == ""
+    room.retune(room.settings, Proxies())
+    room.open("203.0.113.7")
+    assert room.no_room("203.0.113.7") == "ip_connections"
