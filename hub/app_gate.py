@@ -81,6 +81,10 @@ class Gate:
         self.errands = Errands(send, self._by_client.get)
         self._app.bind(self)
 
+    def retune(self, pending: int, everyone: Namespace) -> None:
+        """As the constructor has them, from now on."""
+        self.pending, self._everyone = pending, everyone
+
     def find(self, client: str) -> Subscriber | None:
         """The connection of one of this worker's clients, for the fan-out."""
         seat = self._by_client.get(client)

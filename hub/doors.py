@@ -46,6 +46,10 @@ def outbox_limits(client: ClientSettings) -> Limits:
     return Limits(client.outbox_conflate_bytes, client.outbox_drop_bytes, client.outbox_bytes, client.outbox_frames)
 
 
+def _deflate(client: ClientSettings) -> tuple[object, ...]:
+    return client.deflate, client.deflate_min_bytes, client.deflate_level
+
+
 @dataclass(frozen=True, slots=True)
 class Remote:
     """The ways to sessions that live in another process, and to what is kept of those that were lost."""
@@ -138,7 +142,8 @@ class Doors:
 
     def retune(self, settings: Settings, services: Services) -> None:
         """Other settings and services for who comes from now on; who is here has those that it began with."""
-        forms_change = settings.client != self._settings.client
+        # Other forms, though equal, would have everything encoded once more for who has them.
+        forms_change = _deflate(settings.client) != _deflate(self._settings.client)
         self._settings, self._services = settings, services
         rooms = (self._door, self._emulated, self._socketio_door, *self._raws)
         for room in rooms:

@@ -136,13 +136,18 @@ class Jwks:
         self._authenticator.expects_keys = True
         self._authenticator.renew(KeyRing([*own, *self._found], algorithms))
 
-    async def close(self) -> None:
-        """Fetch no more."""
+    def stop(self) -> None:
+        """Fetch no more; what is being fetched counts for nothing. `close` is still to come."""
         if self._next is not None:
             self._next.cancel()
             self._next = None
         if self._fetching is not None:
             self._fetching.cancel()
+
+    async def close(self) -> None:
+        """Fetch no more."""
+        self.stop()
+        if self._fetching is not None:
             await asyncio.gather(self._fetching, return_exceptions=True)
         self._client.close()
 

@@ -32,6 +32,7 @@ from .certificates import Certificates, Loaded
 from .channels import Channels
 from .config import Settings
 from .doors import Doors, outbox_limits
+from .emission import everyone_rules
 from .entrance import Entrance
 from .errors import ConfigError
 from .fanout import Fanout
@@ -265,6 +266,11 @@ class Retuner:
         rooms.recall.most_bytes = new.socketio.recovery_bytes
         rooms.revocations.most = new.auth.revocations
         rooms.monitoring.retune(new.api.key, new.health, new.worker_count())
+        if (gate := rooms.services.gate) is not None:
+            gate.retune(
+                new.client.pending_commands,
+                everyone_rules(new.socketio.recovery_ms, new.client.recovery_publications),
+            )
         api = rooms.api
         api.key, api.most_commands, api.inbox = new.api.key, new.client.commands_per_message, new.mailbox.namespace
 
@@ -290,6 +296,8 @@ class Retuner:
             rooms.jwks.retune(own, auth.algorithms, auth.jwks_refresh_s)
             return
         if rooms.jwks is not None:
+            # At once: a set that comes in this very turn would put the old keys back.
+            rooms.jwks.stop()
             self._begin(rooms.jwks.close())
             rooms.jwks = None
             rooms.authenticator.missing = lambda kid: False

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
+import http.server
 import os
 import signal
 import socket
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import orjson
@@ -28,9 +32,10 @@ from hub.config import Settings
 from hub.heartbeat import Answer, open_pipe
 from hub.instructions import APPLY, DROP, PREPARE, TELL, Instruction
 from hub.reloadable import Counts, Fresh, pack
-from hub.retune import Retuner
+from hub.retune import Retuner, Rooms
 from tests.hubs import SECRET, HubProcess
 from tests.pki import Authority
+from tests.test_keys import EC, RSA, jwk
 
 TIMEOUT_S = 10.0
 STREAM = {"mode": "stream", "subscribe": "anyone", "publish": "anyone", "history": "anyone"}
@@ -244,10 +249,66 @@ def test_limits_of_a_client_are_those_of_its_beginning(hub: HubProcess) -> None:
             assert [one.subscribe(f"room:{name}") for one in before for name in "ab"] == [0, 0] * 2
 
 
+def http_request(hub: HubProcess, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    """One on a connection of its own, to its first line of an answer that goes on."""
+    base = urlsplit(hub.ws_url)
+    connection = http.client.HTTPConnection(str(base.hostname), int(base.port or 0), timeout=TIMEOUT_S)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        with connection.getresponse() as answer:
+            return answer.status, answer.readline() if path.startswith("/connection") else answer.read()
+
+
+def test_newcomers_over_http_have_the_new_settings(hub: HubProcess) -> None:
+    """Answers that never end, event streams, and what one request may bring."""
+
+    def pings() -> set[object]:
+        replies = [http_request(hub, "POST", "/connection/http_stream", b'{"id":1,"connect":{}}') for _ in range(6)]
+        return {orjson.loads(body)["connect"]["ping"] for _, body in replies}
+
+    large = orjson.dumps({"channel": "room:a", "data": "x" * 2000})
+    assert pings() == {25}
+    assert http_request(hub, "POST", "/publish", large)[0] == 200
+    good(hub, {"client": {"ping_interval_s": 77, "message_bytes": 1000}})
+    assert pings() == {77}
+    assert {http_request(hub, "POST", "/publish", large)[0] for _ in range(6)} == {413}
+
+
+def socketio_subscribe(hub: HubProcess, *channels: str) -> list[bytes]:
+    """A Socket.IO client by polling: what it is answered for each channel."""
+    path = "/socket.io/?EIO=4&transport=polling"
+    status, opened = http_request(hub, "GET", path)
+    assert status == 200, status
+    path += "&sid=" + orjson.loads(opened[1:])["sid"]
+    for packet in (
+        b"40",
+        *(b'42%d["subscribe",%s]' % (at, orjson.dumps({"channel": name})) for at, name in enumerate(channels)),
+    ):
+        assert http_request(hub, "POST", path, packet)[0] == 200
+    found: list[bytes] = []
+    while len(found) < len(channels):
+        found += [one for one in http_request(hub, "GET", path)[1].split(b"\x1e") if one.startswith(b"43")]
+    http_request(hub, "POST", path, b"1")
+    return found
+
+
+def test_newcomers_of_socketio_have_the_new_settings(hub: HubProcess) -> None:
+    """Those of all clients, and its own that can change."""
+    assert not any(b"106" in one for one in socketio_subscribe(hub, "room:a", "room:b"))
+    good(hub, {"client": {"channels": 1}, "socketio": {"polling_sessions": 1}})
+    for _ in range(4):
+        # A refusal is answered at once, and a subscription once Redis has confirmed it.
+        assert sorted(b"106" in one for one in socketio_subscribe(hub, "room:a", "room:b")) == [False, True]
+    statuses = [http_request(hub, "GET", "/socket.io/?EIO=4&transport=polling")[0] for _ in range(BOTH_WORKERS)]
+    assert statuses.count(200) == 2 and statuses.count(503) == BOTH_WORKERS - 2
+
+
 def refused_with(hub: HubProcess, token: str) -> int:
-    """The close code of who shows this token; 0: it is let in."""
+    """The close code of who shows this token; 0: it is let in, -1: it is told to try again."""
     try:
         Client(hub, token).close()
+    except KeyError:
+        return -1  # an error in place of the connect reply
     except ConnectionClosed as error:
         assert error.rcvd is not None
         return error.rcvd.code
@@ -295,6 +356,49 @@ def test_a_key_file_with_another_key_counts_at_a_reload_and_not_before(hub: HubP
     assert [refused_with(hub, token_by(second)) for _ in range(6)] == [0] * 6
     refused = hub.reload({"auth": {"keys": [str(path)]}})
     assert not refused["ok"] and refused["errors"][0].startswith("auth.keys[0]: found")
+
+
+@contextlib.contextmanager
+def provider(*found: dict[str, Any]) -> Iterator[str]:
+    """An identity provider with these keys; its URL."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = orjson.dumps({"keys": found})
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/keys"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_another_identity_provider_is_the_only_one(hub: HubProcess) -> None:
+    """From none to one, to another, and to none; our own secret is good all the time."""
+    a, b = (
+        auth.make("ann", key, 60.0, time.time(), name, kid)
+        for key, name, kid in ((RSA, "RS256", "a"), (EC, "ES256", "b"))
+    )
+    own = auth.make("ann", SECRET, 60.0, time.time())
+
+    def verdicts() -> list[set[int]]:
+        return [{refused_with(hub, token) for _ in range(6)} for token in (a, b, own)]
+
+    with provider(jwk(RSA, kid="a")) as first, provider(jwk(EC, kid="b")) as second:
+        assert verdicts() == [{3500}, {3500}, {0}]
+        for url, wanted in ((first, [{0}, {3500}, {0}]), (second, [{3500}, {0}, {0}]), ("", [{3500}, {3500}, {0}])):
+            good(hub, {"auth": {"jwks_url": url, "jwks_refresh_s": 60}})
+            wait_for(lambda wanted=wanted: verdicts() == wanted)
 
 
 def test_origins_are_judged_by_the_new_list(hub: HubProcess) -> None:
@@ -416,8 +520,8 @@ def test_certificates_are_those_of_the_reload(hub: HubProcess, tmp_path: Path) -
 # What a worker answers, without a hub.
 
 
-class Rooms:
-    """Stands for all rooms of a worker: whatever is asked of it is noted."""
+class NoRooms:
+    """A worker none of whose rooms can be reached."""
 
     certificates = None
 
@@ -425,7 +529,7 @@ class Rooms:
 def told(*sent: tuple[bytes, int, bytes]) -> tuple[list[Answer], Retuner]:
     """What a worker answers to these instructions."""
     pulse, heartbeat = open_pipe(0.0)
-    retuner = Retuner(Rooms(), Settings(), {}, heartbeat, lambda *_: None)  # type: ignore[arg-type]
+    retuner = Retuner(NoRooms(), Settings(), {}, heartbeat, lambda *_: None)  # type: ignore[arg-type]
     try:
         for kind, number, data in sent:
             retuner.obey(Instruction(kind, number, data))
@@ -479,3 +583,87 @@ def test_a_room_that_fails_is_told_and_logged(caplog: pytest.LogCaptureFixture) 
 def test_a_worker_knows_how_often_the_hub_was_reloaded() -> None:
     answers, retuner = told((TELL, 9, b"[4,2,1700.5]"))
     assert answers == [] and retuner.counts == Counts(4, 2, 1700.5)
+
+
+@dataclasses.dataclass
+class Shared:
+    """What of `Services` a reload looks at."""
+
+    client: Any = None
+    outbox: Any = None
+    histories: Any = dataclasses.field(default_factory=Mock)
+    log_addresses: bool = False
+    gate: Any = None
+
+
+def applied(**settings: Any) -> Rooms:
+    """Rooms after a reload to these settings; each notes what it is told."""
+    pulse, heartbeat = open_pipe(0.0)
+    rooms = Rooms(**{field.name: Mock() for field in dataclasses.fields(Rooms)})
+    rooms.services, rooms.certificates, rooms.jwks = Shared(gate=Mock()), None, None  # type: ignore[assignment]
+    retuner = Retuner(rooms, Settings(), {"/key": b"no key"}, heartbeat, lambda *_: None)
+    for kind, data in ((PREPARE, packed(**settings)), (APPLY, b"")):
+        retuner.obey(Instruction(kind, 1, data))
+    pulse.read(1.0)
+    pulse.close()
+    heartbeat.close()
+    assert [one.word for one in pulse.take_answers()] == ["prepared", "applied"]
+    return rooms
+
+
+REACHES: list[tuple[dict[str, Any], Callable[[Rooms], Any], Any]] = [
+    (
+        {"redis": {"pending_publishes": 7, "pending_bytes": 70_000}},
+        lambda r: r.broker.retune.call_args.args,
+        (7, 70_000),
+    ),
+    ({"worker": {"handshakes_per_s": 7}}, lambda r: r.handshakes.per_s, 7),
+    ({"worker": {"polls": 7}}, lambda r: r.polls.most, 7),
+    ({"worker": {"batch_bytes": 70_000}}, lambda r: r.fanout.max_bytes, 70_000),
+    ({"worker": {"backlog_bytes": 7000}}, lambda r: r.reactor.backlog.max_bytes, 7000),
+    ({"worker": {"ring_bytes": 7}}, lambda r: r.streams.retune.call_args.kwargs["ring_bytes"], 7),
+    ({"worker": {"linger_s": 7}}, lambda r: r.streams.retune.call_args.kwargs["linger_s"], 7),
+    ({"worker": {"resubscribes_per_s": 7}}, lambda r: r.streams.retune.call_args.kwargs["displaced_per_s"], 7),
+    ({"client": {"recovery_publications": 7}}, lambda r: r.streams.retune.call_args.kwargs["most"], 7),
+    ({"client": {"recovery_bytes": 7000}}, lambda r: r.streams.retune.call_args.kwargs["most_bytes"], 7000),
+    ({"worker": {"presence_grace_s": 7}}, lambda r: r.presence.retune.call_args.args[0], 7),
+    ({"client": {"presence_clients": 7}}, lambda r: r.presence.retune.call_args.args[1], 7),
+    ({"client": {"close_timeout_s": 7}}, lambda r: r.reactor.close_timeout_s, 7),
+    ({"client": {"json_depth": 7}}, lambda r: r.publisher.json_depth, 7),
+    ({"client": {"commands_per_message": 7}}, lambda r: r.api.most_commands, 7),
+    ({"client": {"history_publications": 7}}, lambda r: r.services.histories.most, 7),
+    ({"client": {"outbox_bytes": 7000}}, lambda r: r.services.histories.most_bytes, 3500),
+    ({"client": {"outbox_frames": 7}}, lambda r: r.services.outbox.max_frames, 7),
+    ({"client": {"pending_commands": 7}}, lambda r: r.services.gate.retune.call_args.args[0], 7),
+    ({"log_addresses": True}, lambda r: r.services.log_addresses, True),
+    ({"auth": {"revocations": 7}}, lambda r: r.revocations.most, 7),
+    ({"auth": {"cookie": "t"}, "allowed_origins": ["https://a.example"]}, lambda r: r.entrance.cookie, "t"),
+    ({"allowed_origins": ["https://a.example"]}, lambda r: set(r.entrance.origins), {"https://a.example"}),
+    ({"trusted_proxies": ["203.0.113.7"]}, lambda r: r.entrance.proxies.trusts("203.0.113.7"), True),
+    ({"trusted_proxies": ["203.0.113.7"]}, lambda r: r.quotas.retune.call_args.args[1].trusts("203.0.113.7"), True),
+    ({"limits": {"channels": 7}}, lambda r: r.subscriptions.most, 7),
+    ({"limits": {"ip_connections": 7}}, lambda r: r.census.retune.call_args.args[0]["ip"], 7),
+    ({"limits": {"user_connections": 7}}, lambda r: r.quotas.retune.call_args.args[0].user_connections, 7),
+    ({"socketio": {"recovery_bytes": 70_000}}, lambda r: r.recall.most_bytes, 70_000),
+    ({"mailbox": {"dead_letters": 7}}, lambda r: r.mailboxes.retune.call_args.args[0].dead_letters, 7),
+    (
+        {"mailbox": {"namespace": "box"}, "namespaces": {"box": {"mailbox": True}}},
+        lambda r: r.api.inbox,
+        "box",
+    ),
+    ({"namespaces": {"bars": {"mode": "stream", "history_size": 7}}}, lambda r: r.ticker.bar_rules.history_size, 7),
+    ({"http": {"body_bytes": 7000}}, lambda r: r.doors.retune.call_args.args[0].http.body_bytes, 7000),
+    ({"api": {"key": "k"}}, lambda r: r.api.key, "k"),
+]
+
+
+@pytest.mark.parametrize(("settings", "found", "wanted"), REACHES, ids=lambda value: str(value)[:40])
+def test_each_setting_reaches_its_room(settings: dict[str, Any], found: Callable[[Rooms], Any], wanted: Any) -> None:
+    """What a test above does not see in a real hub."""
+    assert found(applied(**settings)) == wanted
+
+
+def test_tokens_that_are_remembered_stay_so_where_no_key_has_changed() -> None:
+    """Thousands of signatures need not be checked again for another limit."""
+    applied(limits={"channels": 7}).authenticator.become.assert_not_called()  # type: ignore[attr-defined]
+    applied(auth={"leeway_s": 1}).authenticator.become.assert_called_once()  # type: ignore[attr-defined]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -274,3 +276,19 @@ def test_a_signal_while_it_stops_changes_nothing() -> None:
             os.kill(own.pid, signal.SIGHUP)
             assert own.process.wait(20) == 0
         assert "the hub stops, so its settings are not read anew" in own.stderr
+
+
+def test_a_terminal_that_closes_is_the_end_and_one_that_stands_is_not() -> None:
+    """The same signal: from an operator, and from a kernel whose terminal was hung up."""
+    ours, theirs = os.openpty()
+    hub = HubProcess({"workers": 1})
+    command = [sys.executable, "-m", "hub", "serve", "--config", str(hub.config_path)]
+    with contextlib.closing(Running(hub)), (hub.directory / "stderr").open("ab") as stderr:
+        hub.process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=stderr)
+        os.close(theirs)
+        assert hub.process.stdout is not None and hub.process.stdout.readline()
+        assert hub.reload({"client": {"ping_interval_s": 99}})["ok"]
+        os.close(ours)
+        os.kill(hub.pid, signal.SIGHUP)
+        assert hub.process.wait(20) == 0
+        assert "SIGHUP: stopping" in hub.stderr
