@@ -657,7 +657,7 @@ REACHES: list[tuple[dict[str, Any], Callable[[Rooms], Any], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "found", "wanted"), REACHES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("settings", "found", "wanted"), REACHES, ids=[str(row[0]) for row in REACHES])
 def test_each_setting_reaches_its_room(settings: dict[str, Any], found: Callable[[Rooms], Any], wanted: Any) -> None:
     """What a test above does not see in a real hub."""
     assert found(applied(**settings)) == wanted
