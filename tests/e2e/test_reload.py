@@ -204,7 +204,9 @@ class Running:
 
 
 def test_a_storm_of_signals_is_a_few_reloads(hub: HubProcess) -> None:
-    """What was written last holds when it is over."""
+    """What was written last holds when it is over, and no descriptor is left."""
+    assert hub.reload({})["ok"]
+    files = descriptors(hub)
     begun = status.read(hub.pid)["begun"]
     for number in range(200):
         if number == 150:
@@ -215,6 +217,12 @@ def test_a_storm_of_signals_is_a_few_reloads(hub: HubProcess) -> None:
     with clients(hub, 4) as everybody:
         assert {one.connected["ping"] for one in everybody} == {99}
     assert status.read(hub.pid)["begun"] - begun < 50
+    wait_for(lambda: descriptors(hub) == files)
+
+
+def descriptors(hub: HubProcess) -> list[int]:
+    """Of the supervisor and of each worker."""
+    return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (hub.pid, *hub.worker_pids())]
 
 
 def test_a_worker_that_hangs_holds_a_reload_up_until_it_is_replaced() -> None:
