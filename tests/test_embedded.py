@@ -202,6 +202,50 @@ def test_what_does_not_answer_is_one_line(embedded: Factory, directory: Path) ->
         valkey.resume()
 
 
+def test_an_heir_goes_on_with_the_one_that_runs(embedded: Factory, directory: Path) -> None:
+    """Same process, same socket; it ends it as its own, and another begins in the same generation."""
+    first = embedded()
+    assert first.wait_ready(10.0)
+    heir = embedded()
+    heir.inherit(first.record())
+    pid, first._process = first.pid, None  # the program of the first one is no more
+    assert (heir.pid, heir.url, heir.exit_status()) == (pid, first.url, None)
+    with client(heir) as commands:
+        commands.set("kept", "1")
+    heir.stop()
+    assert (heir.exit_status(), heir.pid) == (0, None)
+    assert (directory / "valkey" / "clean").exists()
+    third = embedded()
+    third.inherit(heir.record())
+    assert third.pid is None and third.wait_ready(10.0)
+    with client(third) as commands:
+        assert commands.get("kept") == "1"
+
+
+@pytest.mark.expects_log
+def test_an_heir_kills_one_that_does_not_end(embedded: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it would its own."""
+    first = embedded()
+    assert first.wait_ready(10.0)
+    heir = embedded()
+    heir.inherit(first.record())
+    pid, first._process = first.pid, None
+    assert pid is not None
+    monkeypatch.setattr("hub.embedded.STOP_TIMEOUT_S", 0.2)
+    os.kill(pid, signal.SIGSTOP)
+    heir.stop()
+    assert heir.exit_status() == -signal.SIGKILL
+
+
+def test_a_signal_to_everybody_does_not_end_it(embedded: Factory) -> None:
+    """SIGUSR2 is for the supervisor; Valkey by itself would end by it."""
+    valkey = embedded()
+    assert valkey.wait_ready(10.0) and valkey.pid is not None
+    os.kill(valkey.pid, signal.SIGUSR2)
+    with client(valkey) as commands:
+        assert commands.ping()
+
+
 def test_a_full_memory_refuses_writes(embedded: Factory) -> None:
     """Nothing is evicted: the first write stays, the one that does not fit fails with OOM."""
     valkey = embedded(maxmemory_mb=16)

@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import stat
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,6 +230,51 @@ def test_a_unix_listener_is_one_socket_for_all_slots(unix_path: Path) -> None:
     listeners.close()
     assert not unix_path.exists()
     listeners.close()
+
+
+def test_an_heir_has_the_same_sockets_and_its_own_options(unix_path: Path) -> None:
+    """What waits in a queue is accepted by the heir; options and backlog are those of its settings."""
+    first = Listeners.open(settings(["127.0.0.1:0", f"unix:{unix_path}"]), 2)
+    public, internal = first.records()
+    port = first.public[0].port
+    assert (len(public[0].sockets), len(public[1].sockets)) == (2, 1)
+    copies = {number: os.dup(number) for record in (*public, *internal) for number in record.sockets}
+    public, internal = (
+        [one.model_copy(update={"sockets": [copies[number] for number in one.sockets]}) for one in records]
+        for records in (public, internal)
+    )
+    with socket.create_connection(("127.0.0.1", port)) as waiting, socket.socket(socket.AF_UNIX) as local:
+        local.connect(str(unix_path))
+        for slot in first.slots:
+            for sock in (*slot.public, *slot.internal):
+                sock.close()
+        changed = settings(["127.0.0.1:0", f"unix:{unix_path}"], keepalive_idle_s=17, backlog=33)
+        heir = Listeners.inherit(changed, 2, public, internal)
+        try:
+            assert heir.public == first.public and heir.internal == first.internal
+            assert heir.slots[0].public[1] is heir.slots[1].public[1]
+            ready, _, _ = select.select([slot.public[0] for slot in heir.slots], [], [], 5)
+            accepted, _ = ready[0].accept()
+            assert accepted.getpeername() == waiting.getsockname()
+            accepted.close()
+            with socket.create_connection(("127.0.0.1", port)):
+                ready, _, _ = select.select([slot.public[0] for slot in heir.slots], [], [], 5)
+                accepted, _ = ready[0].accept()
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 17
+                accepted.close()
+            assert not any(sock.getblocking() for sock in heir.slots[0].public)
+            found, _ = heir.slots[1].public[1].accept()
+            found.close()
+            assert [backlog_of(slot.public[0]) for slot in heir.slots] == [33, 33]
+        finally:
+            heir.close()
+        assert not unix_path.exists()
+
+
+def backlog_of(listener: socket.socket) -> int:
+    """As the kernel has it: of a listener, tcpi_sacked is the length of its accept queue (net/ipv4/tcp.c)."""
+    (found,) = struct.unpack_from("I", listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)
+    return int(found)
 
 
 def test_a_stale_socket_file_is_replaced(unix_path: Path) -> None:

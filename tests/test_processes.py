@@ -175,6 +175,34 @@ def test_valkey_is_started_again_until_it_runs() -> None:
     assert embedded.starts == []
 
 
+def test_valkey_that_was_down_at_a_deploy_is_started_at_once() -> None:
+    """Its end was seen by the version before."""
+    embedded = FailingValkey()
+    embedded.starts = [True]
+    valkey = KeptValkey(embedded, now=7.0, running=False)  # type: ignore[arg-type]
+    assert valkey.start_s == 7.0
+    valkey.reap(7.0)
+    valkey.start_if_due(7.0)
+    assert (valkey.start_s, embedded.starts) == (NEVER, [])
+
+
+def test_an_heir_knows_of_a_worker_what_was_known(worker: WorkerProcess, heartbeat: Heartbeat) -> None:
+    """Pid, generation, readiness and age; its time for the next beat begins anew."""
+    heartbeat.ready()
+    worker.generation = 5
+    assert worker.pulse is not None and worker.pulse.read(101.0)
+    record = worker.record()
+    settings = Settings(heartbeat_timeout_s=10, redis={"start_timeout_s": 5})
+    heir = WorkerProcess.inherit(worker.slot, settings, record, now=130.0)
+    assert (heir.pid, heir.generation, heir.ready, heir.rests, heir.due_s()) == (worker.pid, 5, True, False, 140.0)
+    heartbeat.rests()
+    assert heir.pulse is not None and heir.pulse.read(131.0) and heir.rests
+    heir.tell(signal.SIGKILL)
+    ended = heir.reap(131.0, options=0)
+    assert ended is not None and (ended.generation, ended.code, ended.lived_s) == (5, -9, 31.0)
+    worker.pid = 0
+
+
 @pytest.mark.parametrize(
     ("code", "text"),
     [

@@ -37,7 +37,9 @@ def work(settings, seat):
         "seat": [seat.slot.index, seat.workers, seat.generation, seat.respawned, seat.redis_url],
         "gc": gc.isenabled() and gc.get_threshold(),
         "cpus": sorted(os.sched_getaffinity(0)),
-        "ignored": signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+        "ignored": all(
+            signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+        ),
         "term": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
         "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
         "wakeup": signal.set_wakeup_fd(-1),

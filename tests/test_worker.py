@@ -22,6 +22,7 @@ from redis import Redis
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from hub.seat import RETIRE
 from tests.hubs import KEY, clean_environment
 from tests.nodes import OwnValkey, own_valkey, until
 from tests.plane import client
@@ -308,6 +309,42 @@ async def test_an_api_request_is_answered_though_nobody_else_is_there():
         assert await answer(reader) == (b"HTTP/1.1 200 OK", b'{"result":{}}')
         writer.close()
         assert await asyncio.to_thread(program.status) == 0
+
+
+@async_test
+async def test_a_worker_that_retires_accepts_no_more_and_waits_for_its_siblings(valkey_url, prefix):
+    """The first RETIRE: it says that it rests, and who is in is served. The second: they go, and it ends with 0.
+
+    Here nobody else holds its listeners, so who comes is refused; in a deploy a new generation takes them.
+    """
+    with worker(valkey_url, redis={"prefix": prefix}, drain_window_s=0.5) as program:
+        await asyncio.to_thread(program.wait_ready)
+        with socket.create_connection(("127.0.0.1", program.public)) as silent:
+            # Behind it in the accept queue, so both have been accepted.
+            async with client(program.ws_url) as one:
+                program.process.send_signal(RETIRE)
+                await asyncio.to_thread(program.hear, lambda heard: b"S" in heard.partition(b"R")[2])
+                await until_refused(program)
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(one.socket.recv(), 0.8)  # longer than the window: nobody is sent away
+                assert "rpc" in await one.command(rpc={"method": "hub.time"})
+                # Accepted before it retired, asked after that: a client like the others.
+                assert await upgrade(silent)
+                program.process.send_signal(RETIRE)
+                with pytest.raises(ConnectionClosed) as closed:
+                    await asyncio.wait_for(one.socket.recv(), SOON_S)
+                assert closed.value.rcvd.code == 3001
+        assert await asyncio.to_thread(program.status) == 0
+        assert program.process.stderr.read() == b""
+
+
+async def upgrade(sock: socket.socket) -> bool:
+    """Whether a WebSocket handshake on this connection is answered with 101."""
+    sock.settimeout(SOON_S)
+    head = "GET /connection/websocket HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    fields = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    await asyncio.to_thread(sock.sendall, (head + fields).encode())
+    return (await asyncio.to_thread(sock.recv, 4096)).startswith(b"HTTP/1.1 101 ")
 
 
 @async_test

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import signal
 import sys
 import tempfile
@@ -29,7 +30,7 @@ FULL = Size(4, 200, 950, 40, 10, 500.0, 2, 45.0, 1.0)
 SHORT = Size(2, 40, 180, 4, 2, 100.0, 1, 45.0, 0.25)
 VISITS_HZ = {FULL: 200.0, SHORT: 50.0}
 WINDOW_S = {FULL: 5.0, SHORT: 1.0}
-DEPLOY_S = 90.0
+DEPLOY_S = 180.0
 EVEN = {FULL: 0.05, SHORT: 0.1}
 """What is allowed. A hundred clients in each worker are too few for less: balance.FEW of them are 4 %."""
 POLL_S = 0.05
@@ -64,7 +65,7 @@ class Found:
 async def deploys(size: Size, rounds: int, directory: Path, keep: Path | None = None) -> tuple[Found, Rig]:
     """Run them all; the rig has the checker's verdict."""
     found = Found(EVEN[size])
-    settings = {"drain_window_s": WINDOW_S[size]}
+    settings = {"drain_window_s": WINDOW_S[size], "deploy_timeout_s": DEPLOY_S}
     async with Rig("plain", size, directory, keep=keep, settings=settings) as rig:
         visitors = LoadProcess("visitors", {"url": rig.hub.ws_url, "rate_hz": VISITS_HZ[size], "log": "/dev/null"})
         await visitors.start()
@@ -94,6 +95,8 @@ async def one(rig: Rig, visitors: LoadProcess, found: Found) -> list[int]:
     rig.hub.process.send_signal(signal.SIGUSR2)
     async with asyncio.timeout(DEPLOY_S):
         while set(old) & set(rig.hub.worker_pids()) or len(rig.hub.worker_pids()) < rig.size.workers:
+            failed = re.search("deploy (?:refused|failed).*", rig.hub.stderr)
+            assert failed is None, failed[0]
             await asyncio.sleep(POLL_S)
     found.seconds.append(round(time.monotonic() - begun, 2))
     found.visits.update((await visitors.ask("rest"))["outcomes"])
