@@ -47,8 +47,8 @@ BOOLEANS = {"true": True, "false": False}
 def asked(query: Mapping[str, str], channels: Mapping[str, Namespace]) -> dict[str, object]:
     """What a query says of its `latest` channels: each one's `data`, as a subscription would have it.
 
-    query: the parameters, of which others are passed over. Raises CommandError 106, 107 for what is of no channel, or of
-    one that is not among `channels`.
+    query: the parameters, of which others are passed over. Raises CommandError 106, 107 for what is of no channel, or
+    of one that is not among `channels`.
     """
     flat = {name: query[name] for name in OPTIONS if name in query}
     for name, text in query.items():
