@@ -9,11 +9,13 @@ A new rule needs its row in RULES and in the tests' table of machines.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 
 from . import capacity
-from .diagnosis import Case, Finding, Rule, Severity, size, unknown
+from .diagnosis import Case, Finding, Rule, Severity, is_local, size, unknown
+from .forwarded import Proxies
 
 BUSY = 0.5
 """The part of a CPU that may go into heartbeats before messages have too little."""
@@ -146,6 +148,47 @@ def polling(case: Case) -> Iterator[Finding]:
     )
 
 
+def addresses(case: Case) -> Iterator[Finding]:
+    """Whoever shares one address shares what one address may have: all clients of a proxy that is not believed."""
+    limits, rule = case.settings.limits, "one address"
+    proxies = Proxies(case.settings.trusted_proxies)
+    unbelieved = [one for one in case.public if one.host and is_local(one) and not proxies.trusts(one.host)]
+    most, per_s = limits.ip_connections, case.workers * limits.ip_handshakes_per_s
+    shown = f"{most} connections" if most else "any number of connections"
+    if not unbelieved:
+        shared = "enough for a NAT, and for a proxy that trusted_proxies does not name"
+        yield Finding(rule, Severity.FINE, shown, shared)
+        return
+    # Where there is another way in, nobody knows how many take it.
+    whole = len(unbelieved) == len(case.public)
+    too_few = 0 < most < case.connections
+    rates = [
+        name
+        for name, is_tight in (
+            ("ip_connections", too_few),
+            ("ip_handshakes_per_s", bool(per_s) and case.connections / per_s > STORM_S),
+            ("ip_commands_per_s", bool(limits.ip_commands_per_s)),
+            ("ip_bytes_per_s", bool(limits.ip_bytes_per_s)),
+        )
+        if is_tight
+    ]
+    ceiling = most if most and whole else None
+    if not rates:
+        yield Finding(rule, Severity.FINE, shown, f"{case.connections}", ceiling=ceiling)
+        return
+    trusted = dict.fromkeys([*case.settings.trusted_proxies, *(one.host for one in unbelieved)])
+    yield Finding(
+        rule,
+        Severity.BREAKS if too_few and whole else Severity.RISK,
+        shown,
+        f"{case.connections}",
+        f"All who come by {', '.join(one.bare for one in unbelieved)} have the address of a proxy on this machine that"
+        f" trusted_proxies does not name: they share {', '.join(f'limits.{name}' for name in rates)}.",
+        (f"trusted_proxies = {json.dumps(list(trusted))}",),
+        ceiling,
+    )
+
+
 def cards(case: Case) -> Iterator[Finding]:
     """The kernel's work for the network, by queue and CPU."""
     cpus = case.machine.cpus or 1
@@ -237,6 +280,7 @@ RULES: tuple[Rule, ...] = (
     heartbeats,
     storm,
     polling,
+    addresses,
     cards,
     hugepages,
     clock,

@@ -36,6 +36,7 @@ start=yes
 prefix=/opt/hub
 root=''
 kept_releases=2
+conflicts=0
 
 while [ $# -gt 0 ]; do
   case $1 in
@@ -121,6 +122,43 @@ given() {
     '^\(Load\|Set\)Credential\(Encrypted\)\?=auth\.hmac_secret:' "$units/hub.service.d"
 }
 
+# Whether the units hand over the secret of that setting, or will.
+handed_over() {
+  if grep -qs -r "^\(Load\|Set\)Credential\(Encrypted\)\?=$1:" "$units/hub.service.d"; then return 0; fi
+  ! given && [ ! -e "$units/hub.service.d/10-secrets.conf" ]
+}
+
+# Settings from before that name a secret's file, which the units hand over, too: the hub takes one of the two, so that
+# nobody has to guess which one holds.
+check_secrets() {
+  [ -f "$settings/hub.toml" ] || return 0
+  local key path secret
+  while IFS=' ' read -r key path; do
+    if handed_over "${key%_file}"; then
+      say "  $key in /etc/hub/hub.toml names $path, and hub.service hands the same secret over as a credential."
+      case $key in auth.*) secret=hmac_secret ;; *) secret=api_key ;; esac
+      say "      To keep that secret:  install -m 600 $path /etc/hub/$secret"
+      say "      Then take the line out of hub.toml, and run this again."
+      conflicts=$((conflicts + 1))
+    fi
+  done < <("$python" - "$settings/hub.toml" <<'PYTHON'
+import sys, tomllib
+
+try:
+    with open(sys.argv[1], "rb") as file:
+        values = tomllib.load(file)
+except (OSError, ValueError):
+    sys.exit()  # `hub check` says what is wrong with it
+for table, name in (("auth", "hmac_secret_file"), ("api", "key_file")):
+    section = values.get(table)
+    path = section.get(name) if isinstance(section, dict) else None
+    if isinstance(path, str) and path:
+        print(f"{table}.{name}", path)
+PYTHON
+  )
+  [ "$conflicts" = 0 ] || fail "/etc/hub/hub.toml and the units do not fit together; nothing was changed"
+}
+
 # The settings that are there, judged by the new release, with the secrets that the units hand over.
 check_settings() {
   [ -f "$settings/hub.toml" ] || return 0
@@ -197,6 +235,7 @@ make_secret() {
 unit_with_prefix() { sed "s#/opt/hub/#$prefix/#" "$here/$1" >"$scratch/$1"; }
 
 say "Installing the hub from $source_of_hub into $prefix${root:+ below $root}:"
+check_secrets
 fetch_source
 release=$releases/$version-$(date -u +%Y%m%dT%H%M%S)
 if ! installed; then

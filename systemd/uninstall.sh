@@ -4,6 +4,7 @@
 #   ./uninstall.sh                 show what would be done
 #   sudo ./uninstall.sh --yes      do it; settings, secrets and the hub's data stay
 #
+#   --undo-tune    take back what `hub tune --apply` has changed, before the hub that can do it is gone
 #   --purge        those, too: /etc/hub, /var/lib/hub. Tokens that were made with the secret are void from then on
 #   --prefix DIR   /opt/hub
 #   --root DIR     everything below DIR, nothing is stopped: for tests and images
@@ -16,14 +17,16 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 prefix=/opt/hub
 root=''
 purge=no
+undo_tune=no
 while [ $# -gt 0 ]; do
   case $1 in
     --yes) yes=yes ;;
+    --undo-tune) undo_tune=yes ;;
     --purge) purge=yes ;;
     --prefix) need_value "$@"; prefix=$2; shift ;;
     --root) need_value "$@"; root=$2; shift ;;
     -h | --help) sed -n '2,/^set -/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) fail "found $1; allowed: --yes --purge --prefix --root" 2 ;;
+    *) fail "found $1; allowed: --yes --undo-tune --purge --prefix --root" 2 ;;
   esac
   shift
 done
@@ -33,6 +36,22 @@ check_user
 
 units=$(at /etc/systemd/system)
 say "Uninstalling the hub from $prefix${root:+ below $root}:"
+
+# First of all: it says so itself, and nothing has been removed, where somebody has changed the same since.
+hub=$(at "$prefix")/bin/hub
+undo_tuning() {
+  if [ -n "$root" ]; then "$hub" tune --undo --root "$root"; else "$hub" tune --undo --now; fi ||
+    fail "what \`hub tune --apply\` has changed was not taken back; nothing was removed"
+}
+if [ -e "$(at /var/lib/hub-tune/record.json)" ]; then
+  if [ "$undo_tune" != yes ]; then
+    say "  (kept: what \`hub tune --apply\` has changed; --undo-tune takes it back)"
+  elif [ ! -x "$hub" ]; then
+    fail "--undo-tune: found no $hub, which has to do it; allowed: with the hub installed"
+  else
+    step "take back what \`hub tune --apply\` has changed" undo_tuning
+  fi
+fi
 
 # Sockets first: a client that comes would start the service again. Instances as they are enabled or run.
 instances() {

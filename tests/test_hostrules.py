@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from typing import Any
 
 import pytest
@@ -66,6 +67,46 @@ def test_the_memory_that_is_asked_for_is_enough() -> None:
     exact = capacity.memory_for(200_000, 8, capacity.connection_bytes("websocket", tls=False))
     for room, severity in ((exact, FINE), (exact - 1, BREAKS)):
         assert finding(hostrules.memory, case_of(machine={"memory_available": room})).severity is severity
+
+
+@pytest.mark.parametrize(
+    ("settings", "connections", "severity", "ceiling", "shared"),
+    [
+        ({}, 200_000, FINE, None, ()),
+        (LOOPBACK, 200_000, FINE, None, ()),  # believed unless the settings say otherwise
+        ({**LOOPBACK, "trusted_proxies": ["127.0.0.1"]}, 200_000, FINE, None, ()),
+        ({"listen": ["unix:/run/hub.sock"], "trusted_proxies": []}, 200_000, FINE, None, ()),  # of no address
+        ({**LOOPBACK, "trusted_proxies": []}, 200_000, BREAKS, 1000, ("ip_connections", "ip_handshakes_per_s")),
+        ({**LOOPBACK, "trusted_proxies": ["10.0.0.0/8"]}, 1001, BREAKS, 1000, ("ip_connections",)),
+        ({**LOOPBACK, "trusted_proxies": []}, 1000, FINE, 1000, ()),
+        ({"listen": ["127.0.0.1:1", "0.0.0.0:2"], "trusted_proxies": []}, 1001, RISK, None, ("ip_connections",)),
+        (
+            {**LOOPBACK, "trusted_proxies": [], "limits": {"ip_connections": 0}},
+            200_000,
+            RISK,
+            None,
+            ("ip_handshakes_per_s",),
+        ),
+        (
+            {**LOOPBACK, "trusted_proxies": [], "limits": {"ip_commands_per_s": 1, "ip_bytes_per_s": 1}},
+            100,
+            RISK,
+            1000,
+            ("ip_commands_per_s", "ip_bytes_per_s"),
+        ),
+    ],
+)
+def test_clients_behind_a_proxy_that_is_not_believed_are_one(
+    settings: dict[str, Any], connections: int, severity: Severity, ceiling: int | None, shared: tuple[str, ...]
+) -> None:
+    """They share what one address may have; the line to copy mends it, and takes no other proxy away."""
+    found = finding(hostrules.addresses, case_of(settings, connections=connections))
+    assert (found.severity, found.ceiling) == (severity, ceiling)
+    assert not shared or found.text.endswith(f"share {', '.join(f'limits.{name}' for name in shared)}.")
+    if found.fix:
+        mended = {**settings, **tomllib.loads(found.fix[0])}
+        assert set(settings["trusted_proxies"]) < set(mended["trusted_proxies"])
+        assert finding(hostrules.addresses, case_of(mended, connections=connections)).severity is FINE
 
 
 def test_all_buffers_full_are_a_risk_that_a_setting_bounds() -> None:

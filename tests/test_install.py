@@ -278,6 +278,83 @@ def test_uninstalled_settings_and_data_stay(machine: Machine) -> None:
     assert machine.tree()["etc/hub/hmac_secret"] == secret
 
 
+TUNED = "etc/security/limits.d/60-hub.conf"
+RECORD = "var/lib/hub-tune/record.json"
+
+
+def tune(machine: Machine, *arguments: str) -> None:
+    command = [machine / "opt/hub/bin/hub", "tune", "--root", machine.root, *arguments]
+    env = {**clean_environment(), "PYTHONPATH": sysconfig.get_path("purelib")}
+    subprocess.run(command, env=env, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=60)
+
+
+@systemctl
+def test_uninstalled_the_tuning_stays_unless_it_is_taken_back(machine: Machine) -> None:
+    """By a word of its own, and before the hub that can do it is gone; where it can't be, nothing is removed."""
+    machine.install("--yes")
+    tune(machine, "--apply")
+    before = machine.tree()
+    assert TUNED in before and RECORD in before
+    assert "(kept: what `hub tune --apply` has changed; --undo-tune takes it back)" in machine.run("uninstall.sh")
+    assert "take back what `hub tune --apply` has changed" in machine.run("uninstall.sh", "--undo-tune")
+    assert machine.tree() == before
+    (machine / TUNED).write_text("# mine\n")
+    mine = machine.tree()
+    assert "nothing was removed" in machine.run("uninstall.sh", "--yes", "--undo-tune", status=1)
+    kept = {name for name in mine if not name.startswith(("etc/sysctl.d/", "var/lib/hub-tune/"))}
+    assert {name: machine.tree()[name] for name in kept} == {name: mine[name] for name in kept}
+    (machine / TUNED).write_text(before[TUNED][1])
+    machine.run("uninstall.sh", "--yes", "--undo-tune")
+    assert sorted(machine.tree()) == ["etc/hub/api_key", "etc/hub/hmac_secret", "etc/hub/hub.toml"]
+    (machine / RECORD).parent.mkdir(parents=True, exist_ok=True)
+    (machine / RECORD).write_text("{}")
+    assert "allowed: with the hub installed" in machine.run("uninstall.sh", "--yes", "--undo-tune", status=1)
+
+
+@systemctl
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ('[auth]\nhmac_secret_file = "/etc/hub/old secret"\n', [("auth.hmac_secret_file", "hmac_secret")]),
+        (
+            '[auth]\nhmac_secret_file = "a"\n[api]\nkey_file = "b"\n',
+            [("auth.hmac_secret_file", "hmac_secret"), ("api.key_file", "api_key")],
+        ),
+    ],
+)
+def test_a_secret_that_comes_twice_is_told_with_the_way_out(
+    machine: Machine, settings: str, named: list[tuple[str, str]]
+) -> None:
+    """By a file of the settings from before, and as a credential: lines for each, and nothing is changed."""
+    (machine / "etc/hub").mkdir(parents=True)
+    (machine / "etc/hub/hub.toml").write_text(settings)
+    before = machine.tree()
+    for arguments in ([], ["--yes"]):
+        text = machine.install(*arguments, status=1)
+        assert "do not fit together; nothing was changed" in text
+        keys = re.findall(r"^  (\S+) in /etc/hub/hub\.toml names .*, and hub\.service hands", text, re.MULTILINE)
+        assert list(zip(keys, re.findall(r"install -m 600 .* /etc/hub/(\w+)", text), strict=True)) == named
+        assert (machine.tree(), machine.releases()) == (before, [])
+    (machine / "etc/hub/hub.toml").write_text("workers = 1\n")
+    machine.install("--yes")
+
+
+@systemctl
+def test_a_file_of_the_settings_is_no_conflict_where_no_unit_hands_the_same_over(machine: Machine) -> None:
+    """As with one secret that the operator's own drop-in hands over; that one is."""
+    dropin = machine / "etc/systemd/system/hub.service.d/mine.conf"
+    dropin.parent.mkdir(parents=True)
+    dropin.write_text("[Service]\nLoadCredential=auth.hmac_secret:/etc/hub/mine\n")
+    (machine / "etc/hub").mkdir(parents=True)
+    for name in ("mine", "key"):
+        (machine / "etc/hub" / name).write_text(name * 32)
+        (machine / "etc/hub" / name).chmod(0o600)
+    (machine / "etc/hub/hub.toml").write_text('[api]\nkey_file = "key"\n')
+    machine.install("--yes")
+    (machine / "etc/hub/hub.toml").write_text('[auth]\nhmac_secret_file = "mine"\n')
+    assert "auth.hmac_secret_file in" in machine.install("--yes", status=1)
+
+
 @systemctl
 def test_purged_nothing_is_left_but_what_is_the_operators(machine: Machine) -> None:
     machine.install("--yes")
