@@ -46,7 +46,7 @@ class Attempt:
     One object for each attempt, so that two can't be mixed up.
     """
 
-    __slots__ = ("began", "channel", "command_id", "grant", "namespace", "since", "watch")
+    __slots__ = ("began", "channel", "command_id", "grant", "max_hz", "namespace", "since", "watch")
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class Attempt:
         watch: bool = False,
         began: Wants = PLAIN,
         grant: Grant | None = None,
+        max_hz: float = wants.EVERY,
     ) -> None:
         self.channel = channel
         self.namespace = namespace
@@ -70,6 +71,8 @@ class Attempt:
         """What it asks for, which it may get less of."""
         self.grant = grant
         """Of the channel token that came along."""
+        self.max_hz = max_hz
+        """What the client's token allowed when it asked."""
 
 
 class Held:
@@ -192,7 +195,7 @@ def subscribe(member: Member, command: Command) -> None:
     granted = wants.capped(began, namespace, member.max_hz)
     member.may_watch(channel, namespace, began.symbols)
     member.begin()
-    asked = member.entries[channel] = Attempt(channel, namespace, since, command.id, watch, began, grant)
+    asked = member.entries[channel] = Attempt(channel, namespace, since, command.id, watch, began, grant, member.max_hz)
     # Of those who come back, by their own word, and who are somebody: all others cost Redis nothing.
     if namespace.resume_s and (since is not None or began.client):
         kept = wants.digest(member.user, began.client, channel, began)
@@ -259,6 +262,8 @@ def _subscribed(member: Member, asked: Attempt, entry: Namespace | Held, outcome
     granted = wants.describe(entry.wants) if isinstance(entry, Held) else None
     member.reply(asked.command_id, "subscribe", wishes.subscribe_result(outcome, granted, member.ttl_s(asked.channel)))
     opened(member, asked.channel, asked.namespace)
+    if member.max_hz < asked.max_hz:
+        _narrow_newcomer(member, asked.channel)
     member.on_subscribed(asked.command_id, asked.channel, asked.watch, outcome)
 
 
@@ -395,17 +400,44 @@ def change_rate(member: Member, channel: str, hz: float) -> float:
     if held.wants.raw:
         raise CommandError(errors.BAD_REQUEST, "raw is every value: subscribe with mode merge for a rate")
     granted = wants.capped(held.wants._replace(hz=hz), namespace, member.max_hz)
-    subscriptions = member.services.subscriptions
+    _go_on_with(member, channel, held, granted)
+    held.changed = True
+    _remember(member, channel, held)
+    return granted.hz
+
+
+def narrow_rate(member: Member, channel: str) -> None:
+    """Hold a channel at the rate that its client may have now, if that is less. Raises CommandError 103 where it has
+    every value, and may not.
+    """
+    entry = member.entries.get(channel)
+    if not isinstance(entry, Namespace | Held) or namespace_of(entry).mode != "latest":
+        return
+    held = entry if isinstance(entry, Held) else Held(entry, PLAIN, None, None, PLAIN, changed=False)
+    granted = wants.capped(held.wants, held.namespace, member.max_hz)
+    if granted.hz < held.wants.hz:
+        _go_on_with(member, channel, held, granted)
+
+
+def _narrow_newcomer(member: Member, channel: str) -> None:
+    """Its client has shown a token that allows less, while Redis was asked."""
+    try:
+        narrow_rate(member, channel)
+    except CommandError:
+        member.resubscribe(channel)  # it asks anew, and is told why not
+
+
+def _go_on_with(member: Member, channel: str, held: Held, granted: Wants) -> None:
+    """Hold a `latest` channel with these wishes from now on."""
+    namespace, subscriptions = held.namespace, member.services.subscriptions
     shown = channel if held.watch_list is not None else ""
     terms = subscriptions.terms(member.transport.wire, granted, shown)
     if held.watch_list is not None:
         held.watch_list.change(terms)
     else:
         subscriptions.change(channel, namespace, member.transport, held.terms, terms)
-    held.wants, held.terms, held.changed = granted, terms, True
+    held.wants, held.terms = granted, terms
     member.entries[channel] = held
-    _remember(member, channel, held)
-    return granted.hz
 
 
 def list_changed(member: Member, channel: str) -> None:

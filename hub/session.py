@@ -18,7 +18,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from . import __version__, asking, auth, errors, expiry, log, membership, permissions, protocol, rpc, wants
+from . import __version__, asking, auth, errors, expiry, log, membership, narrowing, permissions, protocol, rpc, wants
 from .app_gate import Gate
 from .app_session import AppSession, Transport
 from .audience import WireForm
@@ -376,7 +376,9 @@ class Session(AppSession):
         claims = self._services.authenticator.verify(token)
         if claims.user != self.claims.user:
             raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "another user's token")
+        before = self.claims
         self._take(claims)
+        narrowing.narrow(self, before)
         # It may end earlier than the one before.
         self._transport.wake(self._services.clock() + self.left_s)
         self.reply(command.id, "refresh", {"client": self.client, "version": __version__, **self._term()})

@@ -152,7 +152,7 @@ LADDER = (
     ("asking", "deploy", "monitoring", "watch"),
     ("patterns",),
     ("membership",),
-    ("app_session", "expiry", "rpc"),
+    ("app_session", "expiry", "narrowing", "rpc"),
     ("api", "app_guest", "session", "supervisor", "ticker"),
     ("serve", "transports.emulation", "transports.websocket", "transports"),
     ("transports.market",),
