@@ -97,7 +97,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         default=5.0,
         help="seconds of silence over which CPU is read; 25 or more: with the hub's heartbeats",
     )
-    parser.add_argument("--servers", nargs="+", choices=servers.BROADCAST, default=servers.BROADCAST)
+    parser.add_argument("--servers", nargs="+", choices=servers.COMING, default=servers.COMING)
     report.add_options(parser, "idle")
     return report.parsed(parser, words)
 

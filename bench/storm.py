@@ -122,7 +122,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=5000)
     parser.add_argument("--opening", type=int, default=512, help="clients in their handshake at a time")
     parser.add_argument("--rounds", type=int, default=5)
-    names = ["hub", WITH_TOKENS, *servers.BROADCAST[1:]]
+    names = ["hub", WITH_TOKENS, *servers.COMING[1:]]
     parser.add_argument("--servers", nargs="+", choices=names, default=names)
     report.add_options(parser, "storm")
     return report.parsed(parser, words)

@@ -46,7 +46,7 @@ WORKS = [
     Work("tokens", "tokens.py"),
     Work("recovery", "recovery.py"),
     Work("idle", "idle.py --connections 5000 --watch 1"),
-    Work("idle-heartbeats", "idle.py --connections 15000 --watch 50 --servers hub"),
+    Work("idle-heartbeats", "idle.py --connections 15000 --watch 50 --servers hub hub-limits"),
     Work("many", "many.py"),
     Work("slow", "slow.py"),
     Work("wires", "wires.py"),

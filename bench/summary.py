@@ -117,7 +117,7 @@ def _panel(title: str, work: str, in_flight: int | None = None) -> Panel:
 
 def _idle_panel() -> Panel:
     bars = [Bar(name, s[0]["kb"], s[0]["kb"], s[0]["kb"], f"{s[0]['kb']:.1f}") for name, s in _idle().items()]
-    bars = [bar for bar in bars if bar.name != "c-loop"]  # it keeps nothing at all
+    bars = [bar for bar in bars if bar.name not in ("c-loop", "hub-limits")]  # nothing at all, and hub's once more
     return Panel("KB of user memory per idle connection (less is better)", sorted(bars, key=lambda bar: bar.value))
 
 
@@ -263,6 +263,9 @@ def _connection_goals() -> list[Goal]:
         work = f"idle, {idle['connections']:,} connections"
         goals.append(_most(work, 2, "KB PSS each", Spread(kb, kb, kb), "idle-heartbeats"))
         goals.append(_most(f"{work}, heartbeats", 3, "% of a core", Spread(share, share, share), "idle-heartbeats"))
+        if limited := record["servers"].get("hub-limits"):
+            kb = limited["pss_bytes"] / 1024
+            goals.append(_most(f"{work}, every limit on", 2, "KB PSS each", Spread(kb, kb, kb), "idle-heartbeats"))
     slots = slots_of(newest("storm"))
     for name, limit in (("hub", 12_000), ("hub-token", 8_000)):
         if own := values(slots, name, "per_cpu_s"):

@@ -48,6 +48,7 @@ WARM_UP_MESSAGES = 20
 BREATH = 50
 """Clients that connect before the others are looked after."""
 PATIENCE_S = 30.0
+BREATH_S = 0.01
 SETTLE_S = 1.0
 """Of idle clients, in which the worker ends what it began for their connecting."""
 READ_BYTES = 65_536
@@ -77,6 +78,8 @@ class Wire(NamedTuple):
     channels: tuple[str, ...] = (CHANNEL,)
     """That are published to in turn."""
     tls: bool = False
+    share: float = 1.0
+    """Of a turn's messages: fewer will do where each takes long."""
 
 
 def frame(text: str) -> bytes:
@@ -165,7 +168,7 @@ WIRES = {
     "sse 5 streams": event_stream(*STREAMS),
     "socketio": Wire(enter_socketio, b'"publication",', re.compile(rb"\x81\x012"), lambda _: frame("3")),
     "socketio-polling": Wire(
-        enter_polling, b'"publication",', re.compile(rb"(?:\r\n\r\n|\x1e)2(?:\x1e|\Z)"), pong_by_post
+        enter_polling, b'"publication",', re.compile(rb"(?:\r\n\r\n|\x1e)2(?:\x1e|\Z)"), pong_by_post, share=0.1
     ),
 }
 
@@ -255,23 +258,29 @@ class Work:
     """A hub, its listeners on one wire, and the way in for messages."""
 
     def __init__(self, server: Server, wire: str, arguments: argparse.Namespace, breathe: Callable[[], None]) -> None:
-        """breathe: lets the clients of all other works answer pings, for which the hub does not wait long."""
+        """breathe: lets the clients of all works answer pings, for which the hub does not wait long."""
         self._server = server
         self._breathe = breathe
         self.listeners = Listeners(server, wire)
+        self._share = WIRES[wire].share
         self._redis = socket.socket(socket.AF_UNIX)
         self._redis.connect(server.load.publish.removeprefix("unix:"))
         self._messages = itertools.cycle(self._commands(WIRES[wire].channels, data(arguments.bytes)))
         self.listeners.connect(WARM_UP_CONNECTIONS)
-        self.listeners.drain(SETTLE_S)
-        before = memory_bytes(server.pids[0])["pss"]
-        for _ in range(0, arguments.subscribers, BREATH):
-            self.listeners.connect(min(BREATH, arguments.subscribers + WARM_UP_CONNECTIONS - len(self.listeners)))
-            breathe()
-            self.listeners.breathe()
-        self.listeners.drain(SETTLE_S)
-        self.idle_bytes = (memory_bytes(server.pids[0])["pss"] - before) / arguments.subscribers
-        self.turn(WARM_UP_MESSAGES)
+        self._subscribers = arguments.subscribers
+        self._bytes_before = 0
+        self.idle_bytes = 0.0
+
+    def fill(self) -> None:
+        """Connect everybody; before and behind it, the worker has to settle."""
+        self._bytes_before = memory_bytes(self._server.pids[0])["pss"]
+        for _ in range(0, self._subscribers, BREATH):
+            self.listeners.connect(min(BREATH, self._subscribers + WARM_UP_CONNECTIONS - len(self.listeners)))
+            self._breathe()
+
+    def weigh(self) -> None:
+        """Read what they take, before anything is published."""
+        self.idle_bytes = (memory_bytes(self._server.pids[0])["pss"] - self._bytes_before) / self._subscribers
 
     def _commands(self, channels: tuple[str, ...], body: bytes) -> list[bytes]:
         if channels == (CHANNEL,):
@@ -291,7 +300,8 @@ class Work:
             raise BenchError(f"Valkey answered {reply!r}")
 
     def turn(self, messages: int) -> Turn:
-        """Publish so many, one at a time."""
+        """Publish so many, or the wire's share of them, one at a time."""
+        messages = max(1, round(messages * self._share))
         self.listeners.drain(0)
         before = self._server.cpu_s()
         for number in range(messages):
@@ -320,8 +330,22 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, list[Turn]], dict[str,
             for work in works.values():
                 work.listeners.breathe()
 
+        def settle() -> None:
+            stop_at = time.monotonic() + SETTLE_S
+            while time.monotonic() < stop_at:
+                breathe()
+                time.sleep(BREATH_S)
+
         for wire, server in servers.items():
             works[wire] = stack.enter_context(contextlib.closing(Work(server, wire, arguments, breathe)))
+        settle()
+        for work in works.values():
+            work.fill()
+        settle()
+        for work in works.values():
+            work.weigh()
+        for work in works.values():
+            work.turn(WARM_UP_MESSAGES)
         for number in range(arguments.rounds):
             for wire in rotated(list(WIRES), number):
                 results[wire].append(works[wire].turn(arguments.messages))

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,9 +21,11 @@ from xml.etree import ElementTree
 import pytest
 
 from bench.rig import report
+from bench.rig.hub import LIMITS
 from bench.rig.population import LINE, STAMP, Load, population
 from bench.rig.processes import BenchError, cpu_s
 from bench.rig.servers import BROADCAST
+from hub.sections import LimitSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT_S = 10.0
@@ -257,7 +260,7 @@ def test_ratios_are_paired_round_by_round():
 def bench(name: str, *arguments: str) -> str:
     """Run one bench to its end; its standard output."""
     command = [sys.executable, str(ROOT / "bench" / name), *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
@@ -500,6 +503,31 @@ def test_one_storm_that_asks_for_each_client_misses_the_goal(tmp_path, monkeypat
     ]
 
 
+def test_a_connection_must_be_small_with_every_limit_on_too(tmp_path, monkeypatch):
+    """The row is there where it was measured."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    summary = importlib.import_module("summary")
+    monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    own = {
+        name: {"connections": 9, "cpu_ms_per_s": 20.0, "pss_bytes": kb * 1024}
+        for name, kb in (("hub", 1), ("hub-limits", 3))
+    }
+    for day, names in (("2020-01-01", ["hub"]), ("2020-01-02", ["hub", "hub-limits"])):
+        outcome = {"servers": {name: own[name] for name in names}, "machine": {}}
+        (tmp_path / f"{day}-idle-heartbeats.json").write_text(json.dumps(outcome))
+        cells = [[cell.strip() for cell in line.split("|")] for line in summary.must_reach().splitlines()[2:]]
+        found = [(row[1], row[4]) for row in cells]
+        plain = [("idle, 9 connections", "yes"), ("idle, 9 connections, heartbeats", "yes")]
+        assert found == plain + [("idle, 9 connections, every limit on", "**no**")] * (len(names) - 1)
+
+
+def test_every_limit_of_the_bench_is_on():
+    """None is forgotten that comes later: those that the settings have off, and those of the bench, are all of them."""
+    tables = tomllib.loads(LIMITS)["limits"]
+    off = {name for name, field in LimitSettings.model_fields.items() if not field.default}
+    assert off <= tables.keys() and all(tables.values())
+
+
 def test_tokens_must_cost_little(tmp_path, monkeypatch):
     """Signatures of two kinds, and all that are remembered together."""
     monkeypatch.syspath_prepend(ROOT / "bench")
@@ -520,8 +548,9 @@ def test_tokens_must_cost_little(tmp_path, monkeypatch):
 @two_cpus
 def test_the_other_benches_run_on_the_hub():
     """Storm and idle print figures of a hub with every client subscribed."""
-    storm = json.loads(bench("storm.py", "--connections", "50", "--rounds", "1", "--servers", "hub", "--json"))
-    assert storm["servers"]["hub"][0]["per_cpu_s"] > 0
+    kinds = ["hub", "hub-token", "hub-limits"]
+    storm = json.loads(bench("storm.py", "--connections", "50", "--rounds", "1", "--servers", *kinds, "--json"))
+    assert all(storm["servers"][kind][0]["per_cpu_s"] > 0 for kind in kinds)
     # So many that their memory stands out from pages that the worker happens to share or not.
     idle = json.loads(bench("idle.py", "--connections", "2000", "--watch", "0.1", "--servers", "hub", "--json"))
     assert idle["servers"]["hub"]["pss_bytes"] > 0

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,17 +74,35 @@ subscribe = "anyone"
 """
 
 
+LIMITS = """\
+[limits]
+user_commands_per_s = 1_000_000
+user_bytes_per_s = 1_000_000_000
+ip_commands_per_s = 1_000_000
+ip_bytes_per_s = 1_000_000_000
+ip_handshakes_per_s = 100_000
+ip_connections = 100_000
+user_connections = 1_000
+connections = 100_000
+"""
+"""Every limit on, none of which a bench meets."""
+
+
 @contextlib.contextmanager
-def hub(cpu: int | None, workers: int = 1, more: str = "", tls: bool = False) -> Iterator[Server]:
+def hub(
+    cpu: int | None, workers: int = 1, more: str = "", tls: bool = False, trusted: Sequence[str] | None = None
+) -> Iterator[Server]:
     """Supervisor and Valkey share the workers' CPU and are counted apart. cpu: None for all CPUs.
 
     more: tables that SETTINGS have not, as TOML. tls: clients are to speak TLS; the certificate, for a P-256 key, is
-    one that they can't trust.
+    one that they can't trust. trusted: proxies; None: as by default, which are all addresses of a bench.
     """
     # Not under a long path: a Unix socket's has 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="hub-bench-"))
     try:
         text = SETTINGS % {"workers": workers, "directory": directory, "tls": "tls:" if tls else ""}
+        if trusted is not None:
+            text = f"trusted_proxies = {json.dumps(trusted)}\n{text}"
         (directory / "hub.toml").write_text(text + more + (_certificate(directory) if tls else ""))
         command = [sys.executable, "-m", "hub", "serve", "--config", str(directory / "hub.toml")]
         with (
@@ -98,6 +117,11 @@ def hub(cpu: int | None, workers: int = 1, more: str = "", tls: bool = False) ->
                 raise BenchError("; ".join([str(error), *complaints(directory / "log", started_with)])) from None
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def hub_limits(cpu: int | None) -> AbstractContextManager[Server]:
+    """The same hub with every limit on, and clients whose addresses count."""
+    return hub(cpu, more=LIMITS, trusted=[])
 
 
 @contextlib.contextmanager

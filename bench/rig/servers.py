@@ -12,7 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from . import peers
-from .hub import hub, hub_socketio
+from .hub import hub, hub_limits, hub_socketio
 from .server import Server
 
 
@@ -26,6 +26,7 @@ class Row(NamedTuple):
 SERVERS: dict[str, Row] = {
     "hub": Row(hub),
     "hub-socketio": Row(hub_socketio),
+    "hub-limits": Row(hub_limits),
     "c-loop": Row(peers.c_loop),
     "bun": Row(peers.bun, peers.bun_program),
     "nats": Row(peers.nats, peers.nats_program),
@@ -38,7 +39,9 @@ SERVERS: dict[str, Row] = {
     "python-socketio": Row(peers.python_socketio, partial(peers.python_program, "socketio")),
     "c-topics": Row(peers.c_topics),
 }
-BROADCAST = [name for name in SERVERS if name != "c-topics"]
+BROADCAST = [name for name in SERVERS if name not in ("c-topics", "hub-limits")]
+COMING = [*BROADCAST, "hub-limits"]
+"""Where clients come and stay: limits count connections, and are nothing to a delivery."""
 TOPICS = ["hub", "c-topics", "bun", "nats"]
 """Those whose clients can differ in what they are subscribed to."""
 
