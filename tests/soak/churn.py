@@ -122,6 +122,8 @@ class Churn:
             writer.write(http("POST", f"{path}/{method}", orjson.dumps(params), X_API_Key=self._key))
             status, headers = await read_head(reader)
             body = await reader.readexactly(int(headers["content-length"]))
+            if b'"temporary":true' in body:
+                raise TimeoutError  # Redis was away, or did not answer in time; the hub says so and is right to
             assert status == 200 and b'"error"' not in body, body
         finally:
             writer.close()

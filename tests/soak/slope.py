@@ -29,6 +29,9 @@ T_975 = (
 )
 """Student's t for 95 %, two-sided, by degrees of freedom; above, 1.96."""
 
+STEADY = 0.25
+"""Of the whole's slope each half has at least this."""
+
 Verdict = Literal["flat", "grows", "unknown"]
 
 
@@ -74,6 +77,17 @@ def fit(times_s: Sequence[float], values: Sequence[float]) -> Slope:
     # As if there were only so many samples, spread as these are.
     error = math.sqrt(sum(rest * rest for rest in rests) / count / freedom / (spread / count))
     return Slope(slope * HOUR_S, _t(freedom) * error * HOUR_S, effective)
+
+
+def is_steady(times_s: Sequence[float], values: Sequence[float]) -> bool:
+    """Whether both halves grow alike, as a leak does.
+
+    A step, such as a buffer that got its size when a reader was slow, makes one half steep and leaves the other flat;
+    what fills up to its bound does likewise. Over the whole both look like a slope that is beyond doubt.
+    """
+    middle = len(values) // 2
+    halves = [fit(times_s[:middle], values[:middle]), fit(times_s[middle:], values[middle:])]
+    return min(half.per_hour for half in halves) >= STEADY * fit(times_s, values).per_hour
 
 
 def _independent(rests: Sequence[float]) -> float:

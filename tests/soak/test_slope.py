@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from .slope import HOUR_S, Slope, fit
+from .slope import HOUR_S, Slope, fit, is_steady
 
 RNG_SEEDS = range(200)
 
@@ -72,3 +72,14 @@ def test_an_hour_tells_what_ten_minutes_can_not():
     assert fit(*hour).verdict(1.0, 0.8, 1.5) == "flat"
     assert fit(*short).verdict(1.0, 0.1, 1.5) == "unknown"
     assert fit(*series(40.0, 420, 0.15, 0.5, 1)).verdict(1.0, 0.11, 1.5) == "grows"
+
+
+def test_a_step_is_no_leak():
+    """Nor is what fills up; a line is one, with noise."""
+    times = [2.0 * i for i in range(200)]
+    noise = [random.Random(3).gauss(0, 0.05) for _ in times]
+    step = [35.0 + 2.0 * (t > 120) + n for t, n in zip(times, noise, strict=True)]
+    filling = [37.0 - 3.0 * math.exp(-t / 60) + n for t, n in zip(times, noise, strict=True)]
+    line = [35.0 + 0.01 * t + n for t, n in zip(times, noise, strict=True)]
+    assert not is_steady(times, step) and not is_steady(times, filling)
+    assert is_steady(times, line)
