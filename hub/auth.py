@@ -15,6 +15,7 @@ import binascii
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from hashlib import sha256
 from math import inf, nan
 from types import MappingProxyType
@@ -33,6 +34,8 @@ ALGORITHM = "HS256"
 """Of the tokens that are made with a secret."""
 MAX_TOKEN_BYTES = 4096
 MAX_USER_LENGTH = 255
+HEADERS = 64
+"""Of tokens, that are not read again each time; each at most MAX_TOKEN_BYTES."""
 TOKEN = re.compile(r"([A-Za-z0-9_\-]+)\.([A-Za-z0-9_\-]+)\.([A-Za-z0-9_\-]+)")
 """JWS Compact Serialization (RFC 7515 §7.1); an empty signature is that of `none`."""
 PADDING = ("", "===", "==", "=")
@@ -231,17 +234,11 @@ def _payload(token: str, ring: KeyRing, missing: Callable[[str | None], bool]) -
     parts = TOKEN.fullmatch(token)
     if parts is None:
         raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "found no JSON Web Token")
+    algorithm, kid = _header(parts[1])
     try:
-        header = orjson.loads(_decode(parts[1]))
         signature = _decode(parts[3])
     except ValueError:
-        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "its header or signature can't be read") from None
-    # Of the header nothing counts but these: no jku, x5u or jwk of a token's own.
-    if not isinstance(header, dict) or "crit" in header:
-        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "a header that asks for extensions (crit), or is none")
-    algorithm, kid = header.get("alg"), header.get("kid")
-    if not isinstance(algorithm, str) or not isinstance(kid, str | None):
-        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "alg and kid must be texts")
+        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "its signature can't be read") from None
     candidates = ring.candidates(kid, algorithm)
     if candidates:
         check, signed = keys.CHECKS[algorithm], token[: parts.end(2)].encode()
@@ -254,6 +251,22 @@ def _payload(token: str, ring: KeyRing, missing: Callable[[str | None], bool]) -
         raise CommandError(NOT_YET)
     found = "no key for it" if not candidates else "signed with another key"
     raise ProtocolError(errors.CLOSE_INVALID_TOKEN, found)
+
+
+@lru_cache(HEADERS)
+def _header(segment: str) -> tuple[str, str | None]:
+    """Algorithm and name of the key; of one issuer all tokens begin alike. Raises ProtocolError."""
+    try:
+        header = orjson.loads(_decode(segment))
+    except ValueError:
+        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "its header can't be read") from None
+    # Nothing else in it counts: no jku, x5u or jwk of a token's own.
+    if not isinstance(header, dict) or "crit" in header:
+        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "a header that asks for extensions (crit), or is none")
+    algorithm, kid = header.get("alg"), header.get("kid")
+    if not isinstance(algorithm, str) or not isinstance(kid, str | None):
+        raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "alg and kid must be texts")
+    return algorithm, kid
 
 
 def _decode(segment: str) -> bytes:
