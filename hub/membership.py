@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
+from sys import intern
 from typing import Any, Protocol
 
 from . import errors, log, wants, wishes
@@ -179,6 +180,7 @@ def subscribe(member: Member, command: Command) -> None:
             errors.LIMIT_EXCEEDED, f"{len(member.entries)} channels; allowed: {services.client.channels}"
         )
     grant = member.may_subscribe(command, channel, namespace)
+    channel = intern(channel)  # kept for as long as it is held, by thousands the same one
     watch, since = False, None
     if len(command.params) > 1:  # more than the channel
         wishes.check(namespace.mode, command.params)

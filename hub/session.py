@@ -392,7 +392,7 @@ class Session(AppSession):
         if quotas.full(users.count(self.user)):
             return False
         self.connected = True
-        self._entered_at = self._services.clock()
+        self._entered_at = self._transport.heard_at
         self._account = quotas.account_of(self.user)
         users.enter(self, self._transport)
         if logger.isEnabledFor(logging.DEBUG):

@@ -46,14 +46,13 @@ def ignore(user: str, count: int, connection: Closable | None) -> None:
 class Users:
     """The sessions of one worker by their user."""
 
-    __slots__ = ("_anonymous", "_by_name", "_by_token", "_by_user", "_on_change", "sessions")
+    __slots__ = ("_by_name", "_by_token", "_by_user", "_on_change", "sessions")
 
     def __init__(self, on_change: OnChange = ignore) -> None:
         """on_change: hears how many sessions a user has now, and of whom has come; None where one has gone."""
         self._on_change = on_change
         self._by_user: dict[str, Member | set[Member]] = {}
         """Most have one session, which needs no set."""
-        self._anonymous: set[Member] = set()
         self._by_name: dict[str, Member] = {}
         """By client id, and by the name of its session where it has one."""
         self._by_token: dict[str, set[Member]] = {}
@@ -82,7 +81,6 @@ class Users:
         if named and named != session.user:
             self._by_token.setdefault(named, set()).add(session)
         if not session.user:
-            self._anonymous.add(session)
             return
         known = self._by_user.get(session.user)
         if known is None:
@@ -105,7 +103,6 @@ class Users:
             if not self._by_token[named]:
                 del self._by_token[named]
         if not session.user:
-            self._anonymous.remove(session)
             return
         known = self._by_user[session.user]
         if isinstance(known, set):
@@ -131,9 +128,5 @@ class Users:
 
     def everybody(self) -> Iterator[Member]:
         """All sessions."""
-        yield from self._anonymous
-        for known in self._by_user.values():
-            if isinstance(known, set):
-                yield from known
-            else:
-                yield known
+        # A set of them besides would be some 70 bytes for each.
+        return (session for name, session in self._by_name.items() if name == session.client)

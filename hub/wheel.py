@@ -67,9 +67,13 @@ class TimerWheel:
             self._collect(self._now_tick)
 
     def _collect(self, tick: int) -> None:
-        slot = self._slots[tick % len(self._slots)]
+        at = tick % len(self._slots)
+        slot = self._slots[at]
         if slot:
             self._overdue = [(item, tick) for item in slot if item.due == tick]
+        # Another set, also where nobody is in it: one keeps the room for the most that it ever had, and in time each
+        # slot has had many who came together.
+        self._slots[at] = {item for item in slot if item.due != tick}
 
     def _fire_overdue(self, stop_at: float) -> bool:
         overdue = self._overdue

@@ -188,6 +188,15 @@ def test_who_asks_for_nothing_shares_the_bytes_of_all_and_reads_no_wishes(channe
     assert member.services.subscriptions.inside == {channel: None} and member.pending == 0
 
 
+def test_all_who_hold_a_channel_keep_one_text_of_its_name():
+    """Each client's message brings its own, which would be held for as long as the channel is."""
+    names = []
+    for member in (Member(), Member()):
+        member.subscribe("".join(["plain", ":a"]))
+        names += member.entries
+    assert names[0] == "plain:a" and names[0] is names[1]
+
+
 def test_who_only_says_who_it_was_shares_them_too():
     """But it is told what it was granted, and what it changes is kept."""
     member = Member("")

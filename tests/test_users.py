@@ -84,6 +84,7 @@ def test_sessions_that_hold_a_channel_can_be_left_out():
 def test_everybody_is_everybody():
     """Named or not, alone or several of one user; each once."""
     sessions = [Session(user) for user in ("", "", "a", "a", "b")]
+    sessions[0].session_name = "also found by this"
     everybody = list(entered(*sessions).everybody())
     assert len(everybody) == 5
     assert set(everybody) == set(sessions)

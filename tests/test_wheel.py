@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +49,30 @@ def test_who_is_scheduled_again_stands_in_one_slot():
         assert sum(map(len, wheel._slots)) == 1
     wheel.cancel(item)
     assert not any(wheel._slots)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_slot_gives_its_room_back(moved):
+    """Of a thousand who came together, or who have moved on before they were due."""
+    clock, fired = FakeClock(), []
+    wheel = wheel_of(clock)
+    items = [Item(fired) for _ in range(1000)]
+    stays = Item(fired)
+    empty = sum(map(sys.getsizeof, wheel._slots))
+    for item in items:
+        wheel.schedule(item, clock() + 0.45)
+    wheel.schedule(stays, clock() + 0.45 + 10 * 0.8)
+    assert sum(map(sys.getsizeof, wheel._slots)) > empty + 1000 * 8
+    if moved:
+        for item in items:
+            wheel.cancel(item)
+    clock.advance(1.0)
+    wheel.advance(1)
+    assert len(fired) == (0 if moved else 1000)
+    assert sum(map(sys.getsizeof, wheel._slots)) == empty
+    clock.advance(8.0)
+    wheel.advance(1)
+    assert len(fired) == (1 if moved else 1001)
 
 
 @given(st.lists(st.floats(0, 50), min_size=1, max_size=30), st.floats(0.05, 3))
