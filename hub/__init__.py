@@ -56,6 +56,7 @@ The rooms, and what each is for; the head of each says more:
     tune tuning changes                                kernel settings and limits: which, installed, taken back
     doctor examination machine storefacts capacity     what breaks on this machine: facts, what a connection costs
     diagnosis kernelrules hostrules storerules         and the rules that judge them
+    admin admin_keys trace tap                         the operators' page, who may see it, frames on show
     saving backup restore archive                      mailboxes and history into a file, and back
 
 The path of a message:

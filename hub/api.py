@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from . import api_control, api_mailbox, errors, httpd, pages
+from . import admin_keys, api_control, api_mailbox, errors, httpd, pages
 from .asking import presence_body
 from .broker import Receipt
 from .channels import Channels
@@ -177,6 +178,14 @@ async def _ticket(api: Api, params: Params) -> Result:
     if isinstance(ttl_s, bool) or not isinstance(ttl_s, int | float):
         raise CommandError(errors.BAD_REQUEST, "ttl: allowed are seconds")
     return {"ticket": await api.tickets.issue({"sub": params.get("user"), **claims}, ttl_s), "ttl": ttl_s}
+
+
+async def _admin_token(api: Api, params: Params) -> Result:
+    """{"ttl"?} -> {"token":"eyJ…","ttl":900}: opens the admin page, and nothing else, for so many seconds, to 3600."""
+    ttl_s = params.get("ttl", admin_keys.DEFAULT_TTL_S)
+    if type(ttl_s) is not int or not 1 <= ttl_s <= admin_keys.MAX_TTL_S:
+        raise CommandError(errors.BAD_REQUEST, f"ttl: allowed are whole seconds from 1 to {admin_keys.MAX_TTL_S}")
+    return {"token": admin_keys.make(api.key, ttl_s, time.time()), "ttl": ttl_s}
 
 
 # Publishing.
@@ -384,6 +393,7 @@ METHODS: dict[str, Callable[[Api, Params], Awaitable[Result]]] = {
     "channels": _channels,
     "connections": _connections,
     "ticket": _ticket,
+    "admin_token": _admin_token,
     "presence": partial(_presence, full=True),
     "presence_stats": partial(_presence, full=False),
     "history": _history,

@@ -5,9 +5,10 @@ Does not: know HTTP, keys or batches (api), nor how a worker does it (orders).
 Called by: api, from its METHODS.
 Never break: as in api, an option that would change what a request means is honoured or refused.
 
-    connections   {"user"?,"channel"?,"client"?,"session"?,"limit"?,"after"?}
+    connections   {"user"?,"channel"?,"client"?,"session"?,"address"?,"limit"?,"after"?}
                                   -> {"connections":{CLIENT:{"user","transport","protocol","address","age_s","channels",
-                                      "num_channels"}},"next"?}   by client id; `next` is the next page's `after`
+                                      "num_channels","outbox_bytes"}},"next"?}   by client id; `next` is the next page's
+                                      `after`
     disconnect    WHOM, {"code"?,"reason"?} or {"disconnect":{"code","reason"}}, "whitelist"?
                                         -> {"num_clients":2,"num_nodes":1}    num_nodes: workers that had some of them
     subscribe     WHOM, "channel"       -> {"num_clients":2,"num_refused"?:1}
@@ -76,7 +77,8 @@ async def connections(api: Api, params: Params) -> Result:
     limit = params.get("limit", DEFAULT_LIMIT)
     if type(limit) is not int or not 1 <= limit <= MAX_LIMIT:
         raise _bad("limit", limit, f"whole numbers from 1 to {MAX_LIMIT}")
-    asked = {**_target(params, anybody=True), "channel": channel, "after": after, "limit": limit}
+    address = _text(params, "address", MAX_ID_LENGTH)
+    asked = {**_target(params, anybody=True), "address": address, "channel": channel, "after": after, "limit": limit}
     ordered = await _order(api, "connections", asked)
     rows: list[Row] = []
     ends: list[str] = []
@@ -95,7 +97,7 @@ async def connections(api: Api, params: Params) -> Result:
 
 def wants_list(params: Params) -> bool:
     """Whether it asks who is connected, and not only how many."""
-    return any(params.get(name) for name in (*TARGETS, "channel", "after", "limit", "expression"))
+    return any(params.get(name) for name in (*TARGETS, "address", "channel", "after", "limit", "expression"))
 
 
 def _connection(row: Row) -> Result:

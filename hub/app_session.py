@@ -41,6 +41,14 @@ class Transport(StreamSubscriber, Protocol):
     def ready(self) -> bool: ...
 
     @property
+    def socket(self) -> Any:
+        """The connection that carries it."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """In that one's outbox."""
+
+    @property
     def heard_at(self) -> float:
         """When the client's last byte came, in seconds of `Services.clock`."""
 

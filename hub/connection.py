@@ -17,13 +17,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from . import log
 from .audience import ELSEWHERE, Audience, Group, Volatile, WireForm
 from .errors import CLOSE_NORMAL, CLOSE_SERVER_ERROR, CLOSE_SLOW, CLOSE_WRITE_ERROR, Close
 from .outbox import Limits, Outbox, Verdict
 from .reactor import Reactor
+from .tap import Tap
 from .tcp_info import tcp_traffic
 from .tls import Descriptor, TlsSocket, shut_down
 from .wheel import NEVER
@@ -64,6 +65,7 @@ class Connection:
         "reactor",
         "read_bytes",
         "state",
+        "trace",
     )
 
     wire: WireForm
@@ -87,6 +89,8 @@ class Connection:
         self.place = ELSEWHERE
         self.read_bytes = READ_BYTES
         """At the most, in one turn."""
+        self.trace: Tap | None = None
+        """Somebody looks at its frames: so long each of them goes by the outbox, and none past it."""
         self._outbox = Outbox(limits)
         self._armed = False
         """The reactor flushes it at the end of this turn."""
@@ -107,7 +111,7 @@ class Connection:
 
     @property
     def direct(self) -> bool:
-        return self.state == OPEN and not self._blocked
+        return self.state == OPEN and not self._blocked and self.trace is None
 
     @property
     def sealed(self) -> bool:
@@ -116,7 +120,17 @@ class Connection:
     @property
     def ready(self) -> bool:
         """It would take more at once."""
-        return self.direct
+        return self.state == OPEN and not self._blocked
+
+    @property
+    def socket(self) -> Connection:
+        """As of those who share one."""
+        return self
+
+    @property
+    def waiting_bytes(self) -> int:
+        """In its outbox."""
+        return self._outbox.size
 
     # What a wire fills in.
 
@@ -135,6 +149,10 @@ class Connection:
     def about(self) -> Mapping[str, object]:
         """Who this is, for the log: wire, client, user, address. Empty: what happens to it is not worth a line."""
         return {}
+
+    def words(self, frame: bytes) -> Iterable[bytes]:
+        """What frames of ours say, for a trace; a wire with frames of its own takes them apart."""
+        return (frame,)
 
     def on_caught_up(self, dropped: int) -> None:
         """The backlog is gone; `dropped` messages of `none` channels were not queued meanwhile."""
@@ -158,11 +176,15 @@ class Connection:
         Never waits, never raises.
         """
         if self.state == OPEN:
+            if self.trace is not None:
+                self.trace.sent(self.words(frame))
             self._queued(self._outbox.put(frame))
 
     def offer(self, audience: Audience, frame: bytes) -> None:
         """Queue a publication's frame, by the rules for slow readers; as `put`."""
         if self.state == OPEN and (type(frame) is not Volatile or self.ready):
+            if self.trace is not None:
+                self.trace.sent(self.words(frame), audience.channel)
             self._queued(self._outbox.offer(frame, audience.mode, audience))
 
     def left(self, *audiences: Audience) -> None:
@@ -180,6 +202,8 @@ class Connection:
         self.closed_with = close
         self.state = CLOSING
         self.note("closing", code=close.code, reason=close.reason)
+        if self.trace is not None:
+            self.trace.closing(close)
         self.reactor.batches.forget(self)
         self.reactor.schedule(self, self.reactor.clock() + self.reactor.close_timeout_s)
 
@@ -205,6 +229,8 @@ class Connection:
         self.state = GONE
         if self.kind:
             self.reactor.tally.leave(self.kind, self.closed_with.code)
+        if self.trace is not None:
+            self.trace.gone()
         self.reactor.batches.forget(self)
         self._outbox.clear()
         self.reactor.backlog.holds(self, 0)

@@ -45,6 +45,8 @@ class Fanout(Gathering):
         self._watchers = Lines(self._board, clock)
         """Who is told of arrivals; audiences of their own, for a subscriber may have a channel without them."""
         self.paces = Paces(self._on_pace, clock, call_later)
+        self.on_deliver: Callable[[Iterable[Publication]], None] | None = None
+        """Sees what is delivered, before it is, while a channel is traced."""
         self.subscriptions = 0
         """Of all subscribers to all channels, now."""
 
@@ -204,6 +206,9 @@ class Fanout(Gathering):
     def deliver(self, publications: Iterable[Publication]) -> None:
         """Take publications up for the batch of this turn, in order."""
         lines, batch = self.lines.by_channel, self._batch
+        if self.on_deliver is not None:
+            publications = list(publications)
+            self.on_deliver(publications)
         for channel, body in publications:
             line = lines.get(channel)
             if line is None:

@@ -16,6 +16,8 @@ import codecs
 import hashlib
 import re
 import struct
+import zlib
+from collections.abc import Iterator
 
 from tornado.util import _websocket_mask  # in C where Tornado was compiled with its speedups
 
@@ -31,6 +33,8 @@ Event = tuple[int, bytes]
 MAX_CONTROL_BYTES = 125
 """The longest payload of a close, ping or pong, and of any frame without a second length field; RFC 6455 §5.2, §5.5."""
 MAX_REASON_BYTES = MAX_CONTROL_BYTES - 2
+MAX_SAID_BYTES = 1_048_576
+"""Of one compressed frame of ours, where `payloads` says what it says."""
 CLOSE_TOO_MANY_FRAGMENTS = Close(errors.CLOSE_POLICY.code, "too many fragments")
 
 FIN = 0x80
@@ -80,6 +84,29 @@ def encode_frame(opcode: int, payload: bytes) -> bytes:
     if length <= 0xFFFF:
         return struct.pack("!BBH", FIN | opcode, 126, length) + payload
     return struct.pack("!BBQ", FIN | opcode, 127, length) + payload
+
+
+def payloads(data: bytes) -> Iterator[bytes]:
+    r"""What whole frames of our own say, inflated: b'\x81\x012\x81\x013' -> b'2', b'3'. Control frames are left out.
+
+    What is no frame of ours is said as it is.
+    """
+    at = 0
+    while at + 2 <= len(data):
+        length, start = data[at + 1], at + 2
+        if length > MAX_CONTROL_BYTES:
+            start += 2 if length == 126 else 8
+            length = int.from_bytes(data[at + 2 : start], "big")
+        if start + length > len(data):
+            yield data[at:]
+            return
+        payload = data[start : start + length]
+        if data[at] & RSV1:
+            # As RFC 7692 §7.2.2 has it; nothing of ours refers to an earlier message.
+            payload = zlib.decompressobj(-zlib.MAX_WBITS).decompress(payload + b"\x00\x00\xff\xff", MAX_SAID_BYTES)
+        if data[at] & 0x0F < CLOSE:
+            yield payload
+        at = start + length
 
 
 def encode_close(code: int, reason: str) -> bytes:

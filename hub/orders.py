@@ -8,8 +8,8 @@ Never break: an order begins when it comes and never waits for Redis, so that it
 acts on ACTS_AT_ONCE connections at most. Whoever reaches Redis can write orders: what is malformed is a ValueError.
 
     disconnect    target, "code", "reason", "whitelist"    subscribe, unsubscribe   target, "channel"
-    refresh       target, "expire_at" or null: now          connections              target, "channel", "after", "limit"
-    revoke        as revocation.Entry
+    refresh       target, "expire_at" or null: now          revoke                   as revocation.Entry
+    connections   target, "address", "channel", "after", "limit"
 
 target: "user", "client" and "session", '' where it does not matter; `connections` takes all where none matters.
 A new order needs a row in `answers`, and its request in api_control.
@@ -73,6 +73,10 @@ class Connection(Member, Protocol):
     def address(self) -> str: ...
     @property
     def age_s(self) -> float: ...
+    @property
+    def waiting_bytes(self) -> int:
+        """In its outbox."""
+
     def channels(self) -> Iterable[str]:
         """Those that it holds, or is about to."""
 
@@ -120,6 +124,7 @@ class Row(NamedTuple):
     age_s: float
     channels: list[str]
     num_channels: int
+    outbox_bytes: int
 
 
 class Target(NamedTuple):
@@ -245,11 +250,11 @@ class Orders:
     def connections(self, params: Params) -> Awaitable[Answer]:
         """{"connections":[Row,…],"cut":false}: the first behind `after`, by client id."""
         target, channel, after = _target(params, anybody=True), _text(params, "channel"), _text(params, "after")
-        limit = params.get("limit")
+        address, limit = _text(params, "address"), params.get("limit")
         if type(limit) is not int or not 0 < limit <= MAX_LIMIT:
             raise ValueError("connections with something else for a limit")
         found = self._find(target) if any(target) else list(self._users.everybody())
-        return self._begin(self._list(found, channel, after, limit))
+        return self._begin(self._list(found, address, channel, after, limit))
 
     # Carrying out.
 
@@ -316,10 +321,11 @@ class Orders:
             return True
         return False
 
-    async def _list(self, found: list[Any], channel: str, after: str, limit: int) -> Answer:
+    async def _list(self, found: list[Any], address: str, channel: str, after: str, limit: int) -> Answer:
         chosen: list[Connection] = []
         for number, one in enumerate(found, 1):
-            if one.connected and one.open and one.client > after and (not channel or channel in one.channels()):
+            here = one.connected and one.open and one.client > after and (not address or one.address == address)
+            if here and (not channel or channel in one.channels()):
                 chosen.append(one)
             if not number % LOOKS_AT_ONCE:
                 chosen = _first(chosen, limit + 1)
@@ -357,7 +363,9 @@ def _first(found: list[Connection], count: int) -> list[Connection]:
 def _row(one: Connection) -> Row:
     channels = list(one.channels())
     listed = list(islice(channels, MAX_LISTED))
-    return Row(one.client, one.user, one.kind, one.address, round(one.age_s, 3), listed, len(channels))
+    return Row(
+        one.client, one.user, one.kind, one.address, round(one.age_s, 3), listed, len(channels), one.waiting_bytes
+    )
 
 
 def _text(params: Params, name: str) -> str:
@@ -382,7 +390,7 @@ def parse_rows(answer: Answer) -> tuple[list[Row], bool]:
     return list(map(_parse_row, rows)), cut
 
 
-KINDS_OF_ROW = (str, str, str, str, (int, float), list, int)
+KINDS_OF_ROW = (str, str, str, str, (int, float), list, int, int)
 
 
 def _parse_row(found: object) -> Row:

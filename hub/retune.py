@@ -23,6 +23,7 @@ from typing import NamedTuple
 import orjson
 
 from . import log
+from .admin import Admin
 from .api import Api
 from .asking import ANSWER_SHARE, Histories
 from .auth import Authenticator
@@ -80,6 +81,7 @@ class Ready(NamedTuple):
 class Rooms:
     """What of a worker holds settings that may change."""
 
+    admin: Admin
     api: Api
     authenticator: Authenticator
     broker: Broker
@@ -265,6 +267,7 @@ class Retuner:
         rooms.publisher.json_depth = new.client.json_depth
         rooms.recall.most_bytes = new.socketio.recovery_bytes
         rooms.revocations.most = new.auth.revocations
+        rooms.admin.keys.retune(new.api.key)
         rooms.monitoring.retune(new.api.key, new.health, new.worker_count())
         if (gate := rooms.services.gate) is not None:
             gate.retune(

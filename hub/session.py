@@ -422,6 +422,15 @@ class Session(AppSession):
         return self._services.clock() - self._entered_at
 
     @property
+    def socket(self) -> Any:
+        """The connection that carries it."""
+        return self._transport.socket
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._transport.waiting_bytes
+
+    @property
     def session_name(self) -> str:
         return ""
 

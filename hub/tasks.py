@@ -1,15 +1,18 @@
 """Tasks: how a background task of a room is ended, and how it waits for what is called back.
 
-Does: cancel a task until it has really ended; make a future of a callback.
+Does: cancel a task until it has really ended; make a future of a callback, or of what is known
+already.
 Does not: start tasks or decide which there are; each room has its own, and one for each worker at most.
-Called by: ingest, ticker, redelivery, api_mailbox.
+Called by: ingest, ticker, redelivery, api_mailbox, admin, trace.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
 
 
 async def end(task: asyncio.Task[None], again_s: float = 0.1) -> None:
@@ -36,4 +39,11 @@ def reply(begin: Callable[[Callable[[Any], None]], None]) -> asyncio.Future[Any]
             future.set_result(outcome)
 
     begin(done)
+    return future
+
+
+def settled(value: Value) -> asyncio.Future[Value]:
+    """What can be awaited and is there already; nobody has to."""
+    future: asyncio.Future[Value] = asyncio.get_running_loop().create_future()
+    future.set_result(value)
     return future

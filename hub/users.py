@@ -11,7 +11,7 @@ The anonymous user '' is nobody in particular, so it counts as sessions and not 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from .auth import Claims
 from .notice import Listener
@@ -32,6 +32,14 @@ class Member(Listener, Protocol):
     def session_name(self) -> str:
         """Of the HTTP emulation; '' elsewhere."""
 
+    @property
+    def kind(self) -> str:
+        """Of its wire: 'websocket'."""
+
+    @property
+    def socket(self) -> Any:
+        """The connection that carries it."""
+
     def holds(self, channel: str) -> bool:
         """The client is subscribed to it."""
 
@@ -46,11 +54,13 @@ def ignore(user: str, count: int, connection: Closable | None) -> None:
 class Users:
     """The sessions of one worker by their user."""
 
-    __slots__ = ("_by_name", "_by_token", "_by_user", "_on_change", "sessions")
+    __slots__ = ("_by_name", "_by_token", "_by_user", "_on_change", "on_enter", "sessions")
 
     def __init__(self, on_change: OnChange = ignore) -> None:
         """on_change: hears how many sessions a user has now, and of whom has come; None where one has gone."""
         self._on_change = on_change
+        self.on_enter: Callable[[Member], None] | None = None
+        """Hears of each that has connected, while a trace waits for more of one user."""
         self._by_user: dict[str, Member | set[Member]] = {}
         """Most have one session, which needs no set."""
         self._by_name: dict[str, Member] = {}
@@ -75,6 +85,8 @@ class Users:
         """It has connected. connection: what can be closed, where its user turns out to have too many."""
         self.sessions += 1
         self._by_name[session.client] = session
+        if self.on_enter is not None:
+            self.on_enter(session)
         if session.session_name:
             self._by_name[session.session_name] = session
         named = session.claims.user

@@ -26,6 +26,7 @@ from typing import cast
 import uvloop
 
 from . import api, figures, monitoring
+from .admin import Admin
 from .app import DISCONNECT, load
 from .app_gate import Gate
 from .app_runner import Runner
@@ -191,6 +192,9 @@ class Worker:
             self._users, self._channels, self._revocations, lambda: [*self._polls, *self._sessionless]
         )
         self._revocations.on_read = self._orders.judge_all
+        self._admin = Admin(
+            settings.api.key, self._users, self._fanout, self._broker, lambda: figures.current(self._figures)
+        )
         self._registry = Registry(
             self._store,
             self._seat.slot.index,
@@ -198,7 +202,7 @@ class Worker:
             self._fanout.lines.counts,
             on_notice=self._notices.tell,
             on_errand=self._on_errand,
-            orders=self._orders.answers,
+            orders={**self._orders.answers, **self._admin.orders},
         )
         self._census = Census(
             self._store,
@@ -488,6 +492,7 @@ class Worker:
             self._tickets,
         )
         internal = api.routes(server_api)
+        internal += self._admin.routes(server_api, self._reactor, self._services, self._entrance)
         for room in (self._neighbours, self._tunnels):
             if room is not None:
                 internal += room.routes()
@@ -517,6 +522,7 @@ class Worker:
     def _follow(self, server_api: api.Api) -> None:
         """Take up new settings from now on: all rooms are there."""
         rooms = Rooms(
+            admin=self._admin,
             api=server_api,
             authenticator=self._authenticator,
             broker=self._broker,
@@ -663,6 +669,7 @@ class Worker:
         await self._retuner.close()
         await self._loopback.close()
         await self._census.close()
+        await self._admin.close()
         await self._registry.close()
         await self._orders.close()
         await self._revocations.close()

@@ -472,12 +472,15 @@ async def test_connections_are_listed_over_all_workers(valkey_url, prefix):
             "address": "127.0.0.1",
             "channels": ["chat:a"],
             "num_channels": 1,
+            "outbox_bytes": 0,
         }
         assert (found[desk.id]["transport"], found[desk.id]["channels"]) == ("http_stream", [])
         inside = (await done(api, "connections", channel="chat:a"))["connections"]
         assert set(inside) == {phone.id, reader}
         assert (inside[reader]["transport"], inside[reader]["address"]) == ("event_stream", "127.0.0.1")
         assert list((await done(api, "connections", client=nobody.id))["connections"]) == [nobody.id]
+        assert list((await done(api, "connections", user="ann", address="127.0.0.1"))["connections"]) == list(found)
+        assert (await done(api, "connections", address="192.0.2.1"))["connections"] == {}
         everybody = await done(api, "connections", limit=1000)
         assert set(everybody["connections"]) == {phone.id, desk.id, nobody.id, reader}
         assert "next" not in everybody

@@ -46,7 +46,7 @@ class Revocations:
 class Connection:
     """Writes down what is done to it."""
 
-    kind, address, age_s, session_name = "websocket", "203.0.113.7", 1.5, ""
+    kind, address, age_s, session_name, waiting_bytes = "websocket", "203.0.113.7", 1.5, "", 17
 
     def __init__(self, client: str, user: str = "ann", *channels: str, jti: str = "") -> None:
         self.client, self.user = client, user
@@ -236,10 +236,15 @@ async def test_a_listing_is_bounded():
     asked = {"channel": "", "after": "001", "limit": 3}
     rows, cut = parse_rows(await rig.order("connections", **asked))
     assert [row.client for row in rows] == ["002", "003", "004"] and cut
+    assert rows[0].outbox_bytes == 17
     assert (len(rows[0].channels), rows[0].num_channels) == (rooms.MAX_LISTED, rooms.MAX_LISTED + 5)
     rows, cut = parse_rows(await rig.order("connections", **{**asked, "limit": 8}))
     assert len(rows) == 8 and not cut
     rows, _ = parse_rows(await rig.order("connections", **{**asked, "channel": "a:nowhere"}))
+    assert rows == []
+    rows, _ = parse_rows(await rig.order("connections", **{**asked, "address": "203.0.113.7"}))
+    assert len(rows) == 3
+    rows, _ = parse_rows(await rig.order("connections", **{**asked, "address": "203.0.113.8"}))
     assert rows == []
 
 
@@ -271,6 +276,7 @@ async def test_what_is_under_way_ends_with_the_worker():
         ("connections", {"limit": 0}),
         ("connections", {"limit": 1001}),
         ("connections", {"limit": 10, "after": 7}),
+        ("connections", {"limit": 10, "address": 7}),
     ],
 )
 def test_what_is_no_order_is_a_value_error(name, params):
@@ -286,13 +292,13 @@ def test_what_is_no_order_is_a_value_error(name, params):
     run()
 
 
-ROW = ["1", "ann", "websocket", "", 1.5, [], 0]
+ROW = ["1", "ann", "websocket", "", 1.5, [], 0, 0]
 
 
 @pytest.mark.parametrize(
     "answer",
     [{}, {"connections": [ROW]}, {"connections": [ROW], "cut": 1}, {"connections": [7], "cut": False}]
-    + [{"connections": [[*ROW[:at], None, *ROW[at + 1 :]]], "cut": False} for at in range(7)]
+    + [{"connections": [[*ROW[:at], None, *ROW[at + 1 :]]], "cut": False} for at in range(len(ROW))]
     + [{"connections": [ROW[:-1]], "cut": False}],
 )
 def test_a_forged_listing_is_a_value_error(answer):

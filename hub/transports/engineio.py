@@ -276,6 +276,8 @@ class EngineConnection(FramedConnection):
         self.heard_at = self.reactor.clock()
         self._posting = True
         self._posted_bytes += len(body)
+        if self.trace is not None:
+            self.trace.heard(body)
         try:
             for at, packet in enumerate(engineio.decode_payload(body, self.max_packets)):
                 if at and not at % engineio.MAX_PACKETS:

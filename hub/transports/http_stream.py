@@ -152,6 +152,8 @@ class StreamConnection(Connection):
     def hear(self, message: bytes) -> None:
         self.heard_at = self.reactor.clock()
         self.messages += 1
+        if self.trace is not None:
+            self.trace.heard(message)
         try:
             self._session.handle(message)
         except Exception:

@@ -77,6 +77,14 @@ class Branch:
     def heard_at(self) -> float:
         return self._connection.heard_at
 
+    @property
+    def waiting_bytes(self) -> int:
+        return self._connection.waiting_bytes
+
+    @property
+    def socket(self) -> SocketIOConnection:
+        return self._connection
+
     def put(self, frame: bytes) -> None:
         self._connection.put(frame)
 

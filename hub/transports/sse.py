@@ -257,7 +257,7 @@ class EventStreamConnection(Connection):
 
     @property
     def direct(self) -> bool:
-        return self._positions is None and self.state == OPEN and not self._blocked
+        return self._positions is None and self.state == OPEN and not self._blocked and self.trace is None
 
     def put(self, frame: bytes) -> None:
         if self._streams and frame.startswith(STAMP):

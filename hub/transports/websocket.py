@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tornado import iostream
@@ -149,6 +149,10 @@ class FramedConnection(Connection):
 
     def on_bytes(self, data: bytes) -> None:
         events = self._reader.feed(data)
+        if self.trace is not None:
+            for opcode, payload in events:
+                if opcode < frames.CLOSE:
+                    self.trace.heard(payload)
         for opcode, payload in events:
             if opcode == frames.CLOSE:
                 self._peer_closes(payload)
@@ -177,6 +181,9 @@ class FramedConnection(Connection):
             self.on_due(now)
         if self.state == OPEN:
             self._schedule()
+
+    def words(self, frame: bytes) -> Iterable[bytes]:
+        return frames.payloads(frame)
 
     def last_words(self, close: Close) -> bytes:
         return frames.encode_close(close.code, close.reason)

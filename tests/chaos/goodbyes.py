@@ -129,7 +129,8 @@ def main(words: list[str] | None = None) -> int:
     found = say_goodbye(arguments.clients, arguments.window)
     record = {"bench": "goodbyes", "arguments": vars(arguments), "machine": machine, **found._asdict()}
     text = (
-        f"# SIGTERM with {arguments.clients:,} clients, window {arguments.window:g} s\n\n{report.machine_text(machine)}\n\n"
+        f"# SIGTERM with {arguments.clients:,} clients, window {arguments.window:g} s\n\n"
+        f"{report.machine_text(machine)}\n\n"
         f"The fullest second has {found.share:.2f} times the mean; the hub ended with {found.status} after "
         f"{found.took_s:.1f} s."
     )

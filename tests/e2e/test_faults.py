@@ -1,4 +1,4 @@
-"""Faults that clients shall notice as little of as can be: a stop with many of them, a hung worker, the last descriptor.
+"""Faults of which clients notice as little as can be: a stop with many of them, a hung worker, the last descriptor.
 
 `python -m tests.chaos.goodbyes` has the first one with 10,000 clients.
 """
