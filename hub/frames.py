@@ -97,7 +97,7 @@ def payloads(data: bytes) -> Iterator[bytes]:
         if length > MAX_CONTROL_BYTES:
             start += 2 if length == 126 else 8
             length = int.from_bytes(data[at + 2 : start], "big")
-        if start + length > len(data):
+        if not data[at] & FIN or start + length > len(data):
             yield data[at:]
             return
         payload = data[start : start + length]

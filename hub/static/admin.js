@@ -11,7 +11,7 @@ import { Link } from "/admin/admin_link.js";
 
 const KEPT = "hub-admin-key";
 const [PAGE, MAX_ROWS] = [50, 500];
-const SILENT_MS = 30_000; // a worker that has said nothing for so long is left out
+const KNOWN_MS = 5000; // who has said nothing for so long is left out; before, its last figures count, so that sums don't jump
 const WINDOW = 30; // readings: what percentiles are of; each worker measures itself every 1.5 s
 const MAX_LISTED = 5; // channels of one connection that are named in the table
 const $ = (id) => document.getElementById(id);
@@ -155,7 +155,7 @@ const CHARTS = [
   { title: "Publish → socket", format: seconds, least: 0.001, sum: percentiles, each: (worker) => quantile([latency(worker)], 0.99) },
   { title: "Loop lag, worst", format: seconds, least: 0.001, sum: (all) => ({ all: worst(all, lag) }), each: lag },
   { title: "Redis, there and back", format: seconds, least: 0.001, sum: (all) => ({ all: worst(all, redis) }), each: redis },
-  { title: "Waiting for slow readers", format: bytes, least: 1024, base: 1024, total: summed, sum: (all) => ({ all: total(all, outboxes) }), each: outboxes },
+  { title: "Waiting for slow readers", format: bytes, least: 4096, base: 1024, total: summed, sum: (all) => ({ all: total(all, outboxes) }), each: outboxes },
   { title: "Memory", format: bytes, least: 1024 ** 2, base: 1024, total: summed, sum: (all) => ({ all: total(all, memory) }), each: memory },
 ];
 
@@ -175,27 +175,27 @@ const charts = CHARTS.map(({ sum, each, ...options }) => {
 });
 const split = () => document.querySelector("[name=split]:checked").value;
 
-/** By uid: {name, now, before, readings, at}. */
+/** By uid: {uid, name, at} and figures: now, of the reading before, of the oldest one that is kept, and all of those (null for none). */
 const workers = new Map();
 
 function takeFigures({ t, workers: told, silent, trouble }) {
   for (const { uid, name, figures } of told) {
     const known = workers.get(uid) ?? { name, readings: [] };
     const readings = [...known.readings, figures].slice(-WINDOW - 1);
-    workers.set(uid, { name, now: figures, before: known.now ?? null, window: readings[0] === figures ? null : readings[0], readings, at: t });
+    workers.set(uid, { uid, name, now: figures, before: known.now ?? null, window: readings[0] === figures ? null : readings[0], readings, at: t });
   }
-  for (const [uid, { at }] of workers) if (t - at > SILENT_MS) workers.delete(uid);
-  const all = [...workers.values()].filter(({ at }) => at === t).sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
+  for (const [uid, { at }] of workers) if (t - at > KNOWN_MS && !silent.includes(uid)) workers.delete(uid);
+  const all = [...workers.values()].filter(({ at }) => t - at <= KNOWN_MS).sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
   for (const { chart, sum, each } of charts) {
     chart.add("sum", t, sum(all));
     chart.add("worker", t, Object.fromEntries(all.map((worker) => [short(worker.name, all), each(worker)])));
   }
   drawAll(t);
-  showWorkers(all, silent);
+  showWorkers(all.filter(({ uid }) => !silent.includes(uid)), silent);
   $("total-connections").textContent = count(total(all, open));
   $("total-deliveries").textContent = rate(total(all, deliveries));
   $("total-publishes").textContent = rate(total(all, publishes));
-  $("total-workers").textContent = silent.length ? `${all.length} of ${all.length + silent.length}` : String(all.length);
+  $("total-workers").textContent = silent.length ? `${told.length} of ${told.length + silent.length}` : String(told.length);
   const words = [trouble, silent.length && `${plural(silent.length, "worker")} did not answer within a second.`].filter(Boolean).join(" ");
   if ($("trouble").textContent !== words) $("trouble").textContent = words;
 }
