@@ -1,10 +1,10 @@
-"""Ending a task that does not want to."""
+"""Ending a task that does not want to; awaiting what is known."""
 
 from __future__ import annotations
 
 import asyncio
 
-from hub.tasks import end
+from hub.tasks import end, settled
 from tests.support import async_test
 
 
@@ -39,3 +39,10 @@ async def test_a_task_that_has_failed_or_ended_is_no_obstacle():
         await asyncio.sleep(0.001)
         await asyncio.wait_for(end(task), 5)
         assert task.done()
+
+
+@async_test
+async def test_what_is_known_can_be_awaited_or_not():
+    """Whoever does not wait for it hears no complaint."""
+    assert await settled(7) == 7
+    settled(8)
