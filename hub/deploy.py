@@ -284,8 +284,8 @@ class Deploy:
 
     def _refuse(self, reason: str) -> None:
         self.tally = self.tally.model_copy(update={"failed": self.tally.failed + 1})
-        logger.error("deploy refused, version %s goes on: %s", __version__, " | ".join(reason.splitlines()))
         self._tell(reason)
+        logger.error("deploy refused, version %s goes on: %s", __version__, " | ".join(reason.splitlines()))
 
     # The generations.
 
@@ -311,10 +311,10 @@ class Deploy:
         self._retire(old, now, grace_s)
         self.tally = self.tally.model_copy(update={"done": self.tally.done + 1})
         count, window_s = len(self.leaving), self._goodbye_s
+        self._tell("")
         logger.info(
             "deployed version %s; %d workers of the old generation drain for up to %g s", __version__, count, window_s
         )
-        self._tell("")
         return risen
 
     def fail(self, reason: str, now: float, grace_s: float) -> None:
@@ -323,8 +323,8 @@ class Deploy:
         self._rising_due_s = NEVER
         self._retire(risen, now, grace_s)
         self.tally = self.tally.model_copy(update={"failed": self.tally.failed + 1})
-        logger.error("deploy failed, the old workers go on: %s", reason)
         self._tell(reason)
+        logger.error("deploy failed, the old workers go on: %s", reason)
 
     def _retire(self, workers: list[WorkerProcess], now: float, grace_s: float) -> None:
         for worker in workers:

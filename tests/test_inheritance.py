@@ -34,7 +34,7 @@ def estate(*descriptors: int, **changes: object) -> Estate:
     found = Estate(
         version="0.1.0",
         fixed={"workers": "2"},
-        workers=[WorkerRecord(slot=1, generation=7, pid=4711, pulse=lock, ready=True, born_s=1.5)],
+        workers=[WorkerRecord(slot=1, generation=7, pid=4711, pulse=lock, instructor=lock, ready=True, born_s=1.5)],
         next_generation=9,
         home=HomeRecord(hub="0123456789abcdef", directory="/tmp/hub-relay-x", lock=lock),
         state_lock=-1,
@@ -136,7 +136,7 @@ def test_the_format_is_the_one_that_was_agreed() -> None:
     assert fields == {
         "BaseModel": [],
         "_Record": [],
-        "WorkerRecord": ["born_s", "generation", "pid", "pulse", "ready", "slot"],
+        "WorkerRecord": ["born_s", "generation", "instructor", "pid", "pulse", "ready", "slot"],
         "ListenerRecord": ["address", "file", "handed", "setting", "shared", "sockets"],
         "ValkeyRecord": ["pid", "short_directory", "socket_path"],
         "HomeRecord": ["directory", "hub", "lock"],

@@ -57,14 +57,16 @@ class Rig:
         self.read: Callable[[], Fresh] = lambda: Fresh(NEW, {}, None)
         self.clock = FakeClock()
         self.selector = selectors.DefaultSelector()
+        self.outcomes: list[bool] = []
         host = Host(
-            workers=self.workers,  # type: ignore[arg-type]
+            workers=lambda: self.workers,  # type: ignore[arg-type,return-value]
             settings=lambda: self.settings,
             serving=lambda: self.serving,
             stopping=lambda: self.stopping,
             fork=lambda work: fork_task(work, lambda: None),
             prepare=lambda fresh: None,
             adopt=self._adopt,
+            ended=self.outcomes.append,
         )
         self.reload = Reload(host, lambda: self.read(), Notifier(environ or {}), self.clock, lambda: 1700.0)
         self.reload.open(self.selector)
@@ -204,9 +206,11 @@ def test_a_worker_that_dies_is_not_waited_for_and_its_successor_is(rig: Rig) -> 
     rig.begin()
     rig.answer("prepared", 0)
     rig.workers[1].pid = 0
-    rig.workers[1] = rig.reload._host.workers[1] = Worker(1)  # type: ignore[index]
+    rig.workers[1] = Worker(1)
     rig.reload.joined(rig.workers[1])  # type: ignore[arg-type]
-    rig.reload.gone(7)
+    # Of an older generation, which drains: the one that was asked has the same slot.
+    rig.reload.gone(Worker(1))  # type: ignore[arg-type]
+    rig.reload.heard(Worker(1), [Answer(1, "prepared")])  # type: ignore[arg-type]
     assert rig.workers[1].kinds == PREPARE and not rig.adopted
     rig.answer("prepared", 1)
     assert rig.workers[1].kinds == PREPARE + APPLY and rig.settings == NEW
@@ -216,7 +220,7 @@ def test_the_death_of_the_last_who_was_waited_for_goes_on(rig: Rig) -> None:
     rig.begin()
     rig.answer("prepared", 0)
     rig.workers[1].pid = 0
-    rig.reload.gone(1)
+    rig.reload.gone(rig.workers[1])  # type: ignore[arg-type]
     assert rig.settings == NEW and rig.workers[0].kinds == PREPARE + APPLY
 
 

@@ -414,9 +414,9 @@ def test_origins_are_judged_by_the_new_list(hub: HubProcess) -> None:
 
 
 def test_another_api_key_is_the_only_one(hub: HubProcess) -> None:
-    good(hub, {"api": {"key": "another"}})
+    good(hub, {"api": {"key": "another-key-of-16"}})
     assert {request(hub, "info")[0] for _ in range(6)} == {401}
-    assert {request(hub, "info", key="another")[0] for _ in range(6)} == {200}
+    assert {request(hub, "info", key="another-key-of-16")[0] for _ in range(6)} == {200}
 
 
 def test_the_size_of_a_request_is_that_of_the_newest_settings(hub: HubProcess) -> None:
@@ -653,7 +653,11 @@ REACHES: list[tuple[dict[str, Any], Callable[[Rooms], Any], Any]] = [
     ),
     ({"namespaces": {"bars": {"mode": "stream", "history_size": 7}}}, lambda r: r.ticker.bar_rules.history_size, 7),
     ({"http": {"body_bytes": 7000}}, lambda r: r.doors.retune.call_args.args[0].http.body_bytes, 7000),
-    ({"api": {"key": "k"}}, lambda r: r.api.key, "k"),
+    ({"api": {"key": "k" * 16}}, lambda r: r.api.key, "k" * 16),
+    ({"api": {"key": "k" * 16}}, lambda r: r.monitoring.retune.call_args.args[0], "k" * 16),
+    ({"api": {"key": "k" * 16}}, lambda r: r.admin.keys.retune.call_args.args[0], "k" * 16),
+    ({"health": {"min_workers": 2}}, lambda r: r.monitoring.retune.call_args.args[1].min_workers, 2),
+    ({"health": {"needs_redis": False}}, lambda r: r.monitoring.retune.call_args.args[1].needs_redis, False),
 ]
 
 
