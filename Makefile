@@ -21,7 +21,7 @@ chaos: $(STAMP)  ## every fault under load, with figures, about 90 minutes; one 
 reloads: $(STAMP)  ## settings that change under load, with figures, about three minutes
 	$(BIN)/python -m tests.chaos.reloads --save
 
-hostile: $(STAMP)  ## what each attack costs clients who do nothing wrong, with figures, 12 minutes; two CPUs
+hostile: $(STAMP)  ## what each attack costs clients who do nothing wrong, with figures, 20 minutes; two CPUs
 	$(BIN)/python -m tests.hostile $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) --save
 
 wires: $(STAMP)  ## 1,000 Socket.IO clients on four workers, a connection for each request, with figures, a few minutes

@@ -1,8 +1,8 @@
 """Acceptor: new connections of the public listeners, and the fast way from there to the plane.
 
 Does: accept in bounded batches, keep a worker below its descriptor limit with an answer instead of a spin, wait for a
-newcomer's first bytes under the handshake deadline, take a proxy's word for whose connection it is, and answer a plain
-WebSocket upgrade in place.
+newcomer's first bytes under the handshake deadline, take a proxy's word for whose connection it is, answer a plain
+WebSocket upgrade in place, and reset unread who comes far too often.
 Does not: judge handshakes (handshake), speak TLS (tls_handshake) or parse any other HTTP: what is not a plain upgrade
 request goes to Tornado with nothing consumed.
 Called by: worker.
@@ -20,18 +20,20 @@ import logging
 import os
 import resource
 import socket
+import struct
 from collections.abc import Collection
 from http.client import responses
 
 from . import forwarded, handshake
 from .balance import Balance
 from .certificates import Certificates
+from .curb import Curb
 from .entrance import TOO_MANY, Visitor, query_token, refusal
 from .errors import Close, HubError
 from .httpd import Server, Stream, TlsStream
 from .log import Brake
 from .quotas import NOWHERE, Place
-from .reactor import Reactor
+from .reactor import BRISK_S, SLICE_S, Reactor
 from .tls import TlsSocket
 from .tls_handshake import Greeter
 from .transports.websocket import Door, open_connection
@@ -40,7 +42,11 @@ from .wheel import NEVER
 logger = logging.getLogger(__name__)
 
 ACCEPT_BATCH = 64
-"""Accepts in one turn of the loop: about 4 ms of handshakes at the most."""
+"""Accepts in one turn of the loop, at the most."""
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER that makes a close a reset: nothing of the connection stays in the kernel, as TIME_WAIT would."""
+TORNADO_S = 0.0002
+"""What a request costs there: handed on as fast as they come, a hundred would hold the loop for 20 ms."""
 PEEK_BYTES = 8192
 DESCRIPTOR_MARGIN = 64
 """Kept free of clients, for Redis, logs and the server API."""
@@ -180,6 +186,8 @@ class Acceptor:
         self._public = public
         self._loop = asyncio.get_running_loop()
         self._listeners: list[socket.socket] = []
+        self.curb = Curb(self._loop.call_later)
+        """For who comes by ways of his own; whom a proxy names, the kernel does not know."""
         self._secure: set[socket.socket] = set()
         """Those of them that speak TLS."""
         self.greeter: Greeter | None = None
@@ -213,6 +221,8 @@ class Acceptor:
     def listen(self, listeners: list[socket.socket], proxied: Collection[socket.socket] = ()) -> None:
         """Accept on these from now on. proxied: those whose connections begin with a PROXY line."""
         self._proxied.update(proxied)
+        if self._public:
+            self.curb.watch([listener for listener in listeners if listener not in self._proxied])
         for listener in listeners:
             self._listeners.append(listener)
             self._kinds.append((listener in self._secure, listener in self._proxied))
@@ -225,6 +235,7 @@ class Acceptor:
 
     def stop(self) -> None:
         """Accept no more, and close the listeners."""
+        self.curb.stop()
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
             listener.close()
@@ -305,6 +316,8 @@ class Acceptor:
         tls.abandon()
 
     def _accept(self, listener: socket.socket) -> None:
+        clock = self.reactor.clock
+        stop_at = clock() + (BRISK_S if self.reactor.lively else SLICE_S) + self.reactor.begun_s
         for _ in range(ACCEPT_BATCH):
             try:
                 sock, address = listener.accept()
@@ -320,6 +333,8 @@ class Acceptor:
                 self._refuse_full(sock)
             else:
                 self._meet(sock, address, *self._kinds[self._listeners.index(listener)])
+            if clock() + self.reactor.begun_s >= stop_at:
+                return
 
     def take(self, sock: socket.socket, place: int) -> None:
         """A new connection that another worker has accepted. place: of its listener among ours."""
@@ -353,6 +368,10 @@ class Acceptor:
 
     def greet(self, sock: socket.socket, address: object, since: float, secure: bool = False) -> None:
         """A client's connection, of which nothing has been read. since: when it was accepted. secure: it speaks TLS."""
+        if self._public and (key := self._door.entrance.quotas.shuts_out(forwarded.address_of(address))):
+            _reset(sock)
+            self.curb.on_reset(key)
+            return
         place = self._knock(address, secure)
         if place is None:
             if secure:
@@ -373,17 +392,19 @@ class Acceptor:
         return self._door.entrance.quotas.knock(forwarded.address_of(address), secure=secure)
 
     def _await(self, newcomer: Newcomer, since: float) -> None:
-        self.reactor.adopt(newcomer)
+        self.reactor.adopt(newcomer, newcomer=True)
         self.reactor.schedule(newcomer, since + self._deadline_s)
 
     def _to_tornado(self, sock: socket.socket, address: object, since: float, place: Place) -> None:
         server = self._server
+        self.reactor.begins(TORNADO_S)
         stream = Stream(sock, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size)
         stream.place = place
         server.take(stream, address, self._deadline_s - (self.reactor.clock() - since))
 
     def _tls_to_tornado(self, tls: TlsSocket, data: bytes, address: object, since: float, place: Place) -> None:
         server = self._server
+        self.reactor.begins(TORNADO_S)
         stream = TlsStream(
             tls.into_ssl_socket(), data, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size
         )
@@ -429,6 +450,11 @@ class Acceptor:
             logger, "no descriptor left for clients: answering 503; raise the limit (hub tune) or add workers"
         )
         _turn_away(sock, FULL)
+
+
+def _reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
 
 
 def _turn_away(sock: socket.socket, answer: bytes) -> None:

@@ -3,7 +3,7 @@
 Does: read, write, keep what the socket did not take, count life, end in order.
 Does not: know what the bytes mean; a wire (transports/) derives from it and fills in `on_bytes`, `on_deadline`,
 `on_gone`.
-Called by: reactor (events, flush, deadlines), fanout and session (put).
+Called by: reactor (events, flush, deadlines), fairness (put_off, read_again), fanout and session (put).
 Its bytes go through `os.read` and `os.write`, or through a TlsSocket where its client speaks TLS.
 Never break: every byte leaves through the outbox in the order it was put, so a frame is never torn by another one;
 nothing is called on a connection after `on_gone`.
@@ -19,10 +19,13 @@ import os
 import socket
 from collections.abc import Iterable, Mapping
 
-from . import log
+from . import errors, log
 from .audience import ELSEWHERE, Audience, Group, Volatile, WireForm
 from .errors import CLOSE_NORMAL, CLOSE_SERVER_ERROR, CLOSE_SLOW, CLOSE_WRITE_ERROR, Close
+from .fairness import BUSY_S, DEAR, MOST_OWED_S, OWED_S, Fairness
+from .limits import Account
 from .outbox import Limits, Outbox, Verdict
+from .quotas import Meter
 from .reactor import Reactor
 from .tap import Tap
 from .tcp_info import tcp_traffic
@@ -33,8 +36,28 @@ logger = logging.getLogger(__name__)
 
 READ_BYTES = 4096
 """In one turn from one client. The smallest commands cost about 1 µs a byte: this bounds its hold on the loop."""
+BUSY_READ_BYTES = 1024
+"""The same once it was put off (fairness): in smaller pieces, between which others have a turn."""
+READ_S = 0.00001
+"""What a read costs besides the work on what it brought; as fairness counts it."""
 DEAF_S = 1.0
 """For a peer that broke the wire to read why, before it is cut."""
+DEAF_BYTES = 65_536
+"""What it may send meanwhile: behind that it is cut at once, as reading a flood to its end is what the flood is for."""
+OFFENCES = frozenset(
+    close.code
+    for close in (
+        errors.CLOSE_PROTOCOL_ERROR,
+        errors.CLOSE_UNSUPPORTED,
+        errors.CLOSE_INVALID_DATA,
+        errors.CLOSE_POLICY,
+        errors.CLOSE_TOO_BIG,
+        errors.CLOSE_TOO_MANY_REQUESTS,
+        errors.CLOSE_BAD_REQUEST,
+        errors.CLOSE_CHANNEL_LIMIT,
+    )
+)
+"""Ends that were the client's own doing, and cost the hub some work: they count against its address's handshakes."""
 TAKE_BYTES = 65_536
 """Of a backlog, so much is joined for one write; what is behind it can still be conflated."""
 RECORD_BYTES = 16_384
@@ -53,19 +76,24 @@ class Connection:
         "_deaf",
         "_dropped",
         "_outbox",
+        "_put_off",
         "_tls",
+        "account",
+        "busy_at",
         "closed_with",
         "due",
         "fd",
         "group",
         "heard_at",
         "messages",
+        "meter",
         "opened_at",
         "place",
         "reactor",
         "read_bytes",
         "state",
         "trace",
+        "watched_until",
     )
 
     wire: WireForm
@@ -91,14 +119,24 @@ class Connection:
         """At the most, in one turn."""
         self.trace: Tap | None = None
         """Somebody looks at its frames: so long each of them goes by the outbox, and none past it."""
+        self.meter: Meter | None = None
+        """What it may have and send, where that is counted for each connection."""
+        self.account: Account | None = None
+        """Of its address."""
+        self.busy_at = 0.0
+        """When the time that was spent on what it sent is earned back; as fairness has it."""
+        self.watched_until = 0.0
+        """So long it is taken for busy, as it was."""
+        self._put_off = False
+        """It is not read for now."""
         self._outbox = Outbox(limits)
         self._armed = False
         """The reactor flushes it at the end of this turn."""
         self._blocked = False
         """The socket took no more; the reactor says when it does."""
         self._dropped = 0
-        self._deaf = False
-        """What the peer sends is read and forgotten."""
+        self._deaf = 0
+        """What the peer sends is read and forgotten, up to so many bytes; 0: it is heard."""
 
     @property
     def kind(self) -> str:
@@ -201,6 +239,8 @@ class Connection:
         self._arm()
         self.closed_with = close
         self.state = CLOSING
+        if self.meter is not None and close.code in OFFENCES:
+            self.meter.offend(self.reactor.clock())
         self.note("closing", code=close.code, reason=close.reason)
         if self.trace is not None:
             self.trace.closing(close)
@@ -213,7 +253,7 @@ class Connection:
         Not at once: unread bytes would make it a reset, which can overtake the last words.
         """
         if self.state == CLOSING:
-            self._deaf = True
+            self._deaf = DEAF_BYTES
             self.reactor.schedule(self, self.reactor.clock() + DEAF_S)
 
     def finish(self) -> None:
@@ -276,6 +316,8 @@ class Connection:
     # What the reactor calls.
 
     def on_readable(self) -> None:
+        if self._put_off:
+            return  # both directions have ended, which is seen when it is read again
         try:
             data = os.read(self.fd, self.read_bytes) if self._tls is None else self._read_tls(self._tls)
         except BlockingIOError:
@@ -286,8 +328,48 @@ class Connection:
         if not data:
             self.abort()
         elif not self._deaf:
-            self.heard_at = self.reactor.clock()
+            reactor = self.reactor
+            fairness = reactor.fairness
+            now = self.heard_at = reactor.clock()
+            fairness.to_come_s = 0.0
             self.receive(data)
+            if fairness.price and self.state != GONE:
+                self._pay(now, READ_S + reactor.clock() - now + fairness.to_come_s, fairness)
+        else:
+            self._deaf -= len(data)
+            if self._deaf <= 0:
+                self.abort()
+
+    def _pay(self, now: float, work_s: float, fairness: Fairness) -> None:
+        """What one read brought has taken so much of the loop's time."""
+        price, account = fairness.price, self.account
+        if account is not None:
+            owed_until = account.busy_at
+            owed_until = (owed_until if owed_until > now else now) + work_s * fairness.ip_price
+            if owed_until > now + OWED_S:
+                price *= DEAR
+                owed_until = min(owed_until, now + MOST_OWED_S)
+            account.busy_at = owed_until
+        busy_at = self.busy_at
+        self.busy_at = busy_at = (busy_at if busy_at > now else now) + work_s * price
+        if busy_at > now + BUSY_S or self.watched_until > now:
+            fairness.weigh(self, now, work_s)
+
+    # What fairness calls.
+
+    def put_off(self) -> None:
+        """Read nothing until `read_again`."""
+        self._put_off = True
+        self.read_bytes = min(self.read_bytes, BUSY_READ_BYTES)
+        self._wait()
+
+    def read_again(self) -> None:
+        """One read, and whenever something comes from then on; unless it is put off again by that."""
+        if self.state != GONE:
+            self._put_off = False
+            self.on_readable()
+            if self.state != GONE and not self._put_off:
+                self._wait()
 
     def _read_tls(self, tls: TlsSocket) -> bytes:
         """As os.read does it."""
@@ -303,7 +385,7 @@ class Connection:
             if tls.read_needs_write:
                 self._wait()
             raise
-        if tls.pending:
+        if tls.pending and not self._put_off:
             self.reactor.read_on(self)
         return data
 
@@ -318,6 +400,8 @@ class Connection:
             self._drain()
         except Exception:
             self._fail()
+        if self._put_off and self.state != GONE:
+            self._wait()  # what the epoll says of one that is not read, it says once
 
     def _drain(self) -> None:
         outbox = self._outbox
@@ -424,11 +508,11 @@ class Connection:
         """Have the plane wait for what it takes to go on: TLS may have to write before it can read, and the like."""
         tls, writes = self._tls, self._blocked
         if tls is None:
-            self.reactor.watch_writes(self, writes)
+            self.reactor.watch_writes(self, writes, reads=not self._put_off)
         else:
             # What can't be used is not waited for: the epoll would say it again and again.
             writes = tls.read_needs_write or (writes and not tls.write_needs_read)
-            self.reactor.watch_writes(self, writes, reads=not tls.read_needs_write)
+            self.reactor.watch_writes(self, writes, reads=not (tls.read_needs_write or self._put_off))
 
     def _all_written(self) -> None:
         if self.state == FINISHING:

@@ -73,7 +73,7 @@ class Gathering:
         """Called when a `stream` channel's audience can't be given the next publication, and so none behind it: it has
         to be dissolved. Never waits; set by streams."""
         self.sweep = Sweep(members, clock, self._board.ready)
-        self._began_at = 0.0
+        self.began_at = float("-inf")
         """When the last sweep did."""
         self._rest: asyncio.TimerHandle | None = None
         """No sweep begins before it has ended."""
@@ -267,7 +267,7 @@ class Gathering:
                 audience.frames = []
                 ready[audience.slot] = b""
             self._dirty = []
-            took_s = self._clock() - self._began_at
+            took_s = self._clock() - self.began_at
             self.sweeps.observe(took_s)
             if took_s >= REST_FROM_S:
                 self._rest = self._call_later(min(took_s / 2, REST_MOST_S), self._end_rest)
@@ -320,7 +320,7 @@ class Gathering:
             if audience.size:
                 ready[audience.slot] = piece
         self._dirty = list(batch)
-        self._began_at = self._clock()
+        self.began_at = self._clock()
         self.sweep.begin(self._dirty, self._concerned())
 
     def _concerned(self) -> Iterable[Group]:

@@ -68,6 +68,27 @@ class HeadStream(IOStream):
 
     place: Place = NOWHERE
     """Left when it is closed, or when somebody takes its socket away."""
+    _wakes_at = 1
+
+    def read_bytes(self, num_bytes: int, partial: bool = False) -> Awaitable[bytes]:
+        """What Tornado reads bodies with: whoever sends one byte by byte wakes nobody before a whole piece is there.
+
+        A coroutine goes on with each piece: 500 clients who send two bytes each took 45 ms of the loop.
+        """
+        read = super().read_bytes(num_bytes, partial)
+        self.wake_at(num_bytes if partial and not read.done() else 1)  # type: ignore[attr-defined]
+        return read
+
+    def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """What Tornado reads the sizes of chunks with."""
+        self.wake_at(1)
+        return super().read_until(delimiter, max_bytes)
+
+    def wake_at(self, size: int) -> None:
+        """Be readable with so many bytes, or the end."""
+        if size != self._wakes_at and self.socket is not None:
+            self._wakes_at = size
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
     def close_fd(self) -> None:
         super().close_fd()
@@ -76,6 +97,7 @@ class HeadStream(IOStream):
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """What Tornado reads heads with, and nothing else; also returns what is too long, for heads to judge."""
         assert max_bytes is not None
+        self.wake_at(1)
         return super().read_until_regex(_head_or_too_much(max_bytes), max_bytes)
 
 
@@ -121,6 +143,9 @@ class TlsStream(Stream):
         super().__init__(sock, **options)
         self._read_buffer += early
         self._read_buffer_size = len(early)
+
+    def wake_at(self, size: int) -> None:
+        """Never but at once: how many bytes are still to come is not known of what is encrypted."""
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         try:
@@ -280,6 +305,13 @@ class _Exchange(HTTP1Connection):
         if refusal is not None:
             raise _Refused(refusal)
         return super()._parse_headers(data)
+
+    async def _read_fixed_body(self, content_length: int, delegate: httputil.HTTPMessageDelegate) -> None:
+        try:
+            await super()._read_fixed_body(content_length, delegate)
+        finally:
+            if isinstance(self.stream, HeadStream):  # it may be somebody else's behind the request
+                self.stream.wake_at(1)
 
     async def _read_chunked_body(self, delegate: httputil.HTTPMessageDelegate) -> None:
         try:

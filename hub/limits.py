@@ -73,11 +73,15 @@ def cost_s(per_s: float) -> float:
 class Account:
     """What all connections and requests of one user or address have taken together."""
 
-    __slots__ = ("bytes_at", "commands_at", "handshakes_at", "holders", "key")
+    __slots__ = ("busy_at", "bytes_at", "commands_at", "handshakes_at", "holders", "key", "knocked_at")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.commands_at = self.bytes_at = self.handshakes_at = 0.0
+        self.knocked_at = 0.0
+        """Of connections, whatever came of them."""
+        self.busy_at = 0.0
+        """Of the loop's time, as fairness has it."""
         self.holders = 0
         """Connections that have it in their hands."""
 
@@ -100,9 +104,20 @@ class Account:
         self.handshakes_at = max(self.handshakes_at, now) + handshake_s
         return True
 
+    def knock(self, now: float, knock_s: float) -> bool:
+        """Count one connection, if there is one to be had."""
+        if not fits(self.knocked_at, now, knock_s):
+            return False
+        self.knocked_at = max(self.knocked_at, now) + knock_s
+        return True
+
+    def offend(self, now: float, cost_s: float) -> None:
+        """Take so many seconds' worth of handshakes, whether there are any or not."""
+        self.handshakes_at = max(self.handshakes_at, now) + cost_s
+
     def settled(self, now: float) -> bool:
         """All is earned back, so that it need not be remembered."""
-        return max(self.commands_at, self.bytes_at, self.handshakes_at) <= now
+        return max(self.commands_at, self.bytes_at, self.handshakes_at, self.knocked_at, self.busy_at) <= now
 
 
 class Accounts:

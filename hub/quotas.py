@@ -3,8 +3,8 @@
 Does: count connections, handshakes, commands and bytes against the settings, say what is too much and when it has gone
 on for too long, give back what a connection had.
 Does not: answer (the wires do, each in its own words), find addresses (forwarded), or know other workers (census).
-Called by: acceptor (knock), entrance (admit), transports (open, close, requests of plain HTTP), session (spend,
-strike).
+Called by: acceptor (knock, shuts_out), entrance (admit), transports (open, close, requests of plain HTTP), session
+(spend, strike), connection (offend).
 Never break: what is opened is closed exactly once, whatever way a connection ends; `Meter.spend` is a plain call of
 less than a microsecond, for every message of every client passes it.
 
@@ -36,6 +36,8 @@ MOST_KEYS = 4096
 """Addresses under whose name it need not be thought twice; some 100 bytes each."""
 SOCKETS = 2
 """Of an address that are no client's, for each connection that it may have: who polls has another one for its posts."""
+KNOCKS = 2
+"""Connections of an address for each handshake that it may have: as many as are let in are told that they are not."""
 UNLIMITED = LimitSettings.model_validate(
     {name: 0 for name in LimitSettings.model_fields if name not in ("tolerated_s", "ip_network_bits", "remembered")}
 )
@@ -106,9 +108,12 @@ class Quotas:
         self.user_cost = Cost.of(settings.user_commands_per_s, settings.user_bytes_per_s)
         self.ip_cost = Cost.of(settings.ip_commands_per_s, settings.ip_bytes_per_s)
         self._handshake_s = cost_s(settings.ip_handshakes_per_s)
+        self._offence_s = cost_s(settings.ip_offences_per_s)
         self._proxies = proxies
         self._keys.clear()
-        self._names_ips = any((settings.ip_connections, self._handshake_s, *self.ip_cost))
+        self._keeps_ips = bool(settings.ip_loop_ms_per_s or self._offence_s or not self.ip_cost.free)
+        """A connection holds its address's account."""
+        self._names_ips = bool(self._keeps_ips or settings.ip_connections or self._handshake_s)
         for accounts in (self._ips, self._users):
             accounts.most_idle = settings.remembered
 
@@ -157,10 +162,30 @@ class Quotas:
 
     # Handshakes.
 
+    def shuts_out(self, address: str) -> str:
+        """Count one connection of this address; under which key it is to be ended unread, and without an answer, as
+        KNOCKS times as many have come as it may have handshakes: to tell the others that they are refused is work
+        enough. '' where it may come.
+        """
+        key = self.key(address)
+        if not key or not self._handshake_s:
+            return ""
+        now = self.clock()
+        if self._ips.touch(key, now).knock(now, self._handshake_s / KNOCKS):
+            return ""
+        self._refused("ip_shut_out")
+        return key
+
+    def offend(self, account: Account | None, now: float) -> None:
+        """A connection of this account's address had to be ended for what it sent."""
+        if account is not None and self._offence_s:
+            self.refusals.count("offences")
+            account.offend(now, self._offence_s)
+
     def admit(self, address: str) -> str:
         """Count one handshake, or request that is one; why it can't be: a reason of refusals, '' where it may."""
         key = self.key(address)
-        if key and self._handshake_s:
+        if key and (self._handshake_s or self._offence_s):
             now = self.clock()
             if not self._ips.touch(key, now).greet(now, self._handshake_s):
                 return self._refused("ip_handshakes")
@@ -193,7 +218,7 @@ class Quotas:
             count = self._by_ip[key] = self._by_ip.get(key, 0) + 1
             if self.settings.ip_connections:
                 self.census.note(IP, key, count, connection)
-        return Meter(self, key, None if self.ip_cost.free or not key else self._ips.hold(key))
+        return Meter(self, key, self._ips.hold(key) if key and self._keeps_ips else None)
 
     def close(self, key: str, account: Account | None) -> None:
         """What a meter calls, once."""
@@ -284,14 +309,16 @@ NOWHERE = Place({}, "")
 class Meter:
     """What one connection takes."""
 
-    __slots__ = ("_account", "_bytes_at", "_commands_at", "_episode", "_key", "_quotas", "_strikes")
+    __slots__ = ("_bytes_at", "_commands_at", "_episode", "_key", "_quotas", "_rated", "_strikes", "account")
 
     def __init__(self, quotas: Quotas, key: str, account: Account | None) -> None:
         """account: of its address, where that has rates."""
         self._quotas: Quotas | None = quotas
         """None once it is closed."""
         self._key = key
-        self._account = account
+        self.account = account
+        self._rated = None if quotas.ip_cost.free else account
+        """The same, where its commands or bytes count."""
         self._commands_at = self._bytes_at = 0.0
         self._episode: Episode | None = None
         self._strikes: Episode | None = None
@@ -300,14 +327,14 @@ class Meter:
         """Give back what the connection had; once or more often."""
         quotas, self._quotas = self._quotas, None
         if quotas is not None:
-            quotas.close(self._key, self._account)
+            quotas.close(self._key, self.account)
 
     def spend(self, now: float, commands: int, size: int, user: Account | None = None) -> bool:
         """Count a message of so many commands and bytes. False: it is too much, and not counted.
 
         now: when it came, in seconds of the quotas' clock; user: whose session it is of, as `Quotas.account_of` has it.
         """
-        quotas, account = self._quotas, self._account
+        quotas, account = self._quotas, self._rated
         if quotas is None:
             return False
         command_s, byte_s = quotas.connection_cost
@@ -326,6 +353,11 @@ class Meter:
         if byte_s:
             self._bytes_at = new_bytes_at
         return True
+
+    def offend(self, now: float) -> None:
+        """The connection had to be ended for what it sent."""
+        if self._quotas is not None:
+            self._quotas.offend(self.account, now)
 
     def sustained(self, now: float, commands: int) -> bool:
         """So many more commands were too much; whether the connection has to go for it (3013)."""

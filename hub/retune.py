@@ -36,6 +36,7 @@ from .doors import Doors, outbox_limits
 from .emission import everyone_rules
 from .entrance import Entrance
 from .errors import ConfigError
+from .fairness import Rates
 from .fanout import Fanout
 from .forwarded import Proxies
 from .heartbeat import Answer, Heartbeat
@@ -255,6 +256,7 @@ class Retuner:
         rooms, limits, worker = self.rooms, new.limits, new.worker
         rooms.broker.retune(new.redis.pending_publishes, new.redis.pending_bytes)
         rooms.quotas.retune(limits, ready.proxies)
+        rooms.reactor.fairness.retune(Rates.of_ms(limits.loop_ms_per_s, limits.ip_loop_ms_per_s, worker.busy_ms_per_s))
         rooms.census.retune({IP: limits.ip_connections, USER: limits.user_connections})
         if rooms.census.needed:
             rooms.census.start()

@@ -140,6 +140,7 @@ class HttpSettings(Section):
 
 class WorkerSettings(Section):
     handshakes_per_s: Whole = Field(10_000, ge=0, le=1_000_000, description="in one worker; more: 503. 0 = no limit")
+    busy_ms_per_s: Whole = Field(200, ge=0, le=1000, description="of the loop, for all busy connections. 0 = any")
     polls: Whole = Field(10_000, ge=1, le=1_000_000, description="long polls that wait in one worker; more: 429")
     batch_bytes: Whole = Field(67_108_864, ge=65_536, le=1_099_511_627_776, description="waiting for the fan-out")
     ring_bytes: Whole = Field(67_108_864, ge=0, le=1_099_511_627_776, description="recent messages kept in a worker")
@@ -160,6 +161,13 @@ class LimitSettings(Section):
     ip_bytes_per_s: Whole = Field(0, ge=0, le=1_099_511_627_776, description="of their messages. 0 = no limit")
     tolerated_s: Number = Field(5.0, ge=0, le=3600, description="over a rate for longer: 3013; over channels: 3505")
     ip_handshakes_per_s: Whole = Field(100, ge=0, le=1_000_000, description="in one worker; more: 429. 0 = no limit")
+    ip_offences_per_s: Whole = Field(
+        5, ge=0, le=1_000_000, description="connections closed for what they sent; more: no handshakes. 0 = any"
+    )
+    loop_ms_per_s: Whole = Field(
+        50, ge=0, le=1000, description="a connection may keep the loop busy; then unread. 0 = any"
+    )
+    ip_loop_ms_per_s: Whole = Field(100, ge=0, le=1000, description="the same, busy ones of an address. 0 = any")
     ip_connections: Whole = Field(1000, ge=0, le=10_000_000, description="of one address; more: 429. 0 = no limit")
     user_connections: Whole = Field(0, ge=0, le=1_000_000, description="of one user; more: 3504. 0 = no limit")
     connections: Whole = Field(0, ge=0, le=10_000_000, description="of one worker; more: 503. 0 = by descriptors")

@@ -68,7 +68,7 @@ class Greeter:
     def greet(self, sock: socket.socket, address: object, since: float, place: Place) -> None:
         """A connection, of which nothing has been read. since: when it was accepted. place: among its address's."""
         newcomer = TlsNewcomer(self, sock, address, since, place)
-        self.reactor.adopt(newcomer)
+        self.reactor.adopt(newcomer, newcomer=True)
         self.reactor.schedule(newcomer, since + self.deadline_s)
 
     def begins(self, newcomer: TlsNewcomer) -> None:
@@ -153,7 +153,7 @@ class TlsNewcomer:
             self._place.leave()
             raise
         self._sock = secure
-        greeter.reactor.adopt(self)
+        greeter.reactor.adopt(self, newcomer=True)
         greeter.reactor.schedule(self, self._since + greeter.deadline_s)
         return secure
 

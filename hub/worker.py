@@ -46,6 +46,7 @@ from .emission import EmittingFanout, everyone_rules
 from .entrance import Entrance
 from .errors import EXIT_OK, BootError, BrokerUnavailable, ConfigError
 from .exposition import Exposition
+from .fairness import Fairness, Rates
 from .fanout import Fanout
 from .forwarded import Proxies
 from .handover import Handover
@@ -71,6 +72,7 @@ from .quotas import IP, USER, Quotas
 from .reactor import Reactor
 from .recall import Recall
 from .redelivery import Redelivery
+from .refusals import Refusals
 from .registry import Registry
 from .relay import NEWCOMERS, Relay
 from .relay import Limits as RelayLimits
@@ -170,7 +172,11 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._store = Store(settings.redis, self._seat.redis_url)
         tick_s = engineio.tick_s(settings.socketio)
-        self._reactor = Reactor(loop, client.close_timeout_s, settings.worker.backlog_bytes, tick_s=tick_s)
+        refusals, limits = Refusals(), settings.limits
+        rates = Rates.of_ms(limits.loop_ms_per_s, limits.ip_loop_ms_per_s, settings.worker.busy_ms_per_s)
+        fairness = Fairness(time.monotonic, loop.call_later, rates, partial(refusals.count, "loop_time"))
+        backlog_bytes = settings.worker.backlog_bytes
+        self._reactor = Reactor(loop, client.close_timeout_s, backlog_bytes, tick_s=tick_s, fairness=fairness)
         # Not all on the plane are subscribers, but all who stand in a group are.
         members = cast("Mapping[int, Subscriber]", self._reactor.connections)
         kind = EmittingFanout if settings.app.module else Fanout
@@ -181,7 +187,7 @@ class Worker:
         self._reactor.batches = self._fanout
         self._broker = Broker(self._store, settings.redis.pending_publishes, settings.redis.pending_bytes)
         self._proxies = Proxies(settings.trusted_proxies)
-        self._quotas = Quotas(settings.limits, self._reactor.clock, proxies=self._proxies)
+        self._quotas = Quotas(limits, self._reactor.clock, proxies=self._proxies, refusals=refusals)
         self._users = Users(self._quotas.entered)
         self._notices = Notices(self._users.everybody, self._users.of)
         self._channels = Channels(settings.namespaces)
@@ -349,6 +355,7 @@ class Worker:
             self._on_connected,
             self._fanout.announce,
         )
+        self._ingest.on_cost = self._reactor.fairness.charge
         self._catchup = Catchup(self._history)
         newest_channel = keys.newest(self._registry.uid)
         self._snapshots = Snapshots(self._broker, keys, newest_channel)

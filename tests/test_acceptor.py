@@ -8,13 +8,18 @@ import gc
 import os
 import socket
 import struct
+from collections import Counter
 
 import pytest
 
 from hub import acceptor as room
 from hub import frames, handshake
+from hub.acceptor import TORNADO_S
+from hub.curb import RESETS
 from hub.errors import CLOSE_SHUTDOWN
 from hub.forwarded import Proxies
+from hub.quotas import KNOCKS
+from hub.reactor import SLICE_S
 from hub.transports.websocket import WebSocketConnection
 from tests.plane import client, plane
 from tests.support import async_test
@@ -327,7 +332,7 @@ async def test_a_line_in_pieces_does_not_keep_the_loop_awake(valkey_url, prefix)
         [newcomer] = hub.reactor.connections.values()
         writer.write(LINE[:9])
         await until(lambda: newcomer._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 10)
-        assert hub.reactor._epoll.poll(0) == []
+        assert hub.reactor._newcomers.epoll.poll(0) == []
         writer.close()
         await until(lambda: not hub.reactor.connections)
 
@@ -384,3 +389,72 @@ async def test_a_line_that_never_ends_is_cut_at_the_deadline(valkey_url, prefix)
             assert await asyncio.wait_for(reader.read(), 5) == b""
         assert not hub.reactor.connections
         writer.close()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@async_test
+async def test_an_address_that_goes_on_connecting_is_reset_unread_and_then_kept_out(valkey_url, prefix, fast):
+    """As many as are let in are told 429; the rest costs neither an answer nor, in the end, an accept."""
+    async with plane(valkey_url, prefix, fast=fast, limits={"ip_handshakes_per_s": 5}) as hub:
+        counts = hub.services.quotas.refusals.counts
+        answers = []
+        while not hub.acceptor.curb.held():
+            try:
+                reader, writer = await opened(hub.port, head())
+                answers.append((await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5))[9:12])
+                writer.close()
+            except (ConnectionResetError, asyncio.IncompleteReadError):
+                answers.append(b"cut")
+        assert answers[:5] == [b"101"] * 5 and answers.index(b"cut") >= KNOCKS * 5 and b"429" in answers
+        assert answers.count(b"cut") >= RESETS <= counts["ip_shut_out"]
+        assert list(hub.acceptor.curb.held()) == ["127.0.0.1"]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.open_connection("127.0.0.1", hub.port), 0.1)
+        # Its first segment comes again by itself after a second, and another one's comes in at once.
+        reader, other = await opened(hub.port, head(), local_addr=("127.0.0.2", 0))
+        assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).startswith(b"HTTP/1.1 101 ")
+        other.close()
+        _, again = await asyncio.wait_for(opened(hub.port), 10)
+        again.close()
+
+
+@async_test
+async def test_a_proxys_clients_are_not_kept_out_by_its_address(valkey_url, prefix):
+    """It may stand for anybody."""
+    async with plane(valkey_url, prefix, proxies=TRUSTED, limits={"ip_handshakes_per_s": 1}) as hub:
+        for _ in range(10):
+            _, writer, answer = await raw(hub.port, head())
+            assert answer.startswith(b"HTTP/1.1 101 ")
+            writer.close()
+        assert not hub.services.quotas.refusals.counts["ip_shut_out"]
+
+
+@async_test
+async def test_requests_are_handed_to_tornado_a_few_in_a_turn(valkey_url, prefix, monkeypatch):
+    """Each costs the loop much more than the handing on, and nobody else has a turn in between."""
+    async with plane(valkey_url, prefix) as hub:
+        turn = 0
+        handed: list[int] = []
+        loop, to_tornado = asyncio.get_running_loop(), hub.acceptor._to_tornado
+
+        def count_turns() -> None:
+            nonlocal turn
+            turn += 1
+            counting = loop.call_soon(count_turns)
+            if len(handed) == 60:
+                counting.cancel()
+
+        def note(*args: object) -> None:
+            handed.append(turn)
+            to_tornado(*args)
+
+        monkeypatch.setattr(hub.acceptor, "_to_tornado", note)
+        count_turns()
+        socks = [socket.create_connection(("127.0.0.1", hub.port)) for _ in range(60)]
+        for sock in socks:
+            sock.send(REQUEST)
+        await until(lambda: len(handed) == 60)
+        # As many by those who are accepted with their request, and by those who have waited for it.
+        assert max(Counter(handed).values()) <= 2 * (SLICE_S / TORNADO_S + 1)
+        for sock in socks:
+            sock.close()

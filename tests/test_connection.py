@@ -14,7 +14,7 @@ import pytest
 
 from hub import connection as room
 from hub import journal
-from hub.connection import Connection, take_over
+from hub.connection import DEAF_BYTES, Connection, take_over
 from hub.errors import CLOSE_NORMAL, CLOSE_SHUTDOWN, Close
 from hub.log import PatientHandler
 from hub.outbox import Limits
@@ -363,3 +363,18 @@ async def test_a_line_that_fails_does_not_keep_a_client(caplog):
         connection.abort()
         assert connection.gone == 1
         assert "a connection's end failed" in caplog.text
+
+
+@async_test
+async def test_who_goes_on_sending_to_deaf_ears_is_cut(monkeypatch):
+    """What comes behind a broken wire is read for the sake of the last words, and not without end."""
+    monkeypatch.setattr("hub.connection.DEAF_S", 600.0)
+    async with pair(close_timeout_s=60) as (connection, theirs, _):
+        connection.close(CLOSE_NORMAL)
+        connection.stop_listening()
+        sent = 0
+        while not connection.gone:
+            with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+                sent += theirs.send(b"x" * 4096)
+            await asyncio.sleep(0)
+        assert sent >= DEAF_BYTES and connection.received == b""

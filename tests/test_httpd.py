@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -367,4 +368,65 @@ async def test_who_goes_on_sending_behind_a_refusal_is_cut(monkeypatch):
                 while True:
                     writer.write(b"x" * 1000)
                     await writer.drain()
+        writer.close()
+
+
+@async_test
+async def test_a_body_that_drips_wakes_nobody_until_a_piece_is_there(monkeypatch):
+    """A request is whole all the same, however it was cut, and so is the next on its connection."""
+    reads: list[int] = []
+    read_from_fd = httpd.Stream.read_from_fd
+
+    def counting(stream: httpd.Stream, buf: memoryview) -> int | None:
+        size = read_from_fd(stream, buf)
+        if size:
+            reads.append(size)
+        return size
+
+    monkeypatch.setattr(httpd.Stream, "read_from_fd", counting)
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(2):
+            writer.write(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 5000\r\n\r\n")
+            await asyncio.sleep(0.01)
+            reads.clear()
+            for _ in range(250):
+                writer.write(b"x" * 20)
+                await asyncio.sleep(0)
+            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            assert answer.startswith(b"HTTP/1.1 200 ") and await reader.readexactly(5) == b"5000\n"
+            assert sum(reads) == 5000 and len(reads) <= 5, "each piece, and not each drop, is worth a turn"
+        writer.close()
+
+
+@async_test
+async def test_behind_a_body_each_byte_wakes_again(monkeypatch):
+    """Whoever takes the socket over waits for the smallest of messages."""
+
+    def post(handler: Echo) -> None:
+        sock = handler.request.connection.stream.socket
+        handler.plain(200, str(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)))
+
+    monkeypatch.setattr(Echo, "post", post)
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 3000\r\n\r\n")
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            writer.write(b"x" * 1000)
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        assert await reader.readexactly(2) == b"1\n"
+        writer.close()
+
+
+@async_test
+async def test_a_body_whose_client_ends_is_seen_to_end():
+    """The end wakes, whatever is missing before it."""
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 5000\r\n\r\nab")
+        await asyncio.sleep(0.01)
+        writer.write_eof()
+        assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()

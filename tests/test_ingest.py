@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from hub import ingest
 from hub.errors import BrokerUnavailable
-from hub.ingest import RESUBSCRIBE_BATCH, Ingest
+from hub.ingest import HOLD_S, RESUBSCRIBE_BATCH, Ingest
 from hub.message import Arrival, Publication, pack
 from hub.sections import RedisSettings
 from hub.store import Store
@@ -251,3 +251,14 @@ async def test_what_one_turn_asks_for_is_one_command(valkey_url, prefix):
 async def subscribes(redis: Redis) -> int:
     """SUBSCRIBE commands that this Redis has carried out."""
     return (await redis.info("commandstats"))["cmdstat_subscribe"]["calls"]
+
+
+@async_test
+async def test_what_a_channel_costs_is_told_when_it_is_asked_for(valkey_url, prefix):
+    """While the one who asks is being read, as the answer comes later."""
+    async with rig(valkey_url, prefix) as (one, _):
+        told: list[float] = []
+        one.ingest.on_cost = told.append
+        for name in "ab":
+            one.ingest.hold(f"{prefix}:{name}", lambda error: None)
+        assert told == [HOLD_S] * 2

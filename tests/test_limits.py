@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub.limits import TokenBucket
+from hub.limits import Account, TokenBucket
 from tests.support import FakeClock
 
 
@@ -38,3 +38,22 @@ def test_no_second_gives_more_than_two_bursts_and_nothing_is_withheld_for_ever(p
         assert given_ <= per_s * (clock() + 1) + 1
     clock.advance(1 / per_s + 1e-6)
     assert bucket.take()
+
+
+def test_an_account_has_so_many_handshakes_and_offences_take_them():
+    """A tenth of a second for one handshake, and a second for one offence, whether that is there or not."""
+    account = Account("203.0.113.7")
+    assert [account.greet(0.0, 0.1) for _ in range(12)] == [True] * 10 + [False] * 2
+    account.offend(0.0, 1.0)
+    assert not account.greet(1.0, 0.1) and account.greet(1.2, 0.1)
+    assert not account.settled(2.0) and account.settled(3.0)
+
+
+def test_an_account_has_so_many_knocks():
+    """Of a rate of their own; and it is not forgotten while one of them is owed."""
+    account = Account("203.0.113.7")
+    assert [account.knock(0.0, 0.1) for _ in range(12)] == [True] * 10 + [False] * 2
+    assert account.knock(0.11, 0.1) and not account.knock(0.11, 0.1)
+    assert not account.settled(1.0) and account.settled(1.2)
+    account.busy_at = 9.0
+    assert not account.settled(8.0) and account.settled(9.0)

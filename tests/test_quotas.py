@@ -192,6 +192,35 @@ def test_names_of_addresses_are_remembered_within_a_bound():
     assert len(room._keys) <= MOST_KEYS
 
 
+def test_a_connection_closed_for_what_it_sent_costs_its_address_handshakes():
+    """Two offences a second, beside ten handshakes: an address that offends as often as it comes waits for both."""
+    clock = FakeClock()
+    room = quotas(clock, ip_handshakes_per_s=10, ip_offences_per_s=2)
+    meters = [room.open("203.0.113.7") for _ in range(4)]
+    for meter in meters:
+        meter.offend(clock())
+        meter.close()
+        meter.offend(clock())  # it is closed, and offends no more
+    assert room.refusals.counts["offences"] == 4
+    assert room.admit("203.0.113.7") == "ip_handshakes" and room.admit("203.0.113.8") == ""
+    clock.advance(1.0)
+    assert room.admit("203.0.113.7") == "ip_handshakes"
+    clock.advance(0.2)
+    assert room.admit("203.0.113.7") == ""
+
+
+def test_beyond_twice_its_handshakes_an_address_is_shut_out():
+    """By the address, or the network, under which it is counted."""
+    clock = FakeClock()
+    room = quotas(clock, ip_handshakes_per_s=5, ip_network_bits=64)
+    assert [room.shuts_out("203.0.113.7") for _ in range(12)] == [""] * 10 + ["203.0.113.7"] * 2
+    assert [room.shuts_out(f"2001:db8::{number}") for number in range(11)] == [""] * 10 + ["2001:db8::/64"]
+    assert room.refusals.counts["ip_shut_out"] == 3
+    clock.advance(0.11)
+    assert not room.shuts_out("203.0.113.7") and room.shuts_out("203.0.113.7")
+    assert not any(quotas(clock).shuts_out("203.0.113.7") for _ in range(1000))
+
+
 def test_a_limit_of_nothing_is_no_limit():
     """Neither is anything counted for it."""
     room = quotas(ip_connections=0, ip_handshakes_per_s=0)
@@ -657,3 +686,65 @@ def test_a_proxy_that_is_trusted_no_more_is_under_the_limits():
     room.retune(room.settings, Proxies())
     room.open("203.0.113.7")
     assert room.no_room("203.0.113.7") == "ip_connections"
+
+
+BAD = {
+    "no frames": b"\x00" * 6,
+    "too large": b"\x82\xff\0\0\0\0\x7f\xff\xff\xff" + bytes(4),
+    "no text": b"\x81\x81\0\0\0\0\xff",
+    "no command": b"\x81\x81\0\0\0\0x",
+    "binary": b"\x82\x81\0\0\0\0x",
+    "too many fragments": b"\x01\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 100,
+}
+
+
+@pytest.mark.parametrize("data", BAD.values(), ids=BAD)
+@async_test
+async def test_what_a_client_is_closed_for_counts_against_its_address(valkey_url, prefix, data):
+    """Once; a client that just goes, or is closed for the hub's own reasons, costs nothing."""
+    limits = {"ip_handshakes_per_s": 100, "ip_offences_per_s": 1}
+    async with plane(valkey_url, prefix, limits=limits) as hub:
+        counts = hub.services.quotas.refusals.counts
+        for last in (b"\x88\x82\0\0\0\0\x03\xe8", data):
+            assert not counts["offences"]
+            reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+            writer.write(OPENINGS["websocket"]())
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(last)
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.readexactly(1), 5) == b"\x88"
+            writer.close()
+        assert counts["offences"] == 1
+        begun = [await begin(hub.port, OPENINGS["websocket"]()) for _ in range(2)]
+        assert {one.status for one in begun} <= {101, 429}
+        for one in begun:
+            one.close()
+
+
+@async_test
+async def test_busy_clients_of_an_address_share_an_account(valkey_url, prefix):
+    """On every connection that is read on the plane, where addresses have a rate of the loop's time."""
+    async with plane(valkey_url, prefix, limits={"ip_loop_ms_per_s": 100}) as hub, client(hub.url), client(hub.url):
+        one, two = hub.reactor.connections.values()
+        assert one.account is two.account is not None and one.account.holders == 2
+    async with plane(valkey_url, prefix) as hub, client(hub.url):
+        [one] = hub.reactor.connections.values()
+        assert one.account is None
+
+
+@async_test
+async def test_a_worker_leaves_unread_who_keeps_its_loop_busy():
+    """With a thousandth of it two hundred commands are seconds' worth; who says little is answered meanwhile."""
+    commands = "\n".join(f'{{"id":{number},"history":{{"channel":"none:a"}}}}' for number in range(2, 202))
+    with HubProcess({"workers": 1, "limits": {"loop_ms_per_s": 1}}) as hub:
+        async with connect(hub.ws_url) as busy, connect(hub.ws_url) as quiet:
+            for one in (busy, quiet):
+                await one.send('{"id":1,"connect":{}}')
+                await one.recv()
+            await busy.send(commands)
+            assert (await asyncio.wait_for(busy.recv(), 5)).count("\n") == 199
+            await busy.send('{"id":300,"history":{"channel":"none:a"}}')
+            await quiet.send('{"id":300,"history":{"channel":"none:a"}}')
+            assert '"id":300' in await asyncio.wait_for(quiet.recv(), 5)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(busy.recv(), 0.3)

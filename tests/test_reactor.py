@@ -11,7 +11,7 @@ import pytest
 
 from hub.connection import READ_BYTES, take_over
 from hub.errors import CLOSE_SHUTDOWN
-from hub.reactor import EVENTS_PER_TURN, SLICE_S, Reactor
+from hub.reactor import EVENTS_PER_TURN, LIVELY_S, SLICE_S, Reactor
 from tests.support import FakeClock, async_test
 from tests.test_connection import Recorder, until
 
@@ -167,7 +167,7 @@ async def test_a_copy_of_a_descriptor_elsewhere_keeps_no_events_in_the_epoll():
     await until(lambda: not os.path.exists(f"/proc/self/fd/{number}"))
     sock.send(b"for nobody")
     assert select.select([copy], [], [], 5)[0]
-    assert reactor._epoll.poll(0) == []
+    assert reactor._ready.epoll.poll(0) == []
     os.close(copy)
     sock.close()
     reactor.stop()
@@ -227,7 +227,7 @@ async def test_stop_closes_every_descriptor():
     for sock in theirs:
         assert sock.recv(1) == b""
         sock.close()
-    assert len(os.listdir("/proc/self/fd")) == before - 1  # the epoll itself
+    assert len(os.listdir("/proc/self/fd")) == before - 2  # the epolls themselves
 
 
 @async_test
@@ -282,3 +282,59 @@ async def test_reading_can_wait_and_an_end_that_can_not_be_kept_away_is_said_onc
         await asyncio.sleep(0.001)
     assert calls == ["readable"]
     reactor.stop()
+
+
+class Slow(Recorder):
+    """One whose every read takes 0.3 ms of the plane's clock."""
+
+    __slots__ = ()
+
+    def on_bytes(self, data: bytes) -> None:
+        super().on_bytes(data)
+        self.reactor.clock.advance(0.0003)
+
+
+@pytest.mark.parametrize(("newcomer", "lively", "most"), [(False, False, 7), (False, True, 4), (True, True, 2)])
+@async_test
+async def test_while_publications_are_on_their_way_slices_are_smaller(newcomer, lively, most):
+    """Those of newcomers most of all: they have to wait, and nobody waits for them."""
+    clock = FakeClock()
+    reactor = Reactor(asyncio.get_running_loop(), clock=clock)
+    ours, theirs = [], []
+    for _ in range(10):
+        one, other = socket.socketpair()
+        ours.append(Slow(take_over(one), reactor))
+        reactor.adopt(ours[-1], newcomer=newcomer)
+        theirs.append(other)
+        other.send(b"x")
+    reactor.batches.began_at = clock() if lively else clock() - LIVELY_S
+    assert reactor.lively == lively
+    (reactor._drain_newcomers if newcomer else reactor._drain)()
+    assert sum(bool(connection.received) for connection in ours) == most
+    # The one room's turn is not the other's.
+    (reactor._drain if newcomer else reactor._drain_newcomers)()
+    assert sum(bool(connection.received) for connection in ours) == most
+    reactor.start()
+    await until(lambda: all(connection.received for connection in ours))
+    reactor.stop()
+    for sock in theirs:
+        sock.close()
+
+
+@async_test
+async def test_a_descriptor_of_a_newcomer_that_went_is_a_clients_next():
+    """Numbers come back: it must not stand among the newcomers any more."""
+    reactor = Reactor(asyncio.get_running_loop())
+    ours, theirs = socket.socketpair()
+    newcomer = Recorder(take_over(ours), reactor)
+    reactor.adopt(newcomer, newcomer=True)
+    reactor.release(newcomer)
+    client = Recorder(newcomer.fd, reactor)
+    reactor.adopt(client)
+    theirs.send(b"x")
+    reactor._drain_newcomers()
+    assert not client.received
+    reactor._drain()
+    assert client.received == b"x"
+    reactor.stop()
+    theirs.close()

@@ -656,6 +656,8 @@ REACHES: list[tuple[dict[str, Any], Callable[[Rooms], Any], Any]] = [
     ({"api": {"key": "k" * 16}}, lambda r: r.api.key, "k" * 16),
     ({"api": {"key": "k" * 16}}, lambda r: r.monitoring.retune.call_args.args[0], "k" * 16),
     ({"api": {"key": "k" * 16}}, lambda r: r.admin.keys.retune.call_args.args[0], "k" * 16),
+    ({"limits": {"loop_ms_per_s": 7}}, lambda r: r.reactor.fairness.retune.call_args.args[0].connection, 0.007),
+    ({"worker": {"busy_ms_per_s": 9}}, lambda r: r.reactor.fairness.retune.call_args.args[0].worker, 0.009),
     ({"health": {"min_workers": 2}}, lambda r: r.monitoring.retune.call_args.args[1].min_workers, 2),
     ({"health": {"needs_redis": False}}, lambda r: r.monitoring.retune.call_args.args[1].needs_redis, False),
 ]

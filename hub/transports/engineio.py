@@ -28,7 +28,7 @@ from ..entrance import Visitor
 from ..errors import Close, ProtocolError
 from ..frames import Event
 from ..outbox import Limits
-from ..quotas import Quotas
+from ..quotas import Meter, Quotas
 from ..reactor import Reactor
 from ..relay import Owner, new_session_id
 from ..sections import ClientSettings, SocketIOSettings
@@ -144,6 +144,8 @@ def unframe(data: bytes) -> Iterator[bytes]:
 class EngineConnection(FramedConnection):
     """One session."""
 
+    meter: Meter
+
     __slots__ = (
         "_ping_due",
         "_poll",
@@ -152,7 +154,6 @@ class EngineConnection(FramedConnection):
         "_posted_bytes",
         "_posting",
         "engine",
-        "meter",
         "probed",
         "probing",
         "sid",
@@ -168,6 +169,7 @@ class EngineConnection(FramedConnection):
         self.sid = engine.new_id(engine.owner)
         self.visitor = visitor
         self.meter = engine.quotas.open(visitor.address, self)
+        self.account = self.meter.account
         self.probing = False
         """A WebSocket is trying to take over."""
         self.probed = False

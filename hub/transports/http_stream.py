@@ -28,7 +28,7 @@ from typing import Any
 
 from .. import cors, httpd, protocol
 from ..audience import WireForm
-from ..connection import CLOSING, Connection
+from ..connection import CLOSING, DEAF_BYTES, Connection
 from ..cors import CorsHandler
 from ..entrance import Visitor
 from ..entrance import refusal as refuse_token
@@ -180,7 +180,7 @@ class StreamConnection(Connection):
         super().close(close)
         if self.state == CLOSING:
             # No client answers last words here: our side ends behind them, and then it goes.
-            self._deaf = True
+            self._deaf = DEAF_BYTES
 
     # What the plane calls.
 

@@ -41,7 +41,7 @@ from ..app_guest import Guest
 from ..audience import Audience, Group
 from ..auth import Claims
 from ..channels import Namespace
-from ..connection import OPEN, Connection
+from ..connection import DEAF_BYTES, OPEN, Connection
 from ..errors import Close, CommandError, HubError, ProtocolError, Reply
 from ..eventstream import PLAIN, PlainForm, PositionedForm
 from ..grants import Grant
@@ -360,7 +360,7 @@ class EventStreamConnection(Connection):
     def close(self, close: Close) -> None:
         super().close(close)
         # The client says nothing to that: our side ends behind the last words, and it ends its own.
-        self._deaf = True
+        self._deaf = DEAF_BYTES
 
     def last_words(self, close: Close) -> bytes:
         return self._take_stamp() + eventstream.encode_closed(close, self._retry_ms())

@@ -243,7 +243,9 @@ class WebSocketConnection(FramedConnection):
         self, fd: Descriptor, reactor: Reactor, services: Services, visitor: Visitor = entrance.NOBODY
     ) -> None:
         super().__init__(fd, reactor, services.client, services.outbox)
-        self._session = Session(services, self, visitor, services.quotas.open(visitor.address, self))
+        self.meter = services.quotas.open(visitor.address, self)
+        self.account = self.meter.account
+        self._session = Session(services, self, visitor, self.meter)
         self._replies: list[bytes] | None = None
         """Of the read at hand; None outside of one."""
         self._session_due = self._session.first_deadline(self.opened_at)

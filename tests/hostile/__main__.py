@@ -1,6 +1,7 @@
 """`python -m tests.hostile`, which is `make hostile`: what each attack costs clients who do nothing wrong (P5).
 
     --only NAME …    these attacks; --list names all          --rounds N    of each, 3
+    --from WHERE …   "one" address, "many" (200), or both, which is the default
     --seconds S      of a slot, 10                            --clients N   normal ones, 200
     --short          the load of `make test`: one calm slot for all; times are printed and not judged
     --json           figures as JSON                          --save        into bench/results/DATE-hostile.*
@@ -21,7 +22,8 @@ from typing import Any
 
 from bench.rig import report
 
-from .rig import ATTACKS, Attack, Pair, Rig
+from .attackers import SOURCES
+from .rig import ATTACKER_NICE, ATTACKS, Attack, Pair, Rig
 
 MOST_RATIO = 2.0
 MOST_CALM_MS = 50.0
@@ -34,6 +36,8 @@ HEAD = (
     "most ms",
     "lost",
     "missing",
+    "worker's CPU %, calm",
+    "attacked",
     "MB grown",
     "budget",
     "verdict",
@@ -56,7 +60,7 @@ def faults(attack: Attack, pairs: list[Pair], timed: bool) -> list[str]:
     for slot in attacked:
         if not any(slot.counts.get(name) for name in attack.did):
             found.append(f"the attack did not take place: {slot.counts}")
-        elif (held := slot.counts.get("held", 0)) < attack.held:
+        elif attack.source != "one" and (held := slot.counts.get("held", 0)) < attack.held:
             found.append(f"the attack had {held} connections of {attack.held}: {slot.counts}")
     ratio = statistics.median(pair.ratio for pair in pairs)
     calm_ms = statistics.median(pair.calm.p99_ms for pair in pairs)
@@ -69,17 +73,18 @@ def faults(attack: Attack, pairs: list[Pair], timed: bool) -> list[str]:
 
 def run(arguments: argparse.Namespace, chosen: list[Attack]) -> dict[str, list[Pair]]:
     """All rounds; those of different attacks take turns."""
-    pairs: dict[str, list[Pair]] = {attack.name: [] for attack in chosen}
+    pairs: dict[str, list[Pair]] = {attack.label: [] for attack in chosen}
     # Beside other tests a nice attacker would not get anywhere.
-    with Rig(arguments.clients, *([0] if arguments.short else [])) as rig:
+    nice = 0 if arguments.short else ATTACKER_NICE
+    with Rig(arguments.clients, nice) as rig:
         calm = rig.calm(1, arguments.seconds)
         for number in range(arguments.rounds):
             for attack in chosen:
                 if not arguments.short:
                     calm = rig.calm(attack.processes, arguments.seconds)
                 pair = Pair(calm, rig.attacked(attack, arguments.seconds))
-                pairs[attack.name].append(pair)
-                where = f"{time.strftime('%H:%M:%S')} {attack.name} {number + 1}/{arguments.rounds}"
+                pairs[attack.label].append(pair)
+                where = f"{time.strftime('%H:%M:%S')} {attack.label} {number + 1}/{arguments.rounds}"
                 figures = f"{pair.calm.p99_ms:g} → {pair.attacked.p99_ms:g} ms, {pair.attacked.counts}"
                 print(f"{where}: {figures}", file=sys.stderr, flush=True)
     return pairs
@@ -88,13 +93,15 @@ def run(arguments: argparse.Namespace, chosen: list[Attack]) -> dict[str, list[P
 def row(attack: Attack, pairs: list[Pair], timed: bool) -> list[str]:
     attacked = [pair.attacked for pair in pairs]
     return [
-        attack.name,
+        attack.label,
         report.spread([pair.calm.p99_ms for pair in pairs]).text(1),
         report.spread([slot.p99_ms for slot in attacked]).text(1),
         report.spread([pair.ratio for pair in pairs]).text(),
         f"{max(slot.most_ms for slot in attacked):.1f}",
         str(sum(slot.lost for slot in attacked)),
         str(sum(slot.missing for slot in attacked)),
+        f"{statistics.median(pair.calm.cpu for pair in pairs):.0f}",
+        f"{statistics.median(slot.cpu for slot in attacked):.0f}",
         f"{max(slot.peak_mb for slot in attacked):.1f}",
         str(attack.budget_mb),
         "missed" if faults(attack, pairs, timed) else "reached",
@@ -107,28 +114,29 @@ def text_of(arguments: argparse.Namespace, chosen: list[Attack], pairs: dict[str
         f"# Hostile\n\n{arguments.clients} normal clients, a publication to all of them every 50 ms, by the clock; the "
         "hub (supervisor, one worker, Valkey) on one core, attackers and clients on the other; "
         f"{arguments.rounds} rounds of {arguments.seconds:g} s, each behind a slot in which the attackers only burn. "
-        "No limit by address holds for the attackers: they come from that of a trusted proxy. "
+        "Attackers come from one address, or from 200 in turn, so that no limit by address is of any help. "
         "p99 from the moment at which a publication was due to each receipt; median (lowest–highest) over the rounds; "
         "the ratio is formed in a round."
     )
-    table = report.table(HEAD, [row(attack, pairs[attack.name], timed) for attack in chosen])
+    table = report.table(HEAD, [row(attack, pairs[attack.label], timed) for attack in chosen])
     lines = [title, "", report.machine_text(machine), "", table]
-    missed = [f"- {attack.name}: {fault}" for attack in chosen for fault in faults(attack, pairs[attack.name], timed)]
+    missed = [f"- {attack.label}: {fault}" for attack in chosen for fault in faults(attack, pairs[attack.label], timed)]
     if missed:
         lines += ["", "Missed:", "", *missed]
     lines += ["", "What the attackers did in their last slot:", ""]
     for attack in chosen:
-        counts = pairs[attack.name][-1].attacked.counts
-        lines.append(f"- {attack.name}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")
+        counts = pairs[attack.label][-1].attacked.counts
+        lines.append(f"- {attack.label}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")
     return "\n".join(lines)
 
 
-def chosen_of(names: list[str] | None) -> list[Attack]:
+def chosen_of(names: list[str] | None, sources: list[str]) -> list[Attack]:
     known = {attack.name: attack for attack in ATTACKS}
     for name in names or ():
         if name not in known:
             raise SystemExit(f"hostile: no attack {name!r}; there are: {', '.join(known)}")
-    return [attack for attack in ATTACKS if attack.name in (names or known)]
+    chosen = [attack for attack in ATTACKS if attack.name in (names or known)]
+    return [attack._replace(source=source) for attack in chosen for source in sources]
 
 
 def parsed(words: list[str] | None) -> argparse.Namespace:
@@ -140,6 +148,7 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--clients", type=int, default=0)
+    parser.add_argument("--from", dest="sources", nargs="+", choices=tuple(SOURCES), default=list(SOURCES))
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", nargs="?", const="hostile", default="", metavar="NAME")
@@ -155,7 +164,7 @@ def main(words: list[str] | None = None) -> int:
     if arguments.list:
         print(*(attack.name for attack in ATTACKS), sep="\n")
         return 0
-    chosen = chosen_of(arguments.only)
+    chosen = chosen_of(arguments.only, arguments.sources)
     machine = report.machine()
     pairs = run(arguments, chosen)
     timed = not arguments.short
@@ -167,7 +176,7 @@ def main(words: list[str] | None = None) -> int:
             name: [{"calm": asdict(pair.calm), "attacked": asdict(pair.attacked)} for pair in rounds]
             for name, rounds in pairs.items()
         },
-        "missed": {attack.name: faults(attack, pairs[attack.name], timed) for attack in chosen},
+        "missed": {attack.label: faults(attack, pairs[attack.label], timed) for attack in chosen},
     }
     report.finish(record, text_of(arguments, chosen, pairs, machine), arguments)
     return 1 if any(record["missed"].values()) else 0

@@ -1,11 +1,10 @@
-"""`python -m tests.hostile.attackers NAME HOST:PORT`: one attack, as fast as one core can, until SIGTERM.
+"""`python -m tests.hostile.attackers NAME HOST:PORT FROM`: one attack, as fast as one core can, until SIGTERM.
 
 Does: say `ready` once it is in place, attack, and say in a line of JSON at the end what it did, by `Counts`.
 Does not: measure what it costs others (normals, rig).
 Called by: rig, as a process of its own.
-All raw sockets: no library would send this. All attackers come from SOURCE, an address of loopback, which is trusted by
-default: so no limit by address helps the hub, and what is measured holds without. A new attack needs its function in
-ATTACKS and its row in rig.ATTACKS.
+All raw sockets: no library would send this. They come from one address, for which limits hold, or from many in turn, so
+that none is reached. A new attack needs its function in ATTACKS and its row in rig.ATTACKS.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from collections.abc import Callable
 
 from .normals import CHANNEL, REQUEST, frame
 
-SOURCE = "127.0.0.66"
+SOURCES = {"one": ["127.0.0.66"], "many": [f"127.1.0.{number}" for number in range(1, 201)]}
+"""Addresses of loopback, none of which the hub of the rig trusts as a proxy's."""
 KEY = b"\0\0\0\0"
 DEFLATE = b"Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover\r\n\r\n"
 GREET = frame(b'{"id":1,"connect":{}}')
@@ -60,9 +60,10 @@ def _stop(*_: object) -> None:
 class Attack:
     """What all attacks share. counts: what was done, and what the hub did about it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, sources: list[str]) -> None:
         host, _, port = address.rpartition(":")
-        self._address = host, int(port)
+        self.address = host, int(port)
+        self._sources = itertools.cycle(sources)
         self.counts: Counter[str] = Counter()
 
     def connect(self) -> socket.socket:
@@ -71,10 +72,14 @@ class Attack:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(TIMEOUT_S)
-        sock.bind((SOURCE, 0))
-        sock.connect(self._address)
+        sock.bind(self.source())
+        sock.connect(self.address)
         self.counts["connections"] += 1
         return sock
+
+    def source(self) -> tuple[str, int]:
+        """From where the next connection comes."""
+        return next(self._sources), 0
 
     def upgraded(self, greet: bytes = GREET, extension: bytes = b"\r\n") -> socket.socket:
         """A WebSocket whose connect command has been answered. Raises OSError."""
@@ -251,9 +256,9 @@ def storm(attack: Attack) -> None:
         while len(opening) < STORM:
             sock = socket.socket()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            sock.bind((SOURCE, 0))
+            sock.bind(attack.source())
             sock.setblocking(False)
-            sock.connect_ex(attack._address)
+            sock.connect_ex(attack.address)
             opening[sock.fileno()] = sock
             poll.register(sock.fileno(), select.EPOLLOUT)
         for fd, event in poll.poll(1.0):
@@ -284,12 +289,19 @@ def slow_readers(attack: Attack) -> None:
         except OSError:
             attack.counts["refused"] += 1
     publish = frame(b'{"id":3,"publish":{"channel":"open:fat","data":"%b"}}' % (b"x" * FAT_BYTES))
-    writer = attack.upgraded()
-    writer.setblocking(False)
+    writer: socket.socket | None = None
     for number in itertools.count():
         if number == FAT_FIRST:
             attack.counts["held"] = sum(map(_lives, readers))
             attack.ready()
+        if writer is None:
+            try:
+                writer = attack.upgraded()
+                writer.setblocking(False)
+            except OSError:
+                attack.counts["refused"] += 1
+                time.sleep(AGAIN_S)
+                continue
         time.sleep(1 / (FIRST_HZ if number < FAT_FIRST else FAT_HZ))
         try:
             writer.send(publish)
@@ -300,11 +312,7 @@ def slow_readers(attack: Attack) -> None:
         except OSError:
             attack.closed(writer)
             time.sleep(AGAIN_S)
-            try:
-                writer = attack.upgraded()
-                writer.setblocking(False)
-            except OSError:
-                attack.counts["refused"] += 1
+            writer = None
 
 
 def _lives(sock: socket.socket) -> bool:
@@ -333,8 +341,8 @@ ATTACKS: dict[str, Callable[[Attack], None]] = {
 }
 
 
-def main(name: str, address: str) -> None:
-    attack = Attack(address)
+def main(name: str, address: str, sources: str) -> None:
+    attack = Attack(address, SOURCES[sources])
     signal.signal(signal.SIGTERM, _stop)
     try:
         ATTACKS[name](attack)
@@ -344,4 +352,4 @@ def main(name: str, address: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

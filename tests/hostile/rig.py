@@ -3,7 +3,8 @@
 Does: start the hub, the normal clients and the attackers as processes, pin them, measure a slot with each, read the
 worker's memory while it lasts.
 Does not: judge or print (__main__), attack (attackers) or measure latency (normals).
-Never break: the hub runs with its defaults, but for what SETTINGS opens to the attacks; and an attack is set beside the
+Never break: the hub runs with its defaults, but for what SETTINGS opens to the attacks, and trusts the address of the
+normal clients alone, who stand for two hundred of their own; and an attack is set beside the
 slot that ran right before it, with as many processes at the same priority on the same core.
 """
 
@@ -29,10 +30,11 @@ from tests.hubs import HubProcess
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = {
     "workers": 1,
+    "trusted_proxies": ["127.0.0.1"],
     "client": {"deflate": True},
     "namespaces": {"open": {"subscribe": "anyone", "publish": "anyone"}},
 }
-READY_S = 60.0
+READY_S = 120.0
 SLACK_S = 60.0
 SAMPLE_S = 0.25
 SETTLE_S = 0.5
@@ -52,6 +54,12 @@ class Attack(NamedTuple):
     held: int = 0
     """So many connections, at least, the attack must have had in place before its slot began."""
     processes: int = 1
+    source: str = "many"
+    """From where it comes, as attackers has it. From one limits by address hold, and `held` is not asked for."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.source}"
 
 
 ATTACKS = (
@@ -82,6 +90,8 @@ class Slot:
     words: list[str] = field(default_factory=list)
     peak_mb: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
+    cpu: float = 0.0
+    """Of the worker, in percent of its core."""
 
 
 class Pair(NamedTuple):
@@ -109,6 +119,7 @@ class Rig:
             with _pinned(self._hub_cpu):
                 self._hub = self._stack.enter_context(HubProcess(SETTINGS))
             (self._worker,) = self._hub.worker_pids()
+            _share_priority(self._hub.process.pid)
             self._address = urlsplit(self._hub.ws_url).netloc
             self._normals = self._start("normals", self._address, str(self._clients), stack=self._stack)
             self._stack = self._stack.pop_all()
@@ -119,25 +130,28 @@ class Rig:
 
     def calm(self, processes: int, seconds: float) -> Slot:
         """A slot in which as many processes as those of an attack only burn."""
-        return self._slot("burn", processes, seconds)
+        return self._slot("burn", "one", processes, seconds)
 
     def attacked(self, attack: Attack, seconds: float) -> Slot:
         """A slot under attack."""
-        return self._slot(attack.name, attack.processes, seconds)
+        return self._slot(attack.name, attack.source, attack.processes, seconds)
 
-    def _slot(self, name: str, processes: int, seconds: float) -> Slot:
+    def _slot(self, name: str, source: str, processes: int, seconds: float) -> Slot:
         before = self._memory()
         with contextlib.ExitStack() as stack:
             attackers = [
-                self._start("attackers", name, self._address, nice=self._nice, stack=stack) for _ in range(processes)
+                self._start("attackers", name, self._address, source, nice=self._nice, stack=stack)
+                for _ in range(processes)
             ]
+            began, cpu_s = time.monotonic(), self._cpu_s()
             text, peak = self._measure(seconds)
+            cpu = 100 * (self._cpu_s() - cpu_s) / (time.monotonic() - began)
             counts: dict[str, int] = {}
             for attacker in attackers:
                 for key, count in _ended(attacker).items():
                     counts[key] = counts.get(key, 0) + count
         time.sleep(SETTLE_S)
-        return Slot(**json.loads(text), peak_mb=round((peak - before) / 2**20, 1), counts=counts)
+        return Slot(**json.loads(text), peak_mb=round((peak - before) / 2**20, 1), counts=counts, cpu=round(cpu, 1))
 
     def _measure(self, seconds: float) -> tuple[bytes, int]:
         """What the normal clients say of a slot, and the most memory that the worker took meanwhile."""
@@ -148,6 +162,10 @@ class Rig:
         while not select.select([self._normals.stdout], [], [], SAMPLE_S)[0]:
             peak = max(peak, self._memory())
         return read_line(self._normals.stdout, seconds + SLACK_S, "the normal clients"), max(peak, self._memory())
+
+    def _cpu_s(self) -> float:
+        fields = Path(f"/proc/{self._worker}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _memory(self) -> int:
         return memory_bytes(self._worker)["pss"]
@@ -175,6 +193,19 @@ def _pinned(cpu: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def _share_priority(hub: int) -> None:
+    """Give the hub's children our autogroup's priority: Valkey is in a session, and so a group, of its own.
+
+    Started with a raised priority the rig would measure how the worker starves it.
+    """
+    try:
+        ours = Path("/proc/self/autogroup").read_text().split()[-1]
+        for pid in Path(f"/proc/{hub}/task/{hub}/children").read_text().split():
+            Path(f"/proc/{pid}/autogroup").write_text(ours)
+    except OSError:
+        pass  # a kernel without autogroups, or no right to: then all have the same priority
 
 
 def _ended(process: subprocess.Popen[bytes]) -> dict[str, int]:

@@ -60,6 +60,7 @@ ROWS = {
         (
             "test_acceptor.py::test_a_newcomer_that_says_nothing_is_closed_at_its_deadline",
             "test_httpd.py::test_a_head_that_does_not_end_is_cut",
+            "test_httpd.py::test_a_body_that_drips_wakes_nobody_until_a_piece_is_there",
             "test_httpd.py::test_a_body_that_does_not_come_is_cut",
             "hostile/test_short.py::test_no_attack_costs_a_normal_client_anything_but_time",
             "test_acceptor.py::test_an_address_has_so_many_sockets_without_a_client",
@@ -142,9 +143,24 @@ ROWS = {
             "hostile/test_short.py::test_no_attack_costs_a_normal_client_anything_but_time",
         ),
     ),
+    "work out of proportion to its bytes": Row(
+        "read later: over limits.loop_ms_per_s and limits.ip_loop_ms_per_s; all of a worker over worker.busy_ms_per_s",
+        (
+            "test_fairness.py::test_who_has_much_to_say_gets_its_share_of_the_loop",
+            "test_fairness.py::test_busy_connections_of_one_address_share_its_time",
+            "test_fairness.py::test_all_busy_connections_together_have_a_share",
+            "test_fairness.py::test_who_takes_little_is_never_put_off_for_its_neighbours",
+            "test_quotas.py::test_a_worker_leaves_unread_who_keeps_its_loop_busy",
+            "test_ingest.py::test_what_a_channel_costs_is_told_when_it_is_asked_for",
+        ),
+    ),
     "reconnect storm": Row(
         "503 with Retry-After beyond worker.handshakes_per_s, 429 beyond an address's own",
         (
+            "test_acceptor.py::test_an_address_that_goes_on_connecting_is_reset_unread_and_then_kept_out",
+            "test_curb.py::test_an_address_is_kept_out_for_a_while_and_no_other",
+            "test_quotas.py::test_what_a_client_is_closed_for_counts_against_its_address",
+            "test_reactor.py::test_while_publications_are_on_their_way_slices_are_smaller",
             "test_acceptor.py::test_too_many_handshakes_in_a_second_are_answered_503",
             "transports/test_plain.py::test_too_many_requests_at_a_time_are_turned_away",
             "transports/test_polling.py::test_too_many_handshakes_are_told_to_come_back",

@@ -8,10 +8,26 @@ import pytest
 
 from tests.hostile import attackers
 from tests.hostile.__main__ import chosen_of, faults, main, parsed, row
-from tests.hostile.rig import ATTACKS, Pair, Slot
+from tests.hostile.rig import ATTACKS, SETTINGS, Pair, Slot
 
 GOOD = Slot(200, 40_000, 0, 0, 0, 1.0, 2.0, 3.0, counts={"drips": 5, "held": 1000})
 HEADS = ATTACKS[0]
+
+
+def test_each_attack_comes_from_one_address_and_from_many():
+    """Unless it is said from where."""
+    both = [attack.label for attack in chosen_of(["slow heads"], parsed([]).sources)]
+    assert both == ["slow heads, one", "slow heads, many"]
+    assert [attack.source for attack in chosen_of(None, parsed(["--from", "one"]).sources)] == ["one"] * len(ATTACKS)
+    many = attackers.SOURCES["many"]
+    assert len(set(many)) == 200 and not {*many, *attackers.SOURCES["one"]} & set(SETTINGS["trusted_proxies"])
+
+
+def test_from_one_address_it_need_not_hold_what_limits_keep_it_from():
+    """From many it has to: otherwise it shows nothing."""
+    few = Pair(GOOD, replace(GOOD, counts={"drips": 5, "held": 9}))
+    assert faults(HEADS._replace(source="one"), [few], timed=True) == []
+    assert len(faults(HEADS, [few], timed=True)) == 1
 
 
 def test_all_attacks_have_names_of_their_own_and_are_listed(capsys):
@@ -23,7 +39,7 @@ def test_all_attacks_have_names_of_their_own_and_are_listed(capsys):
 
 def test_an_unknown_attack_is_said_so():
     with pytest.raises(SystemExit, match="no attack 'flod'; there are: slow heads, slow bodies"):
-        chosen_of(["flod"])
+        chosen_of(["flod"], ["one"])
 
 
 def test_the_attacks_of_the_promise_are_there():
