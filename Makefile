@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run chat test chaos reloads hostile wires soak lint types bench bench-full bench-peers clean
+.PHONY: run chat test chaos reloads deploys hostile wires soak lint types bench bench-full bench-peers clean
 
 run: $(STAMP)  ## serve the demo: http://127.0.0.1:8000/
 	$(BIN)/hub serve --config config/demo.toml
@@ -20,6 +20,10 @@ chaos: $(STAMP)  ## every fault under load, with figures, about 90 minutes; one 
 
 reloads: $(STAMP)  ## settings that change under load, with figures, about three minutes
 	$(BIN)/python -m tests.chaos.reloads --save
+
+deploys: $(STAMP)  ## twenty deploys under load, and a stop with 10,000 clients, with figures, 10 minutes
+	$(BIN)/python -m tests.chaos.deploys $(if $(ROUNDS),--rounds $(ROUNDS)) --save
+	$(BIN)/python -m tests.chaos.goodbyes --save
 
 hostile: $(STAMP)  ## what each attack costs clients who do nothing wrong, with figures, 20 minutes; two CPUs
 	$(BIN)/python -m tests.hostile $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) --save

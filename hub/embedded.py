@@ -138,7 +138,7 @@ class Embedded:
             pass_fds=(lock,),
             # A session of its own: Ctrl-C goes to the terminal's whole group, and Valkey has to outlive the workers.
             start_new_session=True,
-            preexec_fn=lambda: _prepare(parent_pid),
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent_pid),
         )
         return True
 
@@ -335,13 +335,6 @@ class Inherited:
         # Not to a number that may be somebody else's by now.
         if self.poll() is None:
             os.kill(self.pid, number)
-
-
-def _prepare(parent_pid: int) -> None:
-    """In the child, before Valkey."""
-    die_with_parent(signal.SIGTERM, parent_pid)
-    # `systemctl kill --signal=SIGUSR2` means the supervisor and reaches everybody; Valkey would end by it.
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def _fits(path: str) -> bool:

@@ -237,15 +237,6 @@ def test_an_heir_kills_one_that_does_not_end(embedded: Factory, monkeypatch: pyt
     assert heir.exit_status() == -signal.SIGKILL
 
 
-def test_a_signal_to_everybody_does_not_end_it(embedded: Factory) -> None:
-    """SIGUSR2 is for the supervisor; Valkey by itself would end by it."""
-    valkey = embedded()
-    assert valkey.wait_ready(10.0) and valkey.pid is not None
-    os.kill(valkey.pid, signal.SIGUSR2)
-    with client(valkey) as commands:
-        assert commands.ping()
-
-
 def test_a_full_memory_refuses_writes(embedded: Factory) -> None:
     """Nothing is evicted: the first write stays, the one that does not fit fails with OOM."""
     valkey = embedded(maxmemory_mb=16)
