@@ -2,7 +2,7 @@
 
 Does: one client's way in (request, connect and subscribe) and its messages; pick bench messages out of bytes; publish.
 Does not: come back (a client that is gone is a finding), open sockets or add up (bench_crew).
-Called by: bench_crew; bench_run, for publishing by clients.
+Called by: bench_crew; bench_publish, for publishing by clients.
 Never break: a message of this run is counted once for each client, whatever reads it was cut into; after the way in no
 JSON is parsed for a publication.
 

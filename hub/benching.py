@@ -1,7 +1,7 @@
 """Benching: the command `hub bench`: what a running hub delivers to N clients, how late, and whether anything is lost.
 
 Does: read its arguments, divide the clients among load processes, show how far it is, print the outcome, judge it.
-Does not: connect, publish (bench_run), hold clients (bench_crew) or measure (bench_figures).
+Does not: connect, publish (bench_publish), time (bench_run), hold clients (bench_crew) or measure (bench_figures).
 Called by: cli, which lists the command.
 Never break: figures that the load generator or this machine set are not printed without saying so.
 
@@ -108,7 +108,8 @@ def bench(
                hub bench --wire sse --user 'bench-{n}' --publish client
                hub bench --json | jq .latency_ms.p99
     """
-    from .bench_run import Run, Wanted, machine_cpu
+    from .bench_publish import Wanted
+    from .bench_run import Run, machine_cpu
 
     endpoint = choose_endpoint("ws", url, lambda: lazy_settings(path)().listen)
     tokens = _tokens(path, token, user, clients)

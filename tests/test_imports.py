@@ -94,7 +94,7 @@ LADDER = (
     ("backlog", "bars", "httpd", "intake", "listeners", "replay", "state", "store", "sweep", "thinning", "urls"),
     (
         "backup",
-        "bench_run",
+        "bench_publish",
         "cors",
         "gathering",
         "history",
@@ -107,6 +107,7 @@ LADDER = (
         "tickets",
     ),
     (
+        "bench_run",
         "broker",
         "catchup",
         "census",

@@ -30,7 +30,7 @@ T_975 = (
 """Student's t for 95 %, two-sided, by degrees of freedom; above, 1.96."""
 
 STEADY = 0.25
-"""Of the whole's slope each half has at least this."""
+"""Of the whole's slope each third has at least this."""
 
 Verdict = Literal["flat", "grows", "unknown"]
 
@@ -80,14 +80,15 @@ def fit(times_s: Sequence[float], values: Sequence[float]) -> Slope:
 
 
 def is_steady(times_s: Sequence[float], values: Sequence[float]) -> bool:
-    """Whether both halves grow alike, as a leak does.
+    """Whether all three thirds grow alike, as a leak does.
 
-    A step, such as a buffer that got its size when a reader was slow, makes one half steep and leaves the other flat;
-    what fills up to its bound does likewise. Over the whole both look like a slope that is beyond doubt.
+    A step, such as a buffer that got its size when a reader was slow, makes one of them steep and leaves the others
+    flat; what fills up to its bound is flat in the last one. Over the whole both look like a slope beyond doubt.
     """
-    middle = len(values) // 2
-    halves = [fit(times_s[:middle], values[:middle]), fit(times_s[middle:], values[middle:])]
-    return min(half.per_hour for half in halves) >= STEADY * fit(times_s, values).per_hour
+    third = len(values) // 3
+    parts = [slice(third), slice(third, 2 * third), slice(2 * third, None)]
+    least = min(fit(times_s[part], values[part]).per_hour for part in parts)
+    return least >= STEADY * fit(times_s, values).per_hour
 
 
 def _independent(rests: Sequence[float]) -> float:
