@@ -53,11 +53,8 @@ The rooms, and what each is for; the head of each says more:
     metrics metric_names exposition health monitoring  the same for Prometheus, of all workers; does it live; the pages
     cli serve options remote operating client urls     the command line
     benching bench_run bench_crew bench_wires          a load of clients: the run, its processes, their clients,
-<<<<<<< ours
-    bench_figures reloading                            and what came of it; asking for new settings from outside
-=======
     bench_publish bench_figures                        who publishes, and what came of it
->>>>>>> theirs
+    reloading                                          asking for new settings from outside
     tune tuning changes                                kernel settings and limits: which, installed, taken back
     doctor examination machine storefacts capacity     what breaks on this machine: facts, what a connection costs
     diagnosis kernelrules hostrules storerules         and the rules that judge them
