@@ -282,7 +282,9 @@ class Supervisor:
         valkey_s = self._valkey.start_s if self._valkey else NEVER
         once_s = min(self._kill_all_s, self._watchdog_due_s, self._reload.due_s())
         deploy_s = NEVER if self._is_reloading() else self._deploy.due_s()
-        due_s = min(once_s, valkey_s, deploy_s, *(worker.due_s() for worker in self._all()))
+        # Who is due to be forked waits for a generation that boots, and is no reason to be awake meanwhile.
+        heeded = (worker for worker in self._all() if worker.pid or not self._deploy.rising)
+        due_s = min(once_s, valkey_s, deploy_s, *(worker.due_s() for worker in heeded))
         return max(0.0, min(due_s - self._clock(), TURN_S))
 
     def _is_reloading(self) -> bool:

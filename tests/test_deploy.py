@@ -32,6 +32,9 @@ version = json.loads((directory / "version").read_text())
 if sys.argv[1] == "check":
     if version.get("check") == "hang":
         signal.pause()
+    if version.get("check") == "wait":
+        while not (directory / "go").exists():
+            time.sleep(0.02)
     if version.get("check") == "refuse":
         print("some trace", "hub: warning: x", "hub: limits: found 1", "hub: auth: found 2", sep="\\n", file=sys.stderr)
         sys.exit(2)
@@ -55,15 +58,52 @@ import hub
 hub.__version__ = version["name"]
 from hub import deploy, inheritance, supervisor
 from hub.config import Settings
-from hub.errors import BootError
+from hub.errors import BootError, ConfigError
+from hub.heartbeat import Answer
+from hub.instructions import APPLY, PREPARE
 from hub.listeners import Listeners
+from hub.reloadable import Fresh, unpack
 from hub.seat import RETIRE
 from hub.systemd import Notifier
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 supervisor.GRACE_S = supervisor.FAST_GRACE_S = 0.5
 options = json.loads((directory / "options").read_text())
-settings = Settings(listen=["127.0.0.1:0"], internal=["127.0.0.1:0"], **options)
+
+
+def read():
+    found = json.loads((directory / "settings").read_text())
+    if not isinstance(found, dict):
+        raise ConfigError("the settings are no table")
+    return Settings(listen=["127.0.0.1:0"], internal=["127.0.0.1:0"], **{**options, **found})
+
+
+def obey(seat, one):
+    try:
+        if one.kind == PREPARE:
+            unpack(one.data)
+            seat.heartbeat.answer(Answer(one.number, "prepared"))
+        elif one.kind == APPLY:
+            seat.heartbeat.answer(Answer(one.number, "applied"))
+    except ConfigError as error:
+        seat.heartbeat.answer(Answer(one.number, "refused", str(error)))
+
+
+class Supervisor(supervisor.Supervisor):
+    # Says so when it finds something due a hundred times running, and does nothing about it.
+    _at_once = 0
+
+    def _turn(self, timeout_s):
+        self._at_once = 0 if timeout_s else self._at_once + 1
+        if self._at_once == 100:
+            logging.error("spins")
+        super()._turn(timeout_s)
+
+
+try:
+    settings = read()
+except ConfigError as error:
+    sys.exit(str(error))
 
 def work(settings, seat):
     told, retired = [], []
@@ -74,10 +114,9 @@ def work(settings, seat):
     if version.get("boot") == "death" and seat.slot.index == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if version.get("boot") == "hang" and seat.slot.index == 1:
-        while not told:
+        while not told and not (directory / "go").exists():
             seat.heartbeat.beat()
             time.sleep(0.02)
-        return 0
     listener, clients = seat.slot.public[0], []
     seat.heartbeat.ready()
     while not told and len(retired) < 2 or version.get("clings") and len(retired) == 2:
@@ -91,6 +130,8 @@ def work(settings, seat):
             seat.heartbeat.rests()
         if retired:
             time.sleep(0.02)
+        for one in seat.instructions.read():
+            obey(seat, one)
         seat.heartbeat.beat()
     return 0
 
@@ -109,8 +150,9 @@ if version.get("nobody"):
 else:
     known = deploy.Program(tuple(command), (str(directory),))
 lineage = deploy.Lineage(known, str(directory / "hub.toml"), {"workers": str(options["workers"])}, -1, estate)
-sys.exit(supervisor.Supervisor(
+sys.exit(Supervisor(
     settings, listeners, work, notifier=Notifier(os.environ), embedded=None, lineage=lineage,
+    reread=lambda: Fresh(read(), {}, None),
     on_ready=lambda: print(listeners.public[0].port, flush=True),
 ).run())
 """
@@ -123,6 +165,7 @@ class Hub:
         self.directory = directory
         self.options = {"workers": 2, "drain_window_s": 0, "deploy_timeout_s": 20, **options}
         (directory / "options").write_text(json.dumps(self.options))
+        self.settings()
         (directory / "program.py").write_text(PROGRAM)
         self.version("one")
 
@@ -167,6 +210,14 @@ class Hub:
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10.0)
+
+    def settings(self, **settings: object) -> None:
+        """What its settings file says from now on, besides the options that it was started with."""
+        (self.directory / "settings").write_text(json.dumps(settings))
+
+    def go(self) -> None:
+        """Who waits may go on."""
+        (self.directory / "go").touch()
 
     def deploy(self) -> None:
         self.process.send_signal(signal.SIGUSR2)

@@ -1,0 +1,116 @@
+"""Deploy and reload: one asked for in each phase of the other, and what a generation keeps that another one serves by."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from hub import reloading, status
+from tests.test_deploy import Hub, hub  # noqa: F401 (a fixture)
+from tests.test_supervisor import alive, wait_until
+
+GOOD = "^settings were read anew: "
+BAD = "^settings were not changed: "
+
+
+def reload(one: Hub) -> None:
+    one.process.send_signal(signal.SIGHUP)
+
+
+class Asking:
+    """`hub reload`, as it waits."""
+
+    def __init__(self, one: Hub) -> None:
+        self.found: dict[str, Any] | BaseException = {}
+        self._thread = threading.Thread(target=self._ask, args=(one.process.pid,))
+        self._thread.start()
+
+    def _ask(self, pid: int) -> None:
+        try:
+            self.found = reloading.outcome(pid, 30.0)
+        except BaseException as error:  # for whoever looks
+            self.found = error
+
+    def outcome(self) -> dict[str, Any]:
+        self._thread.join()
+        assert isinstance(self.found, dict), self.found
+        return self.found
+
+
+def test_a_worker_that_dies_while_others_rise_leaves_the_supervisor_at_rest(hub: Callable[..., Hub]) -> None:
+    """Its successor is due, and waits for what becomes of the deploy: no reason to look again at once."""
+    one = hub(deploy_timeout_s=2)
+    old = one.workers()
+    one.version("two", boot="hang")
+    one.deploy()
+    one.wait_for("^worker 1 started", 2)
+    os.kill(old[0], signal.SIGKILL)
+    one.wait_for("^deploy failed, the old workers go on: ")
+    one.wait_for("^worker 0 started", 3)
+    assert not one.said("^spins$")
+
+
+def test_good_settings_while_the_new_version_is_checked_are_its_own_too(hub: Callable[..., Hub]) -> None:
+    """Nobody is asked twice: the reload is done, and then the deploy."""
+    one = hub()
+    one.version("two", check="wait")
+    one.deploy()
+    wait_until(lambda: (one.directory / "started").read_text().startswith("check"))
+    one.settings(limits={"connections": 5})
+    assert Asking(one).outcome()["ok"]
+    one.go()
+    one.wait_for("^deployed version two")
+    assert Asking(one).outcome()["changed"] == []
+
+
+def test_a_reload_that_is_asked_for_while_workers_rise_is_done_when_they_have(hub: Callable[..., Hub]) -> None:
+    """By the new ones; `hub reload` waits for as long."""
+    one = hub()
+    Asking(one).outcome()
+    one.version("two", boot="hang")
+    one.deploy()
+    one.wait_for("^worker 1 started", 2)
+    one.settings(limits={"connections": 5})
+    asking = Asking(one)
+    one.wait_for("^SIGHUP: the settings are read anew after what goes on now$")
+    assert len(one.said(GOOD)) == 1 and not one.said("^spins$")
+    one.go()
+    assert asking.outcome()["changed"] == ["limits.connections"]
+    assert one.log.index("deployed version two") < one.log.rindex("settings were read anew")
+
+
+def test_a_deploy_that_is_asked_for_while_settings_are_read_is_done_afterwards(hub: Callable[..., Hub]) -> None:
+    """A stopped worker holds the reload up: nothing is checked before it has answered."""
+    one = hub(heartbeat_timeout_s=60)
+    old = one.workers()
+    os.kill(old[0], signal.SIGSTOP)
+    asking = Asking(one)
+    wait_until(lambda: status.read(one.process.pid)["stage"] == "preparing")
+    one.version("two")
+    one.deploy()
+    wait_until(lambda: status.read(one.process.pid)["stage"] == "preparing")
+    assert not one.said("checking the new version")
+    os.kill(old[0], signal.SIGCONT)
+    assert asking.outcome()["ok"]
+    one.wait_for("^deployed version two")
+    assert one.log.index("settings were read anew") < one.log.index("checking the new version")
+
+
+def test_workers_that_drain_are_asked_nothing(hub: Callable[..., Hub]) -> None:
+    """A reload meanwhile is the new ones'; the old ones go when they would have gone."""
+    one = hub()
+    (one.directory / "hold").touch()
+    old = one.workers()
+    one.version("two")
+    one.deploy()
+    one.wait_for("^deployed version two")
+    one.settings(limits={"connections": 5})
+    assert Asking(one).outcome()["ok"]
+    os.kill(old[0], signal.SIGKILL)
+    assert Asking(one).outcome()["ok"]
+    (one.directory / "hold").unlink()
+    one.wait_for("^the last worker of the old generation has gone$")
+    assert not any(map(alive, old)) and len(one.workers()) == 2
