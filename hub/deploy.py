@@ -189,7 +189,8 @@ class Deploy:
     ) -> None:
         """program: None where nobody knows how this hub was started. estate: what there is to leave.
 
-        replace: makes the exec; returns only if it fails, with OSError. tell: gets each outcome, '' for a good one.
+        replace: makes the exec; raises OSError where it fails, and returns where the settings are to be read anew
+        first. tell: gets each outcome, '' for a good one.
         """
         self.retune(settings)
         self._program = program
@@ -245,6 +246,13 @@ class Deploy:
                 logger.error("worker %d (pid %d) did not leave in time and is killed", worker.slot.index, worker.pid)
                 worker.tell(signal.SIGKILL)
 
+    def check_again(self) -> None:
+        """The settings have been read anew: what a check that goes on has found is not what an heir would."""
+        if self._check is not None:
+            self._check.end()
+            self._check = None
+            self.tally = self.tally.model_copy(update={"again": True})
+
     def abandon(self) -> None:
         """The hub stops: nothing new begins."""
         self.tally = self.tally.model_copy(update={"again": False})
@@ -281,6 +289,8 @@ class Deploy:
             self._replace(self._program, self._estate(self.tally))
         except OSError as error:
             self._refuse(f"{self._program.command[0]} cannot be run: {error.strerror}")
+        else:
+            self.tally = self.tally.model_copy(update={"again": True})
 
     def _refuse(self, reason: str) -> None:
         self.tally = self.tally.model_copy(update={"failed": self.tally.failed + 1})

@@ -352,6 +352,7 @@ class Supervisor:
             self._certificates.take(loaded)
 
     def _note_reload(self, done: bool) -> None:
+        self._deploy.check_again()
         self._facts.count("reloads", "ok" if done else "failed")
         self._facts.note(reload_ok=int(done))
         if done:
@@ -493,7 +494,10 @@ class Supervisor:
         )
 
     def _replace(self, program: Program, estate: Estate) -> None:
-        """Make the exec. Raises OSError, and then all goes on."""
+        """Make the exec. Raises OSError, and then all goes on; returns where SIGHUP came with it.
+
+        An heir ends, and with it all workers, where it finds settings that are no good: they may have changed.
+        """
         if self._notifier.watchdog_s is not None:
             self._notifier.watchdog()  # what follows takes a second
         # What comes from now on waits for the handlers of the next version, and so does what is still in the pipe.
@@ -505,7 +509,8 @@ class Supervisor:
                 waiting = b""
             for number in waiting:
                 os.kill(os.getpid(), number)
-            replace(program, estate)
+            if signal.SIGHUP not in signal.sigpending():
+                replace(program, estate)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
 

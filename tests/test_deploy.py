@@ -99,6 +99,11 @@ class Supervisor(supervisor.Supervisor):
             logging.error("spins")
         super()._turn(timeout_s)
 
+    def _replace(self, program, estate):
+        if version.pop("hangs_up", False):
+            os.kill(os.getpid(), signal.SIGHUP)
+        super()._replace(program, estate)
+
 
 try:
     settings = read()
@@ -236,8 +241,8 @@ class Hub:
         return standing
 
 
-@pytest.fixture
-def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Hub]]:
+@pytest.fixture(name="hub")
+def programs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Hub]]:
     """Start the program; it is gone at the end, with all that it started."""
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)

@@ -1,16 +1,17 @@
-"""Deploy and reload: one asked for in each phase of the other, and what a generation keeps that another one serves by."""
+"""Deploy and reload: one asked for in each phase of the other, and what the workers of each generation go by."""
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from hub import reloading, status
-from tests.test_deploy import Hub, hub  # noqa: F401 (a fixture)
-from tests.test_supervisor import alive, wait_until
+from tests.test_deploy import Hub, programs  # noqa: F401 (a fixture)
+from tests.test_supervisor import alive, greeting, wait_until
 
 GOOD = "^settings were read anew: "
 BAD = "^settings were not changed: "
@@ -51,6 +52,46 @@ def test_a_worker_that_dies_while_others_rise_leaves_the_supervisor_at_rest(hub:
     one.wait_for("^deploy failed, the old workers go on: ")
     one.wait_for("^worker 0 started", 3)
     assert not one.said("^spins$")
+
+
+def test_settings_that_turn_out_bad_while_the_new_version_is_checked_end_nobody(hub: Callable[..., Hub]) -> None:
+    """What the check has found good is not what the heir would read: it is made again, and refuses."""
+    one = hub()
+    before = one.workers()
+    with one.connect() as client:
+        greeting(client)
+        one.version("two", check="wait")
+        one.deploy()
+        one.wait_for("checking the new version")
+        wait_until(lambda: (one.directory / "started").read_text().startswith("check"))
+        one.settings(limits="none")
+        (one.directory / "settings").write_text("1")
+        reload(one)
+        one.wait_for(f"{BAD}the settings are no table$")
+        one.version("three", check="refuse")
+        one.go()
+        one.wait_for("^deploy refused, version one goes on: ")
+        assert not select.select([client], [], [], 0)[0]
+    assert one.workers() == before and one.process.poll() is None
+    assert len(one.said("checking the new version")) == 2
+    assert (one.standing().done, one.standing().failed) == (0, 1)
+
+
+def test_settings_that_turn_out_bad_between_check_and_exec_end_nobody(hub: Callable[..., Hub]) -> None:
+    """SIGHUP at the last moment comes first, too."""
+    one = hub()
+    one.version("one", hangs_up=True)
+    one.restart()
+    before = one.workers()
+    one.version("two", check="wait")
+    one.deploy()
+    wait_until(lambda: (one.directory / "started").read_text().startswith("check"))
+    (one.directory / "settings").write_text("1")
+    one.version("three", check="refuse")
+    one.go()
+    one.wait_for(f"{BAD}the settings are no table$")
+    one.wait_for("^deploy refused, version one goes on: ")
+    assert one.workers() == before and one.process.poll() is None
 
 
 def test_good_settings_while_the_new_version_is_checked_are_its_own_too(hub: Callable[..., Hub]) -> None:
