@@ -210,7 +210,6 @@ class Deploy:
     def retune(self, settings: Settings) -> None:
         """Other times from the next step on."""
         self._timeout_s = settings.deploy_timeout_s
-        self._goodbye_s = settings.drain_window_s + settings.client.close_timeout_s
 
     @property
     def busy(self) -> bool:
@@ -320,7 +319,7 @@ class Deploy:
         self._rising_due_s = NEVER
         self._retire(old, now, grace_s)
         self.tally = self.tally.model_copy(update={"done": self.tally.done + 1})
-        count, window_s = len(self.leaving), self._goodbye_s
+        count, window_s = len(self.leaving), max((worker.goodbye_s for worker in self.leaving), default=0.0)
         self._tell("")
         logger.info(
             "deployed version %s; %d workers of the old generation drain for up to %g s", __version__, count, window_s
@@ -344,7 +343,7 @@ class Deploy:
                 self.leaving.append(worker)
         if self.leaving:
             self._resting_due_s = now + REST_S
-            self._leaving_due_s = now + REST_S + self._goodbye_s + grace_s
+            self._leaving_due_s = now + REST_S + max(worker.goodbye_s for worker in self.leaving) + grace_s
 
     def _send_away(self, now: float) -> None:
         """Once none of them accepts, so that nobody comes from one that leaves to the next one that does."""

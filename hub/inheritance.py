@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import BootError, ConfigError
 
-FORMAT = 1
+FORMAT = 2
 VARIABLE = "_HUB_INHERITED"
 """Of the environment: the memory file's descriptor. Not HUB_…, which are settings."""
 MAX_BYTES = 4_194_304
@@ -37,7 +37,8 @@ class _Record(BaseModel):
 class WorkerRecord(_Record):
     """A living worker. pulse: our end of its heartbeat pipe. instructor: of the pipe with instructions for it.
 
-    born_s: of CLOCK_MONOTONIC, which goes on over an exec.
+    born_s: of CLOCK_MONOTONIC, which goes on over an exec. heartbeat_timeout_s, goodbye_s: by the settings that it has,
+    which may be others than those of its heir.
     """
 
     slot: int
@@ -47,6 +48,8 @@ class WorkerRecord(_Record):
     instructor: int
     ready: bool
     born_s: float
+    heartbeat_timeout_s: float
+    goodbye_s: float
 
 
 class ListenerRecord(_Record):

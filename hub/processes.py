@@ -96,18 +96,28 @@ class WorkerProcess:
         self._instructor: Instructor | None = None
         self.fork_s = NEVER
         self._backoff = Backoff()
-        self._heartbeat_timeout_s = settings.heartbeat_timeout_s
-        # A worker that boots may wait for Redis so long before it runs the loop that beats.
-        self._boot_s = settings.redis.start_timeout_s
+        self.retune(settings)
         self._born_s = 0.0
         self._kill_s = NEVER
         self._doomed = False
 
+    def retune(self, settings: Settings) -> None:
+        """The process that is here, or the next one, goes by these."""
+        self._heartbeat_timeout_s = settings.heartbeat_timeout_s
+        # A worker that boots may wait for Redis so long before it runs the loop that beats.
+        self._boot_s = settings.redis.start_timeout_s
+        self.goodbye_s = settings.drain_window_s + settings.client.close_timeout_s
+        """That it may take to close its clients."""
+
     @classmethod
     def inherit(cls, slot: Slot, settings: Settings, record: WorkerRecord, now: float) -> Self:
-        """One that an earlier version of the hub in this process has forked; its time begins anew."""
+        """One that an earlier version of the hub in this process has forked; its time begins anew.
+
+        It beats and drains as it was told then, whatever the settings say now.
+        """
         worker = cls(slot, settings)
         worker.pid, worker.generation, worker._born_s = record.pid, record.generation, record.born_s
+        worker._heartbeat_timeout_s, worker.goodbye_s = record.heartbeat_timeout_s, record.goodbye_s
         worker.pulse = Pulse(record.pulse, now)
         worker._instructor = Instructor(record.instructor)
         worker.pulse.ready = record.ready
@@ -124,6 +134,8 @@ class WorkerProcess:
             instructor=self._instructor.fd,
             ready=self.ready,
             born_s=self._born_s,
+            heartbeat_timeout_s=self._heartbeat_timeout_s,
+            goodbye_s=self.goodbye_s,
         )
 
     @property

@@ -348,6 +348,8 @@ class Supervisor:
         """Who is forked from now on has these."""
         self._settings, self._keys = fresh.settings, fresh.keys
         self._deploy.retune(fresh.settings)
+        for worker in self._workers:
+            worker.retune(fresh.settings)
         if self._certificates is not None and loaded is not None:
             self._certificates.take(loaded)
 
@@ -368,6 +370,7 @@ class Supervisor:
         return [worker for worker in self._all() if worker.pid]
 
     def _fork(self, worker: WorkerProcess, now: float) -> None:
+        worker.retune(self._settings)
         try:
             pulse = worker.fork(partial(self._fork_into_seat, worker), now)
         except OSError as error:
@@ -540,7 +543,7 @@ class Supervisor:
     def _stop(self, number: signal.Signals, now: float) -> None:
         if self._stage is not Stage.STOPPING:
             logger.info("%s: stopping, clients are closed within %g s", number.name, self._settings.drain_window_s)
-            goodbye_s = self._settings.drain_window_s + self._settings.client.close_timeout_s
+            goodbye_s = max((worker.goodbye_s for worker in self._living()), default=0.0)
             self._begin_stop(now, goodbye_s + GRACE_S)
         else:
             logger.info("%s: stopping at once", number.name)

@@ -155,3 +155,14 @@ def test_workers_that_drain_are_asked_nothing(hub: Callable[..., Hub]) -> None:
     (one.directory / "hold").unlink()
     one.wait_for("^the last worker of the old generation has gone$")
     assert not any(map(alive, old)) and len(one.workers()) == 2
+
+
+def test_old_workers_have_the_times_that_they_were_started_with(hub: Callable[..., Hub]) -> None:
+    """Shorter ones of the new settings would have them killed in the middle of their drain."""
+    one = hub(drain_window_s=60)
+    one.version("two")
+    one.settings(drain_window_s=0, client={"close_timeout_s": 0.5})
+    one.deploy()
+    one.wait_for("^deployed version two")
+    [window] = one.said("^deployed version two; 2 workers of the old generation drain for up to (.*) s$")
+    assert float(window) >= 60

@@ -34,7 +34,19 @@ def estate(*descriptors: int, **changes: object) -> Estate:
     found = Estate(
         version="0.1.0",
         fixed={"workers": "2"},
-        workers=[WorkerRecord(slot=1, generation=7, pid=4711, pulse=lock, instructor=lock, ready=True, born_s=1.5)],
+        workers=[
+            WorkerRecord(
+                slot=1,
+                generation=7,
+                pid=4711,
+                pulse=lock,
+                instructor=lock,
+                ready=True,
+                born_s=1.5,
+                heartbeat_timeout_s=10.0,
+                goodbye_s=35.0,
+            )
+        ],
         next_generation=9,
         home=HomeRecord(hub="0123456789abcdef", directory="/tmp/hub-relay-x", lock=lock),
         state_lock=-1,
@@ -132,11 +144,13 @@ def test_the_format_is_the_one_that_was_agreed() -> None:
     """Whoever changes the fields changes the number too, and then this list."""
     models = {name: model for name, model in vars(inheritance).items() if hasattr(model, "model_fields")}
     fields = {name: sorted(model.model_fields) for name, model in models.items()}
-    assert FORMAT == 1
+    assert FORMAT == 2
     assert fields == {
         "BaseModel": [],
         "_Record": [],
-        "WorkerRecord": ["born_s", "generation", "instructor", "pid", "pulse", "ready", "slot"],
+        "WorkerRecord": [
+            *("born_s", "generation", "goodbye_s", "heartbeat_timeout_s", "instructor", "pid", "pulse", "ready", "slot")
+        ],
         "ListenerRecord": ["address", "file", "handed", "setting", "shared", "sockets"],
         "ValkeyRecord": ["pid", "short_directory", "socket_path"],
         "HomeRecord": ["directory", "hub", "lock"],

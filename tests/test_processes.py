@@ -187,14 +187,15 @@ def test_valkey_that_was_down_at_a_deploy_is_started_at_once() -> None:
 
 
 def test_an_heir_knows_of_a_worker_what_was_known(worker: WorkerProcess, heartbeat: Heartbeat) -> None:
-    """Pid, generation, readiness and age; its time for the next beat begins anew."""
+    """Pid, generation, readiness, age, and how often it beats; its time for the next beat begins anew."""
     heartbeat.ready()
     worker.generation = 5
     assert worker.pulse is not None and worker.pulse.read(101.0)
     record = worker.record()
-    settings = Settings(heartbeat_timeout_s=10, redis={"start_timeout_s": 5})
+    settings = Settings(heartbeat_timeout_s=1, drain_window_s=0, redis={"start_timeout_s": 5})
     heir = WorkerProcess.inherit(worker.slot, settings, record, now=130.0)
     assert (heir.pid, heir.generation, heir.ready, heir.rests, heir.due_s()) == (worker.pid, 5, True, False, 140.0)
+    assert heir.goodbye_s == worker.goodbye_s > 30
     heartbeat.rests()
     assert heir.pulse is not None and heir.pulse.read(131.0) and heir.rests
     heir.tell(signal.SIGKILL)
