@@ -94,7 +94,7 @@ class Tally(_Record):
 class Estate(_Record):
     """Everything. fixed: settings that can't change with it, by name. state_lock: of the state directory, -1 for none.
 
-    next_generation: a number that no worker of this hub has had.
+    next_generation: a number that no worker of this hub has had. board: status.Board, a descriptor.
     """
 
     format: int = FORMAT
@@ -104,6 +104,7 @@ class Estate(_Record):
     next_generation: int
     home: HomeRecord
     state_lock: int
+    board: int
     public: list[ListenerRecord]
     internal: list[ListenerRecord]
     valkey: ValkeyRecord | None
@@ -112,6 +113,7 @@ class Estate(_Record):
     def descriptors(self) -> Iterator[int]:
         """All that the exec has to leave open, each once."""
         yield self.home.lock
+        yield self.board
         if self.state_lock >= 0:
             yield self.state_lock
         for listener in (*self.public, *self.internal):

@@ -129,11 +129,24 @@ class Reload:
         self._faults: list[str] = []
         self._last: dict[str, Any] | None = None
 
-    def open(self, selector: selectors.BaseSelector) -> None:
-        """Be found by `hub reload` from now on. selector: calls what is registered with the time. Raises OSError."""
+    def open(self, selector: selectors.BaseSelector, board: int = -1) -> None:
+        """Be found by `hub reload` from now on. selector: calls what is registered with the time. Raises OSError.
+
+        board: of the program that was this process before; its numbers go on, as somebody may wait for the next.
+        """
         self._selector: selectors.BaseSelector = selector
-        self._board = Board()
+        self._board = Board(board)
+        before = self._board.read()
+        self._number, self._ended = before.get("begun", 0), before.get("ended", 0)
+        self._last = before.get("last")
+        self.counts = Counts(**{name: before[name] for name in Counts._fields if name in before})
         self._show()
+
+    @property
+    def board(self) -> int:
+        """A descriptor that an heir has to have."""
+        assert self._board is not None
+        return self._board.fd
 
     def leave(self) -> None:
         """In a child: close what is the supervisor's."""

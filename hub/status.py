@@ -35,9 +35,14 @@ PROC = Path("/proc")
 class Board:
     """The supervisor's end."""
 
-    def __init__(self) -> None:
-        """Raises OSError without a free descriptor."""
-        self.fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
+    def __init__(self, fd: int = -1) -> None:
+        """fd: of the program that was this process before; -1: a new one. Raises OSError without a free descriptor."""
+        self.fd = fd if fd >= 0 else os.memfd_create(NAME, os.MFD_CLOEXEC)
+
+    def read(self) -> dict[str, Any]:
+        """What it shows; {} before the first."""
+        whole, _, _ = os.pread(self.fd, MAX_BYTES, 0).partition(b"\n")
+        return dict(orjson.loads(whole[SUM_BYTES:])) if whole else {}
 
     def write(self, record: dict[str, Any]) -> None:
         """Show this from now on. Texts that make it too long are cut by whoever has them."""

@@ -203,7 +203,7 @@ class Supervisor:
         assert self._home is not None
         self._facts.open(self._home.directory)
         try:
-            self._reload.open(self._selector)
+            self._reload.open(self._selector, self._lineage.estate.board if self._lineage.estate is not None else -1)
         except OSError as error:
             raise BootError(f"no memory for the status that `hub reload` reads: {error.strerror}") from None
 
@@ -490,6 +490,7 @@ class Supervisor:
             next_generation=next_generation,
             home=HomeRecord(hub=self._home.hub, directory=self._home.directory, lock=self._home.lock),
             state_lock=self._lineage.state_lock,
+            board=self._reload.board,
             public=public,
             internal=internal,
             valkey=self._embedded.record() if self._embedded else None,

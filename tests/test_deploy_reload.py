@@ -54,6 +54,21 @@ def test_a_worker_that_dies_while_others_rise_leaves_the_supervisor_at_rest(hub:
     assert not one.said("^spins$")
 
 
+def test_settings_that_were_read_anew_reach_workers_of_each_generation(hub: Callable[..., Hub]) -> None:
+    """Before a deploy and after it; numbers and counts go on as if there had been none."""
+    one = hub()
+    one.settings(limits={"connections": 5})
+    assert Asking(one).outcome()["changed"] == ["limits.connections"]
+    one.version("two")
+    one.deploy()
+    one.wait_for("^the last worker of the old generation has gone$")
+    assert Asking(one).outcome()["changed"] == []
+    one.settings(limits={"connections": 6})
+    assert Asking(one).outcome()["changed"] == ["limits.connections"]
+    record = status.read(one.process.pid)
+    assert (record["reloads"], record["reloads_failed"], record["begun"], record["ended"]) == (3, 0, 3, 3)
+
+
 def test_settings_that_turn_out_bad_while_the_new_version_is_checked_end_nobody(hub: Callable[..., Hub]) -> None:
     """What the check has found good is not what the heir would read: it is made again, and refuses."""
     one = hub()

@@ -50,6 +50,7 @@ def estate(*descriptors: int, **changes: object) -> Estate:
         next_generation=9,
         home=HomeRecord(hub="0123456789abcdef", directory="/tmp/hub-relay-x", lock=lock),
         state_lock=-1,
+        board=lock,
         public=[ListenerRecord(address="127.0.0.1:80", setting="127.0.0.1:0", sockets=sockets, shared=False)],
         internal=[],
         valkey=ValkeyRecord(pid=12, socket_path="/tmp/v.sock", short_directory=""),
@@ -158,6 +159,6 @@ def test_the_format_is_the_one_that_was_agreed() -> None:
         "Estate": sorted(Estate.model_fields),
     }
     assert sorted(Estate.model_fields) == [
-        *("fixed", "format", "home", "internal", "next_generation", "public"),
+        *("board", "fixed", "format", "home", "internal", "next_generation", "public"),
         *("state_lock", "tally", "valkey", "version", "workers"),
     ]

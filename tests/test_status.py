@@ -91,3 +91,14 @@ def test_processes_that_cant_be_looked_at_are_passed_over(tmp_path: Path) -> Non
     (tmp_path / "14/fd").mkdir(parents=True)
     (tmp_path / "14/fd/5").symlink_to(status.LINK)
     assert status.find(tmp_path) == [14]
+
+
+def test_who_takes_a_board_over_goes_on_with_what_it_shows(board: status.Board) -> None:
+    """A new one shows nothing yet."""
+    assert board.read() == {}
+    board.write({"number": 7})
+    heir = status.Board(os.dup(board.fd))
+    assert heir.read() == {"number": 7}
+    heir.write({})
+    assert board.read() == status.read(os.getpid()) == {}
+    heir.close()
