@@ -27,9 +27,11 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from . import __version__
 from .certificates import Contents, Pair
 from .channels import DEFAULT_NAMESPACE, Namespace
 from .config import Settings
+from .errors import ConfigError
 from .mistakes import as_table, bare, short
 
 
@@ -229,11 +231,18 @@ def pairs_of(settings: Settings) -> list[Pair]:
 
 def pack(fresh: Fresh) -> bytes:
     """For another process of this hub."""
-    return pickle.dumps(fresh, pickle.HIGHEST_PROTOCOL)
+    return pickle.dumps((__version__, pickle.dumps(fresh, pickle.HIGHEST_PROTOCOL)))
 
 
 def unpack(data: bytes) -> Fresh:
-    """What `pack` made, in a process that is forked from the same one: nobody else can write into their pipes."""
-    found = pickle.loads(data)
+    """What `pack` made, in a process that is forked from the same one: nobody else can write into their pipes.
+
+    Raises ConfigError where a deploy has failed and that one is another version now: what a setting means, and which
+    there are, may have changed.
+    """
+    version, packed = pickle.loads(data)
+    if version != __version__:
+        raise ConfigError(f"they are of version {version}, and this worker is of {__version__}: deploy again")
+    found = pickle.loads(packed)
     assert isinstance(found, Fresh)
     return found

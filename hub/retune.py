@@ -55,7 +55,7 @@ from .quotas import IP, USER, Quotas
 from .reactor import Reactor
 from .recall import Recall
 from .redelivery import Redelivery
-from .reloadable import NEVER_RELOADED, Counts, Fresh, gone, pairs_of, unpack
+from .reloadable import NEVER_RELOADED, Counts, Fresh, differences, gone, pairs_of, refusals, unpack
 from .revocation import Revocations
 from .session import Services
 from .streams import Streams
@@ -190,6 +190,9 @@ class Retuner:
         self._ready = None
         fresh = unpack(data)
         settings, held = fresh.settings, self.rooms.certificates
+        # The supervisor has looked, but where a deploy has failed it goes by other settings than we do.
+        if lines := refusals(differences(self._settings, settings)):
+            raise ConfigError("; ".join(lines))
         loaded = None
         if held is not None and fresh.certificates is not None:
             loaded = held.prepare(pairs_of(settings), fresh.certificates)

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from hub import reloading, status
 from tests.test_deploy import Hub, programs  # noqa: F401 (a fixture)
 from tests.test_supervisor import alive, greeting, wait_until
@@ -170,6 +172,27 @@ def test_workers_that_drain_are_asked_nothing(hub: Callable[..., Hub]) -> None:
     (one.directory / "hold").unlink()
     one.wait_for("^the last worker of the old generation has gone$")
     assert not any(map(alive, old)) and len(one.workers()) == 2
+
+
+@pytest.mark.parametrize("version", ["one", "two"])
+def test_a_generation_that_stays_takes_new_settings_of_its_own_version_alone(
+    hub: Callable[..., Hub], version: str
+) -> None:
+    """Another version's may be other things by the same names."""
+    one = hub()
+    before = one.workers()
+    one.version(version, boot="error")
+    one.deploy()
+    one.wait_for("^deploy failed, the old workers go on: app.module: no such thing$")
+    wait_until(lambda: one.workers() == before, 20.0)
+    found = Asking(one).outcome()
+    assert found["ok"] is (version == "one"), found
+    assert one.workers() == before
+    # A deploy mends it.
+    one.version("three")
+    one.deploy()
+    one.wait_for("^deployed version three")
+    assert Asking(one).outcome()["ok"]
 
 
 def test_old_workers_have_the_times_that_they_were_started_with(hub: Callable[..., Hub]) -> None:

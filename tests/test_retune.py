@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from hub import auth
+from hub import __version__, auth, reloadable
 from hub.config import Settings
 from hub.heartbeat import Answer, open_pipe
 from hub.instructions import APPLY, DROP, PREPARE, TELL, Instruction
@@ -673,3 +673,20 @@ def test_tokens_that_are_remembered_stay_so_where_no_key_has_changed() -> None:
     """Thousands of signatures need not be checked again for another limit."""
     applied(limits={"channels": 7}).authenticator.become.assert_not_called()  # type: ignore[attr-defined]
     applied(auth={"leeway_s": 1}).authenticator.become.assert_called_once()  # type: ignore[attr-defined]
+
+
+def test_a_worker_refuses_what_it_could_not_take_without_a_restart() -> None:
+    """Its supervisor has other settings where a deploy has failed, and finds nothing in the way of these."""
+    ((answer,), _) = told((PREPARE, 1, packed(heartbeat_timeout_s=7, namespaces={"a": {}})))
+    assert answer == Answer(1, "refused", "heartbeat_timeout_s needs a restart (was 10.0, is 7.0)")
+
+
+def test_a_worker_refuses_the_settings_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even ones that it could not read."""
+    monkeypatch.setattr(reloadable, "__version__", "next")
+    data = packed()
+    monkeypatch.undo()
+    ((answer,), _) = told((PREPARE, 1, data))
+    assert answer == Answer(
+        1, "refused", f"they are of version next, and this worker is of {__version__}: deploy again"
+    )
