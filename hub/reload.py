@@ -168,8 +168,12 @@ class Reload:
 
     @property
     def busy(self) -> bool:
-        """One goes on, or is asked for: whoever is to replace the supervisor's program waits."""
-        return self._stage is not Stage.IDLE or self._wanted
+        """One goes on, or is asked for, or leaves something behind: whoever replaces the supervisor's program waits.
+
+        An heir knows nothing of a reader that is not reaped, nor of the half of an instruction that was not sent.
+        """
+        left = self._killed or any(worker.unsent_bytes for worker in self._host.workers())
+        return bool(self._stage is not Stage.IDLE or self._wanted or left)
 
     def due_s(self) -> float:
         """When `turn` has something to do."""

@@ -359,3 +359,20 @@ def test_systemd_hears_of_the_beginning_and_of_the_end(tmp_path_factory: pytest.
         finally:
             rig.reload.close()
             rig.selector.close()
+
+
+@pytest.mark.expects_log
+def test_whoever_replaces_the_program_waits_for_what_is_left_of_one(rig: Rig) -> None:
+    """For the end of a reader that was killed, and for a worker that has not read its instructions."""
+    rig.read = lambda: time.sleep(60)  # type: ignore[assignment,return-value]
+    rig.reload.ask()
+    rig.turn()
+    rig.clock.advance(room.READ_S)
+    rig.turn()
+    assert rig.outcomes == [False] and rig.reload.busy
+    deadline = time.monotonic() + 20.0
+    while rig.reload.busy and time.monotonic() < deadline:
+        rig.reload.reap()
+    assert not rig.reload.busy
+    rig.workers[1].unsent_bytes = 1
+    assert rig.reload.busy
