@@ -184,13 +184,13 @@ class Deploy:
         program: Program | None,
         estate: Callable[[Tally], Estate],
         replace: Callable[[Program, Estate], None],
-        tell: Callable[[str], None],
+        tell: Callable[[str | None], None],
         tally: Tally | None = None,
     ) -> None:
         """program: None where nobody knows how this hub was started. estate: what there is to leave.
 
         replace: makes the exec; raises OSError where it fails, and returns where the settings are to be read anew
-        first. tell: gets each outcome, '' for a good one.
+        first. tell: gets each outcome, '' for a good one, and None for each that begins.
         """
         self.retune(settings)
         self._program = program
@@ -201,6 +201,8 @@ class Deploy:
         self.rising: list[WorkerProcess] = []
         self.leaving: list[WorkerProcess] = []
         self._check: Check | None = None
+        self._repeat = False
+        """The check is to be made once more, of the deploy that goes on; another wish is another deploy."""
         self._rising_due_s = NEVER
         self._resting_due_s = NEVER
         self._leaving_due_s = NEVER
@@ -214,7 +216,7 @@ class Deploy:
     @property
     def busy(self) -> bool:
         """One is under way, up to the end of the old generation's drain."""
-        return bool(self._check or self.rising or self.leaving)
+        return bool(self._check or self._repeat or self.rising or self.leaving)
 
     def ask(self) -> None:
         """SIGUSR2."""
@@ -236,7 +238,10 @@ class Deploy:
             self._follow(self._check, now)
         elif self.rising:
             self._raise(now, grace_s)
+        elif self._repeat:
+            self._begin(now)
         elif self.tally.again and not self.leaving:
+            self.tally = self.tally.model_copy(update={"again": False})
             self._begin(now)
         self._send_away(now)
         if self._leaving_due_s <= now:
@@ -250,22 +255,24 @@ class Deploy:
         if self._check is not None:
             self._check.end()
             self._check = None
-            self.tally = self.tally.model_copy(update={"again": True})
+            self._repeat = True
 
     def abandon(self) -> None:
         """The hub stops: nothing new begins."""
         self.tally = self.tally.model_copy(update={"again": False})
         self._rising_due_s = self._resting_due_s = self._leaving_due_s = NEVER
-        if self._check is not None:
-            self._check.end()
-            self._check = None
+        if self._check is not None or self._repeat:
+            if self._check is not None:
+                self._check.end()
+            self._check, self._repeat = None, False
             self._refuse("the hub stops")
 
     # The check and the exec.
 
     def _begin(self, now: float) -> None:
         assert self._program is not None  # nobody could have asked
-        self.tally = self.tally.model_copy(update={"again": False})
+        self._repeat = False
+        self._tell(None)
         logger.info("SIGUSR2: checking the new version: %s", " ".join(self._program.command))
         try:
             self._check = Check(self._program, self._estate(self.tally), now + self._timeout_s)
@@ -289,7 +296,7 @@ class Deploy:
         except OSError as error:
             self._refuse(f"{self._program.command[0]} cannot be run: {error.strerror}")
         else:
-            self.tally = self.tally.model_copy(update={"again": True})
+            self._repeat = True
 
     def _refuse(self, reason: str) -> None:
         self.tally = self.tally.model_copy(update={"failed": self.tally.failed + 1})

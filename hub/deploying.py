@@ -48,7 +48,7 @@ def deploy(path: Path | None, pid: int | None, timeout_s: float, as_json: bool) 
     except PermissionError:
         raise HubError(f"pid {before.pid} is another user's: try as that one, or as root") from None
     after = wait(directory, before, timeout_s)
-    if after.failed > before.failed:
+    if after.outcome:
         if as_json:
             click.echo(orjson.dumps({"ok": False, "version": after.version, "errors": after.outcome.splitlines()}))
         raise HubError("\n".join([*after.outcome.splitlines(), f"version {after.version} goes on"]))
@@ -71,14 +71,15 @@ def locate(config: Path, pid: int | None, environ: Mapping[str, str]) -> tuple[s
 
 
 def wait(directory: str, before: Standing, timeout_s: float) -> Standing:
-    """What the hub says once a deploy more is done or has failed. Raises HubError."""
+    """What the hub says once a deploy more is done or has failed: the one after that which went on. Raises HubError."""
     deadline = time.monotonic() + timeout_s
     seen_at = time.monotonic()
+    wanted = before.done + before.failed + (2 if before.busy else 1)
     while time.monotonic() < deadline:
         now = read(directory)
         if now is not None:
             seen_at = time.monotonic()
-            if (now.done, now.failed) != (before.done, before.failed):
+            if now.done + now.failed >= wanted:
                 return now
         elif time.monotonic() - seen_at > GONE_S:
             raise HubError(f"the hub (pid {before.pid}) has ended meanwhile; its log says why")

@@ -192,7 +192,7 @@ class Supervisor:
                 return
             self._embedded.resume()
             self._valkey = KeptValkey(self._embedded, self._clock())
-        self._tell_outcome("")
+        self._tell_outcome("", busy=False)
         # Once, not before each fork: what dies between two freezes would never be freed.
         gc.freeze()
         for worker in self._workers:
@@ -518,11 +518,13 @@ class Supervisor:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
 
-    def _note_deploy(self, reason: str) -> None:
-        self._facts.count("deploys", "failed" if reason else "ok")
-        self._tell_outcome(reason)
+    def _note_deploy(self, reason: str | None) -> None:
+        """None: one begins."""
+        if reason is not None:
+            self._facts.count("deploys", "failed" if reason else "ok")
+        self._tell_outcome(reason or "", busy=reason is None)
 
-    def _tell_outcome(self, reason: str) -> None:
+    def _tell_outcome(self, reason: str, *, busy: bool) -> None:
         """For `hub deploy`, which waits for it."""
         assert self._home is not None
         tally = self._deploy.tally
@@ -533,6 +535,7 @@ class Supervisor:
             done=tally.done,
             failed=tally.failed,
             outcome=reason,
+            busy=busy,
         )
         try:
             write(self._home.directory, standing)

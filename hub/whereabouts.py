@@ -24,7 +24,7 @@ MAX_BYTES = 65_536
 class Standing(BaseModel):
     """pid: of the supervisor. config: its settings file, absolute. done, failed: deploys since the hub was started.
 
-    outcome: of the last one, '' for a good one and before the first.
+    outcome: of the last one, '' for a good one and before the first. busy: one goes on, whose outcome is yet to come.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,6 +35,7 @@ class Standing(BaseModel):
     done: int = 0
     failed: int = 0
     outcome: str = ""
+    busy: bool = False
 
 
 def write(directory: str, standing: Standing) -> None:

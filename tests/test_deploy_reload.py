@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hub import reloading, status
+from hub import deploying, reloading, status
 from tests.test_deploy import Hub, programs  # noqa: F401 (a fixture)
 from tests.test_supervisor import alive, greeting, wait_until
 
@@ -204,3 +204,22 @@ def test_old_workers_have_the_times_that_they_were_started_with(hub: Callable[..
     one.wait_for("^deployed version two")
     [window] = one.said("^deployed version two; 2 workers of the old generation drain for up to (.*) s$")
     assert float(window) >= 60
+
+
+def test_who_asks_for_a_deploy_meanwhile_hears_of_its_own(hub: Callable[..., Hub]) -> None:
+    """The one that goes on may be of a version that was there before, and what becomes of it is not the answer."""
+    one = hub()
+    one.version("two", check="wait")
+    one.deploy()
+    wait_until(lambda: one.standing().busy)
+    wait_until(lambda: (one.directory / "started").read_text().startswith("check"))
+    directory, before = deploying.locate(one.directory / "hub.toml", one.process.pid, os.environ)
+    one.deploy()
+    one.wait_for("^SIGUSR2: a deploy is under way")
+    # The check that is made once more for it is of the first deploy, and not the second one's.
+    assert Asking(one).outcome()["ok"]
+    one.wait_for("checking the new version", 2)
+    one.version("three", boot="error")
+    one.go()
+    after = deploying.wait(directory, before, 30.0)
+    assert (after.version, after.done, after.failed) == ("three", 0, 2) and after.outcome
