@@ -39,18 +39,20 @@ FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 class Monitoring:
     """What the pages stand on.
 
-    key: '' for none, and then nobody has it. guarded: who is on this machine needs it, too.
+    key: '' for none, and then nobody has it. guarded: who is on this machine needs it, too. workers: how many there are
+    to be; not asked of the settings, where "auto" means the CPUs of whoever asks: a pinned worker has one.
     """
 
     exposition: Exposition
     health: Health
     key: str
     guarded: bool
+    workers: int
 
-    def retune(self, key: str, health: HealthSettings, workers: int) -> None:
+    def retune(self, key: str, health: HealthSettings) -> None:
         """Another key and other bounds from now on."""
         self.key = key
-        self.health.min_workers, self.health.needs_redis = min(health.min_workers, workers), health.needs_redis
+        self.health.min_workers, self.health.needs_redis = min(health.min_workers, self.workers), health.needs_redis
 
 
 def routes(monitoring: Monitoring) -> httpd.Routes:

@@ -273,7 +273,7 @@ class Retuner:
         rooms.recall.most_bytes = new.socketio.recovery_bytes
         rooms.revocations.most = new.auth.revocations
         rooms.admin.keys.retune(new.api.key)
-        rooms.monitoring.retune(new.api.key, new.health, new.worker_count())
+        rooms.monitoring.retune(new.api.key, new.health)
         if (gate := rooms.services.gate) is not None:
             gate.retune(
                 new.client.pending_commands,

@@ -524,7 +524,8 @@ class Worker:
             min_workers=min(settings.health.min_workers, seat.workers),
             needs_redis=settings.health.needs_redis,
         )
-        return Monitoring(self._exposition, health, settings.api.key, guarded=bool(seat.slot.combined))
+        guarded = bool(seat.slot.combined)
+        return Monitoring(self._exposition, health, settings.api.key, guarded, seat.workers)
 
     def _follow(self, server_api: api.Api) -> None:
         """Take up new settings from now on: all rooms are there."""

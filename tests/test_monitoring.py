@@ -13,7 +13,7 @@ from tornado.netutil import bind_sockets
 from hub import httpd, monitoring
 from hub.health import Verdict
 from hub.monitoring import Monitoring, has_key, is_local
-from hub.sections import HttpSettings
+from hub.sections import HealthSettings, HttpSettings
 from tests.support import async_test, serving
 
 KEY = "ключ"
@@ -39,7 +39,7 @@ class Health:
 
 @contextlib.asynccontextmanager
 async def pages(health: Health, key: str = KEY, guarded: bool = False) -> AsyncIterator[str]:
-    routes = monitoring.routes(Monitoring(Exposition(), health, key, guarded))
+    routes = monitoring.routes(Monitoring(Exposition(), health, key, guarded, 4))
     server = httpd.Server(httpd.application(routes), HttpSettings())
     sockets = bind_sockets(0, "127.0.0.1")
     async with serving(server, sockets):
@@ -125,3 +125,12 @@ def test_what_shows_the_key() -> None:
     assert has_key({"x-api-key": KEY_HEADER}, KEY) and has_key({"authorization": f"ApiKey  {KEY_HEADER}"}, KEY)
     assert not has_key({"authorization": f"Bearer {KEY_HEADER}"}, KEY) and not has_key({}, KEY)
     assert not has_key({"x-api-key": ""}, "")
+
+
+def test_no_more_workers_are_asked_for_than_there_are_to_be() -> None:
+    """However many CPUs the worker that is asked may run on."""
+    health = Health()
+    pages = Monitoring(Exposition(), health, "", False, 4)
+    for asked, wanted in ((3, 3), (9, 4)):
+        pages.retune(KEY, HealthSettings(min_workers=asked))
+        assert (pages.key, health.min_workers, health.needs_redis) == (KEY, wanted, True)
