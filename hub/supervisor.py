@@ -522,6 +522,9 @@ class Supervisor:
         """None: one begins."""
         if reason is not None:
             self._facts.count("deploys", "failed" if reason else "ok")
+        if reason == "":
+            # The new generation has what the heir has read, whatever became of the last reload.
+            self._facts.note(reload_ok=1, reloaded_at=time.time())
         self._tell_outcome(reason or "", busy=reason is None)
 
     def _tell_outcome(self, reason: str, *, busy: bool) -> None:

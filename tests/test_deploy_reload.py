@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hub import deploying, reloading, status
+from hub import deploying, facts, reloading, status
 from tests.test_deploy import Hub, programs  # noqa: F401 (a fixture)
 from tests.test_supervisor import alive, greeting, wait_until
 
@@ -223,3 +223,24 @@ def test_who_asks_for_a_deploy_meanwhile_hears_of_its_own(hub: Callable[..., Hub
     one.go()
     after = deploying.wait(directory, before, 30.0)
     assert (after.version, after.done, after.failed) == ("three", 0, 2) and after.outcome
+
+
+def test_settings_that_came_by_a_deploy_end_the_alarm_of_a_bad_reload(hub: Callable[..., Hub]) -> None:
+    """They are in force, as of that time; and no count begins anew."""
+    one = hub()
+    (one.directory / "settings").write_text("1")
+    assert not Asking(one).outcome()["ok"]
+    directory, _ = deploying.locate(one.directory / "hub.toml", one.process.pid, os.environ)
+    before = facts.read(directory)
+    assert before["reload_ok"] == 0 and "reloaded_at" not in before
+    one.settings()
+    one.version("two", boot="error")
+    one.deploy()
+    one.wait_for("^deploy failed, the old workers go on: app.module: no such thing$")
+    assert facts.read(directory)["reload_ok"] == 0
+    one.version("three")
+    one.deploy()
+    one.wait_for("^deployed version three")
+    after = facts.read(directory)
+    assert after["reload_ok"] == 1 and after["reloaded_at"] > before["began_at"]
+    assert after["counts"] == {"reloads": {"failed": 1}, "deploys": {"failed": 1, "ok": 1}}
