@@ -121,6 +121,7 @@ class Admin:
         self._tracer = Tracer(users, fanout, self._publish_piece, loop.call_later, clock, wall_clock)
         self._registry: Registry | None = None
         self._api: Api | None = None
+        self._door: Door | None = None
         self._asking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -138,12 +139,23 @@ class Admin:
         """Of the internal listeners. rooms: of the server API; services, entrance: of all clients."""
         self._api, self._registry = rooms, rooms.registry
         static = resources.files("hub").joinpath("static")
-        door = Door(self, reactor, _own(services), entrance)
+        door = self._door = Door(self, reactor, _own(services), entrance)
         return [
             (rf"{PATH}/?", AdminFile, {"file": static.joinpath("admin.html")}),
             *((rf"{PATH}/{re.escape(name)}", AdminFile, {"file": static.joinpath(name)}) for name in FILES),
             (rf"{PATH}/connection", AdminHandler, {"door": door}),
         ]
+
+    def retune(self, services: Services) -> None:
+        """Of all clients, with other settings: those hold for pages that come from now on."""
+        if (door := self._door) is not None:
+            door.services = dataclasses.replace(
+                door.services,
+                client=services.client,
+                outbox=services.outbox,
+                histories=services.histories,
+                log_addresses=services.log_addresses,
+            )
 
     async def close(self) -> None:
         """Ask for nothing more, trace nobody."""
@@ -382,7 +394,7 @@ class AdminConnection(WebSocketConnection):
         self._session = AdminSession(door.admin, door.services, self, visitor, self._session.meter)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Door:
     """What the handshake needs of its worker. services: the pages' own; entrance: that of all clients."""
 

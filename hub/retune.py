@@ -229,6 +229,7 @@ class Retuner:
             log_addresses=new.log_addresses,
         )
         rooms.doors.retune(new, rooms.services)
+        rooms.admin.retune(rooms.services)
         self._settings, self._keys = new, ready.fresh.keys
         self._adopt(new, rooms.services)
 

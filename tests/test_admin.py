@@ -287,6 +287,17 @@ async def test_without_a_key_the_page_says_so():
         assert await refused(other, "") == (3500, "api.key is not set, so there is no admin page")
 
 
+@async_test
+async def test_a_reload_says_whether_addresses_of_pages_are_shown(hub):
+    """Who guesses is shown by its address from now on, or no more, as any client's is."""
+    for setting, wanted in ((True, "address=127.0.0.1"), (False, "address=-")):
+        assert (await asyncio.to_thread(hub.reload, {"log_addresses": setting}))["ok"]
+        at = len(hub.stderr)
+        assert (await refused(hub, "wrong"))[0] == 3500
+        await until(lambda at=at: "admin: refused" in hub.stderr[at:])
+        assert wanted in hub.stderr[at:]
+
+
 class Registry:
     """All workers' answers, without the workers."""
 

@@ -636,6 +636,7 @@ REACHES: list[tuple[dict[str, Any], Callable[[Rooms], Any], Any]] = [
     ({"client": {"outbox_frames": 7}}, lambda r: r.services.outbox.max_frames, 7),
     ({"client": {"pending_commands": 7}}, lambda r: r.services.gate.retune.call_args.args[0], 7),
     ({"log_addresses": True}, lambda r: r.services.log_addresses, True),
+    ({"log_addresses": True}, lambda r: r.admin.retune.call_args.args[0].log_addresses, True),
     ({"auth": {"revocations": 7}}, lambda r: r.revocations.most, 7),
     ({"auth": {"cookie": "t"}, "allowed_origins": ["https://a.example"]}, lambda r: r.entrance.cookie, "t"),
     ({"allowed_origins": ["https://a.example"]}, lambda r: set(r.entrance.origins), {"https://a.example"}),
