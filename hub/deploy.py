@@ -119,7 +119,7 @@ class Check:
                 preexec_fn=lambda: die_with_parent(signal.SIGKILL, parent_pid),
             )
         except OSError:
-            self._close()
+            self.close()
             raise
         finally:
             os.close(words)
@@ -133,7 +133,7 @@ class Check:
             self.end()
             raise Refused("the check was not done in time (deploy_timeout_s)")
         output, errors = _content(self._output), _content(self._errors)
-        self._close()
+        self.close()
         try:
             found = json.loads(output)
             if status == 0 and found["ok"] and found["boot"]:
@@ -146,9 +146,9 @@ class Check:
         """Give it up. Call once, and not after an outcome."""
         self._process.kill()
         self._process.wait()
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
         os.close(self._output)
         os.close(self._errors)
 
@@ -249,6 +249,11 @@ class Deploy:
             for worker in self.leaving:
                 logger.error("worker %d (pid %d) did not leave in time and is killed", worker.slot.index, worker.pid)
                 worker.tell(signal.SIGKILL)
+
+    def leave(self) -> None:
+        """In a child: close what is the supervisor's."""
+        if self._check is not None:
+            self._check.close()
 
     def check_again(self) -> None:
         """The settings have been read anew: what a check that goes on has found is not what an heir would."""

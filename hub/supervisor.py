@@ -416,6 +416,7 @@ class Supervisor:
     def _leave(self, index: int = -1) -> None:
         """In the child: close what is the supervisor's, and the listeners of the other slots; -1: of all."""
         self._reload.leave()
+        self._deploy.leave()
         self._close_loop()
         self._facts.close()
         self._listeners.keep_only(index)

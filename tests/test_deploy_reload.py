@@ -7,6 +7,7 @@ import select
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -244,3 +245,22 @@ def test_settings_that_came_by_a_deploy_end_the_alarm_of_a_bad_reload(hub: Calla
     after = facts.read(directory)
     assert after["reload_ok"] == 1 and after["reloaded_at"] > before["began_at"]
     assert after["counts"] == {"reloads": {"failed": 1}, "deploys": {"failed": 1, "ok": 1}}
+
+
+def test_a_worker_that_is_forked_during_a_check_has_nothing_of_it(hub: Callable[..., Hub]) -> None:
+    """What the check writes would be held as long as that worker lives."""
+    one = hub()
+    one.version("two", check="wait")
+    one.deploy()
+    wait_until(lambda: (one.directory / "started").read_text().startswith("check"))
+    before = one.workers()
+    os.kill(before[0], signal.SIGKILL)
+    one.wait_for("^worker 0 started", 2)
+    [forked] = [int(text) for text in one.said(r"^worker 0 started, pid (\d+)$") if int(text) != before[0]]
+
+    def held(pid: int) -> set[str]:
+        return {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+
+    wait_until(lambda: not any("anon_inode:[eventpoll]" in name for name in held(forked)))
+    assert any("hub-check" in name for name in held(one.process.pid))
+    assert not any("hub-check" in name for name in held(forked))
