@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 REST_S = 5.0
 """For the workers of a generation to stop accepting, which takes them a turn of their loops."""
+KILL_S = 1.0
+"""For a check that was killed. One that hangs in the kernel, as on a dead file system, is left to subprocess, which
+reaps it later: who waits here watches over no worker."""
 OUTPUT_BYTES = 1_048_576
 """Of the check, standard output and error each; what it writes beyond that fails there."""
 REASON_LINES = 8
@@ -145,7 +148,10 @@ class Check:
     def end(self) -> None:
         """Give it up. Call once, and not after an outcome."""
         self._process.kill()
-        self._process.wait()
+        try:
+            self._process.wait(KILL_S)
+        except subprocess.TimeoutExpired:
+            logger.error("the check (pid %d) does not even end when it is killed", self._process.pid)
         self.close()
 
     def close(self) -> None:

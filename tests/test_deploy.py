@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from hub.deploy import REASON_CHARS, Program, program
+from hub.deploy import REASON_CHARS, Check, Program, program
 from hub.whereabouts import Standing, read
 from tests.test_supervisor import alive, greeting, listeners_of, wait_until
 
@@ -502,6 +502,31 @@ def test_the_heir_holds_what_it_was_left_and_no_more(hub: Callable[..., Hub]) ->
     assert counts[0] == counts[-1]
     inside = {os.readlink(path) for path in Path(f"/proc/{one.workers()[0]}/fd").iterdir()}
     assert not any("estate" in name or "hub-check" in name for name in inside)
+
+
+class Undying:
+    """A process in a system call that never returns."""
+
+    pid = 4711
+
+    def kill(self) -> None:
+        pass
+
+    def wait(self, timeout: float | None = None) -> int:
+        assert timeout is not None and timeout < 5
+        raise subprocess.TimeoutExpired("hub", timeout)
+
+
+@pytest.mark.expects_log
+def test_a_check_that_not_even_a_kill_ends_is_not_waited_for() -> None:
+    """The supervisor has workers to watch over."""
+    check = object.__new__(Check)
+    check._process = Undying()  # type: ignore[assignment]
+    check._output, check._errors = os.pipe()
+    check.end()
+    for descriptor in (check._output, check._errors):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
 
 
 # How a hub was started.
