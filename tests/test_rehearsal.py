@@ -100,4 +100,4 @@ def test_what_is_left_in_another_format_is_refused(tmp_path: Path) -> None:
     """Here, where it costs nothing."""
     done = check(tmp_path, {}, estate(format=99))
     assert done.returncode == 3
-    assert done.stderr == "hub: the running hub leaves its workers in format 99, this version reads 1: restart\n"
+    assert done.stderr == "hub: the running hub leaves its workers in format 99, this version reads 2: restart\n"
