@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from . import errors, log
 from .audience import ELSEWHERE, Audience, Group, Volatile, WireForm
 from .errors import CLOSE_NORMAL, CLOSE_SERVER_ERROR, CLOSE_SLOW, CLOSE_WRITE_ERROR, Close
-from .fairness import BUSY_S, DEAR, MOST_OWED_S, OWED_S, Fairness
+from .fairness import BUSY_S, DEAR, MOST_OWED_S, MOST_OWN_S, OWED_S, Fairness
 from .limits import Account
 from .outbox import Limits, Outbox, Verdict
 from .quotas import Meter
@@ -345,13 +345,14 @@ class Connection:
         price, account = fairness.price, self.account
         if account is not None:
             owed_until = account.busy_at
-            owed_until = (owed_until if owed_until > now else now) + work_s * fairness.ip_price
+            # By what was owed before: the first who asks for much is no reason for a price that is meant for many.
             if owed_until > now + OWED_S:
                 price *= DEAR
-                owed_until = min(owed_until, now + MOST_OWED_S)
-            account.busy_at = owed_until
+            owed_until = (owed_until if owed_until > now else now) + work_s * fairness.ip_price
+            account.busy_at = min(owed_until, now + MOST_OWED_S)
         busy_at = self.busy_at
-        self.busy_at = busy_at = (busy_at if busy_at > now else now) + work_s * price
+        busy_at = (busy_at if busy_at > now else now) + work_s * price
+        self.busy_at = busy_at = min(busy_at, now + MOST_OWN_S)
         if busy_at > now + BUSY_S or self.watched_until > now:
             fairness.weigh(self, now, work_s)
 

@@ -28,7 +28,10 @@ DEAR = 10.0
 """Where an address owes so much, time costs its connections so many times as much: who takes little notices nothing,
 and twenty who keep just below their own rate have a tenth of the loop and not all of it."""
 MOST_OWED_S = 5.0
-"""More no address owes: its clients of tomorrow have done nothing."""
+"""More no address owes, nor all busy ones together: its clients of tomorrow have done nothing."""
+MOST_OWN_S = OWED_S + 2.0
+"""More no connection owes, so that none is put off for longer than two seconds for its own doing: a watch list of 1,000
+symbols that are new to the worker is one message, and SDKs wait 5 s for the answer to the next one."""
 WORKER_OWED_S = 0.05
 """The same for all busy ones together, who are to be served in small pieces."""
 PIECE_S = 0.0005
@@ -112,7 +115,7 @@ class Fairness:
         """A connection that is busy (`busy_at` is beyond BUSY_S from now) or watched has taken so much."""
         until = connection.busy_at - OWED_S
         if self._worker_price:
-            self._busy_at = max(self._busy_at, now) + work_s * self._worker_price
+            self._busy_at = min(max(self._busy_at, now) + work_s * self._worker_price, now + MOST_OWED_S)
             until = max(until, self._busy_at - WORKER_OWED_S)
         connection.watched_until = max(until, now) + WATCHED_S
         if until > now:

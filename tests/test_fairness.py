@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from hub.connection import BUSY_READ_BYTES, OPEN, READ_BYTES, Connection, take_over
-from hub.fairness import MOST_OWED_S, OWED_S, PIECE_S, Fairness, Rates
+from hub.fairness import MOST_OWED_S, MOST_OWN_S, OWED_S, PIECE_S, Fairness, Rates
 from hub.limits import Account
 from hub.reactor import Reactor
 from tests.support import FakeClock, async_test
@@ -132,6 +132,50 @@ def test_an_address_owes_so_much_at_the_most():
     account = Account("203.0.113.7")
     One(room, clock, 0.5, account).read()
     assert account.busy_at <= clock() + MOST_OWED_S
+
+
+def test_one_costly_message_keeps_its_client_waiting_for_two_seconds_and_not_for_a_minute():
+    """A watch list of 1,000 symbols that are new to the worker; the default rates, and an address that owes nothing."""
+    room, clock, loop, _ = make(Rates.of_ms(50, 100, 200))
+    one = One(room, clock, 0.3, Account("203.0.113.7"))
+    one.read()
+    assert one.waits, "it is much all the same"
+    assert one.busy_at - OWED_S <= clock() + 2.0
+    one.work_s = 0.0001
+    loop.run(2.01, [])
+    assert one.reads > 1
+
+
+def test_the_first_of_an_address_pays_no_price_that_is_meant_for_many():
+    """What it asks for makes its address owe much; it owes for that what anybody else would."""
+    room, clock, *_ = make(Rates(connection=0.1, ip=0.01))
+    one = One(room, clock, 0.02, Account("203.0.113.7"))
+    now = clock()
+    one.read()
+    assert one.account.busy_at > now + OWED_S
+    assert one.busy_at == pytest.approx(now + 0.2) and not one.waits
+
+
+def test_a_storm_of_those_who_ask_for_much_keeps_nobody_waiting_for_minutes():
+    """A thousand clients come back to a new worker, each with a hundred channels: what that takes has been taken."""
+    room, clock, loop, _ = make(Rates.of_ms(50, 100, 200))
+    crowd = [One(room, clock, 0.03, Account(str(number))) for number in range(1000)]
+    for one in crowd:
+        one.read()
+        one.work_s = 0.00002
+    assert room.waiting > 900
+    loop.run(MOST_OWED_S + 1.0, [])
+    assert not room.waiting
+
+
+def test_no_connection_owes_more_than_it_may():
+    """However many reads, and whatever its address owes."""
+    room, clock, *_ = make(Rates(connection=0.001, ip=0.001))
+    one = One(room, clock, 0.5, Account("203.0.113.7"))
+    for _ in range(3):
+        one.waits = False
+        one.read()
+        assert one.busy_at <= clock() + MOST_OWN_S
 
 
 def test_who_takes_little_is_never_put_off_for_its_neighbours():
