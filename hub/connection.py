@@ -14,9 +14,11 @@ GONE.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
+import termios
 from collections.abc import Iterable, Mapping
 
 from . import errors, log
@@ -107,7 +109,7 @@ class Connection:
         self.reactor = reactor
         self.state = OPEN
         self.heard_at = reactor.clock()
-        """When the client's last byte came."""
+        """When the client's last byte came, or waited to be read though it was time for one."""
         self.opened_at = self.heard_at
         self.messages = 0
         """Those that came from the client; a wire counts them."""
@@ -169,6 +171,15 @@ class Connection:
     def waiting_bytes(self) -> int:
         """In its outbox."""
         return self._outbox.size
+
+    @property
+    def unread(self) -> bool:
+        """Something of it waits that the hub does not read for now: so long its silence is the hub's doing."""
+        if not self._put_off:
+            return False
+        if self._tls is not None and self._tls.pending:
+            return True
+        return any(fcntl.ioctl(self.fd, termios.FIONREAD, bytes(4)))
 
     # What a wire fills in.
 
@@ -431,6 +442,8 @@ class Connection:
         if self.state != OPEN:
             self.abort()
             return
+        if self._put_off and self.unread:
+            self.heard_at = now
         try:
             self.on_deadline(now)
         except Exception:

@@ -349,7 +349,9 @@ class EngineConnection(FramedConnection):
         self.end(errors.CLOSE_BY_PEER)
 
     def on_due(self, now: float) -> None:
-        if now >= self._pong_due:
+        if now >= self._pong_due and self.unread:
+            self._pong_due = now + self.engine.settings.ping_timeout_ms / TO_MS  # it may be there, unread
+        elif now >= self._pong_due:
             self.close(errors.CLOSE_NO_PONG)
         elif now >= self._ping_due:
             # Counted from when the ping was due, as clients count. Half of it is theirs though the loop was held up.

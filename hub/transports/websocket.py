@@ -174,7 +174,8 @@ class FramedConnection(Connection):
             self._begun_at = None
 
     def on_deadline(self, now: float) -> None:
-        if self._begun_at is not None and now >= self._begun_at + self._limits.message_timeout_s:
+        unfinished = self._begun_at is not None and now >= self._begun_at + self._limits.message_timeout_s
+        if unfinished and not self.unread:
             self.close(Close(errors.CLOSE_POLICY.code, "message not finished in time"))
             return
         if now >= self.next_due():

@@ -71,6 +71,27 @@ async def test_heartbeats_on_a_websocket(valkey_url, prefix):
         assert socket.close_code == 3012
 
 
+@async_test
+async def test_a_pong_that_is_left_unread_for_a_while_is_waited_for(valkey_url, prefix):
+    """Fairness has put its client off, and the pong waits in its socket."""
+    async with plane(valkey_url, prefix, socketio=QUICK) as hub, member(hub) as socket:
+        (connection,) = hub.reactor.connections.values()
+        assert await receive(socket) == "2"
+        due = connection._pong_due
+        connection.put_off()
+        await socket.send("3")
+        await until(lambda: connection._pong_due > due or not connection.open)
+        assert connection.open
+        connection.read_again()
+        assert await receive(socket) == "2"
+        connection.put_off()  # and nothing waits this time
+        await until(lambda: not connection.open)
+        connection.read_again()
+        with pytest.raises(ConnectionClosed):
+            await receive(socket)
+        assert socket.close_code == 3012
+
+
 @pytest.mark.parametrize("body", [b"abc", b"", b"4abc", b"42", b"42{}", EVENT + b"\x1e9", b"5", b"2probe", b"0"])
 @async_test
 async def test_an_invalid_packet_ends_the_session(valkey_url, prefix, body):

@@ -276,6 +276,43 @@ async def test_a_silent_client_is_closed_with_no_pong_and_an_answering_one_stays
 
 
 @async_test
+async def test_a_client_whose_pong_is_left_unread_for_a_while_is_not_dead(valkey_url, prefix):
+    """Fairness has put it off, and its pong waits in its socket; one that has said nothing is as dead as any."""
+    times = {"connect_timeout_s": 0.1, "ping_interval_s": 1.5, "pong_timeout_s": 1.0}
+    async with plane(valkey_url, prefix, client=times, jitter=lambda: 0.0) as hub, client(hub.url) as one:
+        (connection,) = hub.reactor.connections.values()
+        for answers in (True, False):
+            await one.ping()
+            connection.put_off()
+            if answers:
+                await one.socket.send("{}")
+                await one.ping()  # the next one
+                connection.read_again()
+                await one.socket.send("{}")
+        await until(lambda: not connection.open)
+        connection.read_again()  # the answer to our last words, and the end
+        assert await closing(one) == (3012, "no pong")
+
+
+@async_test
+async def test_a_message_that_is_left_unread_for_a_while_has_its_time(valkey_url, prefix):
+    """Its end waits in the client's socket: that it was not read is the hub's doing."""
+    async with plane(valkey_url, prefix, client={"message_timeout_s": 0.2}) as hub, client(hub.url) as one:
+        (connection,) = hub.reactor.connections.values()
+        deadlines = []
+        judge, connection_class = connection.on_deadline, type(connection)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(connection_class, "on_deadline", lambda self, now: deadlines.append(now) or judge(now))
+            connection.receive(b"\x01\x81\0\0\0\0{")  # text, not final
+            connection.put_off()
+            one.socket.transport.write(b"\x80\x81\0\0\0\0}")  # its end
+            await until(lambda: len(deadlines) > 2 or not connection.open)
+        assert connection.open
+        connection.read_again()
+        assert "subscribe" in await one.command(subscribe={"channel": "open:a"})
+
+
+@async_test
 async def test_a_message_that_does_not_end_in_time_is_closed(valkey_url, prefix):
     """message_timeout_s after its first byte an unfinished message ends its connection with 1008, pings or not."""
     async with plane(valkey_url, prefix, client={"message_timeout_s": 0.2}) as hub:
