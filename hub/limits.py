@@ -20,6 +20,10 @@ BURST_S = 1.0 + ROUNDING
 """So much may be taken at once after a quiet second. What is larger, as a message may be, passes then too, and not
 never: it is earned back before anything else passes."""
 
+MOST_OFFENDED_S = 10.0
+"""More no address has to wait for offences: a thousand connections of one company that a new release of its application
+ends in the same moment must not keep it out for minutes, nor one of its clients all the others."""
+
 
 class TokenBucket:
     """At most `per_s` a second on average, and as many at once after a quiet second. per_s 0: no limit."""
@@ -112,8 +116,8 @@ class Account:
         return True
 
     def offend(self, now: float, cost_s: float) -> None:
-        """Take so many seconds' worth of handshakes, whether there are any or not."""
-        self.handshakes_at = max(self.handshakes_at, now) + cost_s
+        """Take so many seconds' worth of handshakes, whether there are any or not; MOST_OFFENDED_S at the most."""
+        self.handshakes_at = max(self.handshakes_at, min(max(self.handshakes_at, now) + cost_s, now + MOST_OFFENDED_S))
 
     def settled(self, now: float) -> bool:
         """All is earned back, so that it need not be remembered."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub.limits import Account, TokenBucket
+from hub.limits import MOST_OFFENDED_S, Account, TokenBucket
 from tests.support import FakeClock
 
 
@@ -47,6 +47,18 @@ def test_an_account_has_so_many_handshakes_and_offences_take_them():
     account.offend(0.0, 1.0)
     assert not account.greet(1.0, 0.1) and account.greet(1.2, 0.1)
     assert not account.settled(2.0) and account.settled(3.0)
+
+
+def test_offences_keep_nobody_out_for_minutes():
+    """A thousand connections that are ended in one moment; and the bound takes nothing back."""
+    account = Account("203.0.113.7")
+    for _ in range(1000):
+        account.offend(0.0, 0.2)
+    assert not account.greet(MOST_OFFENDED_S - 1.5, 0.01) and account.greet(MOST_OFFENDED_S, 0.01)
+    account.offend(5.0, 60.0)
+    assert account.handshakes_at == 5.0 + MOST_OFFENDED_S
+    account.offend(0.0, 60.0)
+    assert account.handshakes_at == 5.0 + MOST_OFFENDED_S
 
 
 def test_an_account_has_so_many_knocks():
