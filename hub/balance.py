@@ -129,6 +129,8 @@ class Balance:
         if self._retry is not None:
             self._retry.cancel()
         for one in self._waiting:
+            # The other one would count it for as long as it lives, and be given so many fewer.
+            self._given[one.slot * self._workers + self._owner.slot] -= 1
             one.sock.close()
         self._waiting.clear()
         self._take = None

@@ -192,6 +192,22 @@ async def test_only_so_many_wait_for_a_place(monkeypatch):
 
 
 @async_test
+async def test_what_was_never_given_is_counted_by_nobody():
+    """The worker ends while a connection waits for a place with another one, which does not expect it for ever."""
+    with rig(100, 0) as hub:
+        giver, taker = hub.workers
+        os.unlink(taker.path)
+        client, server = socket.socketpair()
+        assert giver.balance.passes(server, 0, 0)
+        giver.balance.close()
+        hub.workers.remove(giver)
+        client.close()
+        assert hub.loads.given.tolist() == [0, 0, 0, 0]
+        taker.has(10)
+        assert hub.loads.rows[FIELDS + COUNT] == 10
+
+
+@async_test
 async def test_what_is_on_its_way_counts(monkeypatch):
     """Who says anew how many it has does not forget those that wait in its queue; a successor begins without them."""
     with rig(30, 0) as hub:
