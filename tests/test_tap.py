@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 
 import orjson
@@ -91,6 +92,44 @@ def test_secrets_are_not_shown(text: str) -> None:
     """By their names, in JSON and in JSON within it, whole or cut off."""
     found = shown(text.encode())
     assert "SECRET" not in found and "redacted" in found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "access_token", "refreshToken", "client_secret", "userPassword", "passphrase", "X-API-Key", "auth", "pwd",
+        "sessionId", "setCookie", "private_key", "credentials", "jwt",
+    ],
+)  # fmt: skip
+def test_secrets_are_known_by_a_part_of_their_names(name: str) -> None:
+    """As applications name them in what they hand over at a connect; also in a text of JSON, and in lists."""
+    for value in ({name: "hide-me"}, {name: ["hide-me", "hide-me-too"]}, {name: 4711}, {name: 'a"hide-me'}):
+        message = orjson.dumps({"id": 1, "connect": {"data": value | {"room": "seen"}}})
+        found = shown(message)
+        assert "hide-me" not in found and "4711" not in found and "seen" in found
+        inner = orjson.dumps(value | {"room": "seen"}).decode()
+        for _ in range(3):
+            inner = orjson.dumps({"data": inner}).decode()
+            found = shown(inner.encode())
+            assert "hide-me" not in found and "4711" not in found and "seen" in found
+
+
+@pytest.mark.parametrize("text", ["\\", '\\"', '\\"key' + "\\" * 2000, '"key":', '"key":"', "eyJ", '"key":[', '"a'])
+def test_no_text_is_costly_to_show(text: str) -> None:
+    """Whoever is traced says what he likes: twice as long a text takes about twice the time, not four times."""
+
+    def seconds(size: int, monkeypatch: pytest.MonkeyPatch) -> float:
+        monkeypatch.setattr(tap, "MAX_SHOWN", size)
+        message = (text * size).encode()[: 4 * size]
+        times = []
+        for _ in range(5):
+            begin = time.process_time()
+            shown(message)
+            times.append(time.process_time() - begin)
+        return min(times)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert seconds(16_000, monkeypatch) < 8 * seconds(4_000, monkeypatch) + 0.001
 
 
 def test_tokens_are_not_shown_wherever_they_stand() -> None:
