@@ -36,8 +36,11 @@ GONE_S = 1.0
 def deploy(path: Path | None, pid: int | None, timeout_s: float, as_json: bool) -> None:
     """Have the running hub take up new code, with nobody refused.
 
-    The new version is checked first (`hub check --boot`), and where it can't boot the old one goes on and the exit
-    status is 1. Done is when its workers accept; those of the old one drain for drain_window_s from then on.
+    The new version is checked first (`hub check --boot`), and where it can't boot the old one goes on. Done is when its
+    workers accept; those of the old one drain for drain_window_s from then on.
+
+    Exit status: 0 the new version serves, 1 it is refused, or the hub is not there, or no outcome in time, 2 wrong
+    arguments.
 
     \b
     Example:  hub deploy --config /etc/hub/hub.toml

@@ -39,7 +39,9 @@ def reload(pid: int | None, timeout_s: float, as_json: bool) -> None:
     """Have a running hub read its settings anew, and wait for what becomes of it.
 
     Nobody is disconnected. Settings that can't change while it runs, and mistakes, are refused: each is one line on
-    standard error, nothing has changed then, and the exit status is 2. It is 1 where there is no hub, or no outcome.
+    standard error, and nothing has changed then.
+
+    Exit status: 0 the new settings hold, 1 there is no hub, or no outcome in time, 2 refused, or wrong arguments.
 
     \b
     Examples:  hub reload

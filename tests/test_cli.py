@@ -165,6 +165,8 @@ def test_what_json_prints_is_json_one_record_in_a_line(
             "backup": [file, *settings],
             "restore": [file, "--check"],
             "bench": ["--url", hub.ws_url, "--api-url", hub.api_url, "--key", hub.key, "-n", "2", "--seconds", "0.1"],
+            "reload": ["--pid", str(hub.pid)],
+            "deploy": settings,
         }
         with_json = {
             name for name, command in cli.hub.commands.items() if "as_json" in {p.name for p in command.params}

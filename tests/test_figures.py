@@ -132,7 +132,7 @@ async def test_what_is_published_is_counted_by_what_became_of_it(valkey_url, pre
         inbox = hub.services.channels.resolve("inbox:#42")
         hub.publisher.publish("inbox:#42", inbox, 1, verdicts.append)
         await until(lambda: len(verdicts) == 4)
-        hub.broker._lane._most_waiting = 0
+        hub.broker._lane.most_waiting = 0
         hub.broker.publish(latest, "t", batch, verdicts.append)
         await until(lambda: len(verdicts) == 5)
         assert hub.broker.outcomes == {"taken": 4, "duplicate": 1, "refused": 2, "unconfirmed": 0, "unavailable": 0}
