@@ -132,6 +132,8 @@ class Supervisor:
             self._note_deploy,
             estate.tally if estate else Tally(),
         )
+        self._checked = _mark(lineage.config)
+        """The settings file, as the check of a new version finds it."""
         self._stage = Stage.BOOTING
         self._status = EXIT_OK
         self._failure = ""
@@ -499,7 +501,8 @@ class Supervisor:
         )
 
     def _replace(self, program: Program, estate: Estate) -> None:
-        """Make the exec. Raises OSError, and then all goes on; returns where SIGHUP came with it.
+        """Make the exec. Raises OSError, and then all goes on; returns where SIGHUP came with it, or the settings file
+        is another one than when the check began.
 
         An heir ends, and with it all workers, where it finds settings that are no good: they may have changed.
         """
@@ -514,14 +517,16 @@ class Supervisor:
                 waiting = b""
             for number in waiting:
                 os.kill(os.getpid(), number)
-            if signal.SIGHUP not in signal.sigpending():
+            if signal.SIGHUP not in signal.sigpending() and self._checked == _mark(self._lineage.config):
                 replace(program, estate)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
 
     def _note_deploy(self, reason: str | None) -> None:
         """None: one begins."""
-        if reason is not None:
+        if reason is None:
+            self._checked = _mark(self._lineage.config)
+        else:
             self._facts.count("deploys", "failed" if reason else "ok")
         if reason == "":
             # The new generation has what the heir has read, whatever became of the last reload.
@@ -594,6 +599,15 @@ class Supervisor:
         logger.warning("%s", ended)
         if self._status == EXIT_OK:
             self._status = EXIT_FAILED
+
+
+def _mark(path: str) -> tuple[int, int, int] | None:
+    """Another one whenever the file is; None where there is none to be seen."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _raise_file_limit() -> None:

@@ -112,6 +112,20 @@ def test_settings_that_turn_out_bad_between_check_and_exec_end_nobody(hub: Calla
     assert one.workers() == before and one.process.poll() is None
 
 
+def test_a_settings_file_that_changes_during_the_check_is_checked_too(hub: Callable[..., Hub]) -> None:
+    """Nobody has said that it has, and what the heir reads has to be what was found good."""
+    one = hub()
+    before = one.workers()
+    one.version("two", check="wait")
+    one.deploy()
+    wait_until(lambda: (one.directory / "started").read_text().startswith("check"))
+    (one.directory / "hub.toml").write_text("limits = 1")
+    one.version("three", check="refuse")
+    one.go()
+    one.wait_for("^deploy refused, version one goes on: ")
+    assert one.workers() == before and len(one.said("checking the new version")) == 2
+
+
 def test_good_settings_while_the_new_version_is_checked_are_its_own_too(hub: Callable[..., Hub]) -> None:
     """Nobody is asked twice: the reload is done, and then the deploy."""
     one = hub()
