@@ -153,7 +153,7 @@ class Proxied(Newcomer):
         if line is None:
             sock.close()
         else:
-            self._acceptor.greet(sock, line.peer or self._address, self._since, self._secure)
+            self._acceptor.greet(sock, line.peer or self._address, self._since, self._secure, named=True)
 
 
 class Acceptor:
@@ -366,11 +366,17 @@ class Acceptor:
             logger, "no PROXY line of a trusted proxy where proxy_protocol wants one: closed; see trusted_proxies"
         )
 
-    def greet(self, sock: socket.socket, address: object, since: float, secure: bool = False) -> None:
-        """A client's connection, of which nothing has been read. since: when it was accepted. secure: it speaks TLS."""
+    def greet(
+        self, sock: socket.socket, address: object, since: float, secure: bool = False, *, named: bool = False
+    ) -> None:
+        """A client's connection, of which nothing has been read. since: when it was accepted. secure: it speaks TLS.
+
+        named: the address is what a proxy says, and so nothing that the kernel could keep out.
+        """
         if self._public and (key := self._door.entrance.quotas.shuts_out(forwarded.address_of(address))):
             _reset(sock)
-            self.curb.on_reset(key)
+            if not named:
+                self.curb.on_reset(key)
             return
         place = self._knock(address, secure)
         if place is None:

@@ -458,3 +458,17 @@ async def test_requests_are_handed_to_tornado_a_few_in_a_turn(valkey_url, prefix
         assert max(Counter(handed).values()) <= 2 * (SLICE_S / TORNADO_S + 1)
         for sock in socks:
             sock.close()
+
+
+@async_test
+async def test_whom_a_proxy_names_is_reset_and_takes_no_place_among_those_kept_out(valkey_url, prefix):
+    """The kernel knows the proxy alone: a place for it would be missing for one who comes by himself."""
+    limits = {"ip_handshakes_per_s": 1}
+    async with plane(valkey_url, prefix, proxies=TRUSTED, proxied=True, limits=limits) as hub:
+        counts = hub.services.quotas.refusals.counts
+        while counts["ip_shut_out"] <= RESETS:
+            reader, writer = await opened(hub.port, LINE + head())
+            with contextlib.suppress(ConnectionResetError):
+                await asyncio.wait_for(reader.read(1), 5)
+            writer.close()
+        assert not hub.acceptor.curb.held()
