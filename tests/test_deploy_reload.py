@@ -210,9 +210,13 @@ def test_a_generation_that_stays_takes_new_settings_of_its_own_version_alone(
     assert Asking(one).outcome()["ok"]
 
 
-def test_old_workers_have_the_times_that_they_were_started_with(hub: Callable[..., Hub]) -> None:
-    """Shorter ones of the new settings would have them killed in the middle of their drain."""
-    one = hub(drain_window_s=60)
+@pytest.mark.parametrize("anew", [False, True])
+def test_old_workers_have_the_times_that_they_were_told(hub: Callable[..., Hub], anew: bool) -> None:
+    """At their start, or by a reload. Shorter ones of the new version would have them killed amid their drain."""
+    one = hub(drain_window_s=0 if anew else 60)
+    if anew:
+        one.settings(drain_window_s=60)
+        assert Asking(one).outcome()["changed"] == ["drain_window_s"]
     one.version("two")
     one.settings(drain_window_s=0, client={"close_timeout_s": 0.5})
     one.deploy()
