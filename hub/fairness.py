@@ -30,8 +30,8 @@ and twenty who keep just below their own rate have a tenth of the loop and not a
 MOST_OWED_S = 5.0
 """More no address owes, nor all busy ones together: its clients of tomorrow have done nothing."""
 MOST_OWN_S = OWED_S + 2.0
-"""More no connection owes, so that none is put off for longer than two seconds for its own doing: one message may ask
-for hundreds of channels that are new to the worker, and SDKs wait 5 s for the answer to the next one."""
+"""More no connection owes, so that none is put off for longer than two seconds for its own doing: a watch list of 1,000
+symbols that are new to the worker is one message, and SDKs wait 5 s for the answer to the next one."""
 WORKER_OWED_S = 0.05
 """The same for all busy ones together, who are to be served in small pieces."""
 PIECE_S = 0.0005

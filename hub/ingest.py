@@ -47,9 +47,6 @@ RESUBSCRIBE_BATCH = 512
 """Channels in one SUBSCRIBE: keeps each command, and Redis' time for it, short."""
 HOLD_S = 0.0003
 """Of the loop's time for one more channel, from the question to its end: measured with eight who only come and go."""
-FURTHER_S = 0.00005
-"""The same for each further one that is asked for in the same turn, and so in the same command: with 120 channels at a
-time, or 60 that come and go in one message, the worker took 15 to 30 us for each, Redis not counted."""
 PING_INTERVAL_S = 2.0
 SILENCE_LIMIT_S = 6.0
 """A link on which even the answer to our PING fails to come for so long is dead, whatever TCP says."""
@@ -127,7 +124,7 @@ class Ingest:
             asyncio.get_running_loop().call_soon(ready, BrokerUnavailable("the subscriber connection to Redis is down"))
             return
         self._held.add(name)
-        self.on_cost(FURTHER_S if self._to_hold else HOLD_S)
+        self.on_cost(HOLD_S)
         # One list of callbacks for each SUBSCRIBE sent: after a release and a new hold, the first answer must not
         # confirm the second.
         self._confirming.setdefault(name, deque()).append([ready])

@@ -135,7 +135,7 @@ def test_an_address_owes_so_much_at_the_most():
 
 
 def test_one_costly_message_keeps_its_client_waiting_for_two_seconds_and_not_for_a_minute():
-    """Hundreds of channels, say, that are new to the worker; the default rates, and an address that owes nothing."""
+    """A watch list of 1,000 symbols that are new to the worker; the default rates, and an address that owes nothing."""
     room, clock, loop, _ = make(Rates.of_ms(50, 100, 200))
     one = One(room, clock, 0.3, Account("203.0.113.7"))
     one.read()
