@@ -21,6 +21,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 import hub as package
+from hub.inheritance import FORMAT
 from tests.chaos.deploys import SHORT, deploys
 from tests.hubs import KEY, HubProcess, clean_environment
 from tests.plane import client
@@ -212,7 +213,9 @@ def break_boot(hub: Path) -> None:
 
 def leave_another_format(hub: Path) -> None:
     path = hub / "inheritance.py"
-    path.write_text(path.read_text().replace("\nFORMAT = 1\n", "\nFORMAT = 2\n"))
+    text = path.read_text()
+    assert f"\nFORMAT = {FORMAT}\n" in text
+    path.write_text(text.replace(f"\nFORMAT = {FORMAT}\n", f"\nFORMAT = {FORMAT + 1}\n"))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,10 @@ def leave_another_format(hub: Path) -> None:
     [
         (break_syntax, r"SyntaxError: .*"),
         (break_boot, r"ZeroDivisionError: .*"),
-        (leave_another_format, r"the running hub leaves its workers in format 1, this version reads 2: restart"),
+        (
+            leave_another_format,
+            rf"the running hub leaves its workers in format {FORMAT}, this version reads {FORMAT + 1}: restart",
+        ),
     ],
 )
 @async_test
