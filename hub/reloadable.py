@@ -80,6 +80,8 @@ SETTINGS: dict[str, When] = {
     "limits": IN_PLACE,
     "limits.ip_commands_per_s": NEWCOMERS,
     "limits.ip_bytes_per_s": NEWCOMERS,
+    "limits.ip_loop_ms_per_s": NEWCOMERS,
+    "limits.ip_offences_per_s": NEWCOMERS,
     "limits.user_commands_per_s": NEWCOMERS,
     "limits.user_bytes_per_s": NEWCOMERS,
     "limits.ip_network_bits": NEWCOMERS,

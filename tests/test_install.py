@@ -238,7 +238,7 @@ def test_what_pip_cannot_install_leaves_nothing(machine: Machine, tmp_path: Path
 def test_secrets_that_are_handed_over_otherwise_are_left_alone(machine: Machine) -> None:
     dropin = machine / "etc/systemd/system/hub.service.d/mine.conf"
     dropin.parent.mkdir(parents=True)
-    dropin.write_text("[Service]\nLoadCredential=auth.hmac_secret:/root/secret\n")
+    dropin.write_text("[Service]\nLoadCredential=auth.hmac_secret:/srv/secret\n")
     machine.install("--yes")
     assert {"etc/hub/hmac_secret", "etc/systemd/system/hub.service.d/10-secrets.conf"}.isdisjoint(machine.tree())
 
