@@ -42,6 +42,7 @@ BASE: dict[str, Any] = {
 READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 15.0
 RELOAD_TIMEOUT_S = 40.0
+LOG_TIMEOUT_S = 10.0
 
 
 class HubFailed(Exception):
@@ -160,6 +161,20 @@ class HubProcess:
     def stderr(self) -> str:
         """What it has written to standard error so far, its log."""
         return self._stderr_path.read_text(errors="replace")
+
+    def logged(self, *words: str, since: int = 0) -> str:
+        """The log from the character `since` on, once each of these is in it.
+
+        A line may come after whoever it tells of has been answered. Raises AssertionError after some seconds.
+        """
+        deadline = time.monotonic() + LOG_TIMEOUT_S
+        while True:
+            text = self.stderr[since:]
+            missing = [one for one in words if one not in text]
+            if not missing:
+                return text
+            assert time.monotonic() < deadline, f"not in the log: {missing}; {text}"
+            time.sleep(0.01)  # nothing tells when a process has written a line
 
     def worker_pids(self) -> list[int]:
         """The workers that live now, in the order of their start."""

@@ -83,7 +83,7 @@ def test_thirty_mistakes_change_nothing_and_each_line_names_its_key(hub: HubProc
             found = hub.reload(merged(good, broken))
             assert not found["ok"], (key, found)
             assert any(line.startswith((f"{key}:", f"{key} ")) for line in found["errors"]), found
-            assert f"settings were not changed: {key}" in hub.stderr[at:]
+            hub.logged(f"settings were not changed: {key}", since=at)
             go_on(hub, everybody, workers)
             assert everybody[0].subscribe("fresh:a") == 102
     assert status.read(hub.pid)["reloads_failed"] == before + len(BROKEN)
@@ -273,7 +273,7 @@ def test_a_signal_before_it_is_ready_is_done_afterwards() -> None:
         thread.join(20.0)
         wait_for(lambda: status.read(hub.pid)["ended"] == 1)
         assert status.read(hub.pid)["last"]["ok"]
-        assert "SIGHUP: the settings are read anew after what goes on now" in hub.stderr
+        hub.logged("SIGHUP: the settings are read anew after what goes on now")
 
 
 def test_a_signal_while_it_stops_changes_nothing() -> None:

@@ -201,9 +201,11 @@ def _share_priority(hub: int) -> None:
     Started with a raised priority the rig would measure how the worker starves it.
     """
     try:
-        ours = Path("/proc/self/autogroup").read_text().split()[-1]
+        group = Path("/proc/self/autogroup").read_text().split()
+        if not group:
+            return  # in a control group with shares of its own there is none, and all have the same priority
         for pid in Path(f"/proc/{hub}/task/{hub}/children").read_text().split():
-            Path(f"/proc/{pid}/autogroup").write_text(ours)
+            Path(f"/proc/{pid}/autogroup").write_text(group[-1])
     except OSError:
         pass  # a kernel without autogroups, or no right to: then all have the same priority
 
