@@ -28,7 +28,8 @@ SAMPLE_S = 1.0
 GONE_S = 80.0
 """Until the hub has seen that a client went without a word: Socket.IO's ping interval and timeout, and a margin."""
 RING_BYTES = 200_000
-"""Small, so that it is full before the samples count."""
+TOKENS = 100
+"""Both small, so that they are full before the samples count: nearly each life shows a token that is new."""
 TTL_S = 20.0
 """Of histories, keys and mailboxes: what the store keeps reaches its height within it."""
 KEPT = CHANNELS + 3 * USERS + 2
@@ -84,6 +85,7 @@ class SoakRig(Rig):
         stream = {"history_size": 200, "history_ttl_s": 600, "idempotency_ttl_s": TTL_S}
         more = {
             "worker": {"ring_bytes": RING_BYTES},
+            "auth": {"cache": TOKENS},
             "socketio": {"ping_interval_ms": 5000, "ping_timeout_ms": 20_000},
             # All lives come from 127.0.0.1.
             "limits": {"ip_connections": 0, "ip_handshakes_per_s": 0},
