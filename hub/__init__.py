@@ -44,10 +44,10 @@ The rooms, and what each is for; the head of each says more:
     worker seat supervisor processes heartbeat         processes: who builds all rooms, and who watches over them
     reloadable reload retune instructions status       new settings while it runs: which, and how workers get them
     relay neighbours handover tunnel                   what a worker asks of, or gives to, the one with the session
-    deploy inheritance rehearsal                       new code in the same process: tried out, taken over
+    deploy bequest inheritance rehearsal               new code in the same process: tried out, taken over
     deploying whereabouts                              asked for from outside, and how the hub that runs is found
     listeners activation embedded state systemd        what a process stands on: sockets, a store, its manager
-    secret_files prctl tasks                           and what it is careful with
+    secret_files prctl tasks signals                   and what it is careful with
     log journal tcp_info                               its lines, how they look, what the kernel has counted
     histogram tally lag figures facts                  what is counted: times, clients, the loop; all of a worker's
     metrics metric_names exposition health monitoring  the same for Prometheus, of all workers; does it live; the pages

@@ -7,7 +7,8 @@ SIGUSR2 while SERVING: deploy; the next version takes over this process, with al
 SERVING, with the workers of the old one and a new generation that boots beside them.
 
 Does: one blocking loop over signals, heartbeat pipes and due times, and what each means in each stage; tells systemd.
-Does not: accept, read settings or know what a worker does: `worker_main` is handed in.
+Does not: accept, read settings or know what a worker does: `worker_main` is handed in. Its rooms know how a reload goes
+(reload), how a deploy does (deploy) and what an heir is left (bequest).
 Called by: serve.
 Never break: no thread and no event loop here. A forked copy of either is broken in ways that tests miss, and a process
 that does nothing hard is one that can be trusted to kill those that hang.
@@ -28,25 +29,26 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from . import __version__
+from . import __version__, bequest, reload
 from .balance import Loads
+from .bequest import Bequest
 from .certificates import Certificates, Loaded
 from .config import Settings
-from .deploy import NO_LINEAGE, Deploy, Lineage, Program, replace
+from .deploy import NO_LINEAGE, Deploy, Lineage
 from .embedded import Embedded
 from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, BootError
 from .facts import Facts
 from .heartbeat import Heartbeat, Pulse
-from .inheritance import Estate, HomeRecord, Tally
+from .inheritance import Estate, Tally
 from .instructions import Instructions
 from .listeners import Listeners
 from .processes import NEVER, Ended, KeptValkey, WorkerProcess
 from .relay import Home
-from .reload import Host, Reload, Reread
+from .reload import Reload, Reread
 from .reloadable import Fresh, pairs_of
-from .seat import SUPERVISED_SIGNALS, Seat, WorkerMain, fork_task, fork_worker
-from .systemd import Notifier
-from .whereabouts import Standing, write
+from .seat import Seat, WorkerMain, fork_task, fork_worker
+from .signals import Signals
+from .systemd import Notifier, Watchdog
 
 __all__ = ["Seat", "Supervisor", "WorkerMain"]
 
@@ -58,7 +60,6 @@ PAUSE_S = 4.0
 """A longer gap between two turns means that we were stopped, and perhaps the whole machine."""
 GRACE_S = 10.0
 """Beyond drain_window_s and client.close_timeout_s: for what was published and the end itself."""
-STDIN_FD = 0
 FAST_GRACE_S = 5.0
 """After a second stop signal or a failed boot."""
 WATCHDOG_SLACK_S = 2.0
@@ -101,47 +102,58 @@ class Supervisor:
         self._embedded = embedded
         self._on_ready = on_ready
         self._certificates = certificates
+        self._lineage = lineage
         self._keys = keys
         self._clock = clock
-        self._loads = Loads(len(listeners.slots)) if len(listeners.slots) > 1 else None
-        self._workers = [WorkerProcess(slot, settings) for slot in listeners.slots]
-        self._reload = Reload(
-            Host(
-                workers=lambda: self._workers,
-                settings=lambda: self._settings,
-                serving=lambda: self._stage is Stage.SERVING and not self._deploy.rising,
-                stopping=lambda: self._stage is Stage.STOPPING,
-                fork=lambda work: fork_task(work, self._leave),
-                prepare=self._prepare,
-                adopt=self._adopt,
-                ended=self._note_reload,
-            ),
-            reread,
-            notifier,
-            clock,
-        )
-        self._valkey: KeptValkey | None = None
-        estate = lineage.estate
-        self._lineage = lineage
-        self._generations = itertools.count(estate.next_generation if estate else 1)
-        self._deploy = Deploy(
-            settings,
-            lineage.program,
-            self._make_estate,
-            self._replace,
-            self._note_deploy,
-            estate.tally if estate else Tally(),
-        )
-        self._checked = _mark(lineage.config)
-        """The settings file, as the check of a new version finds it."""
         self._stage = Stage.BOOTING
         self._status = EXIT_OK
         self._failure = ""
-        self._kill_all_s = NEVER
-        self._watchdog_due_s = NEVER
-        self._turned_s = clock()
         self._home: Home | None = None
+        self._valkey: KeptValkey | None = None
+        self._kill_all_s = NEVER
+        self._turned_s = clock()
+        self._loads = Loads(len(listeners.slots)) if len(listeners.slots) > 1 else None
+        self._workers = [WorkerProcess(slot, settings) for slot in listeners.slots]
+        self._signals = Signals(self._handle)
         self._facts = Facts(clock)
+        self._watchdog = Watchdog(notifier, self._well, TURN_S)
+        self._reload = self._make_reload(reread)
+        self._generations = itertools.count(lineage.estate.next_generation if lineage.estate else 1)
+        self._bequest = self._make_bequest()
+        self._deploy = self._make_deploy()
+
+    def _make_reload(self, reread: Reread | None) -> Reload:
+        host = reload.Host(
+            workers=lambda: self._workers,
+            settings=lambda: self._settings,
+            serving=lambda: self._stage is Stage.SERVING and not self._deploy.rising,
+            stopping=lambda: self._stage is Stage.STOPPING,
+            fork=lambda work: fork_task(work, self._leave),
+            prepare=self._prepare,
+            adopt=self._adopt,
+            ended=self._note_reload,
+        )
+        return Reload(host, reread, self._notifier, self._clock)
+
+    def _make_bequest(self) -> Bequest:
+        host = bequest.Host(
+            listeners=self._listeners,
+            signals=self._signals,
+            watchdog=self._watchdog,
+            facts=self._facts,
+            workers=lambda: self._workers,
+            next_generation=lambda: next(self._generations),
+            board=lambda: self._reload.board,
+            valkey=lambda: self._embedded.record() if self._embedded else None,
+            tally=lambda: self._deploy.tally,
+        )
+        return Bequest(self._lineage, host)
+
+    def _make_deploy(self) -> Deploy:
+        left, program = self._lineage.estate, self._lineage.program
+        tally = left.tally if left else Tally()
+        ours = self._bequest
+        return Deploy(self._settings, program, ours.estate, ours.replace, ours.note, tally)
 
     def run(self) -> int:
         """Serve until stopped; returns the exit status of the process.
@@ -167,16 +179,9 @@ class Supervisor:
 
     def _open_loop(self) -> None:
         _raise_file_limit()
-        self._had_terminal = os.isatty(STDIN_FD)
         self._cpus = sorted(os.sched_getaffinity(0))
         self._selector = selectors.DefaultSelector()
-        self._wakeup, self._wakeup_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._selector.register(self._wakeup, selectors.EVENT_READ, self._read_signals)
-        # The handlers do nothing: the interpreter writes each signal's number to the pipe, and the loop acts on it.
-        self._old_wakeup = signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
-        self._old_handlers = {number: signal.signal(number, lambda *_: None) for number in SUPERVISED_SIGNALS}
-        # Blocked by whoever made the exec, so that none of them met this process without its handlers.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
+        self._signals.open(self._selector)
         # A collection writes to every object's head, and so would copy every page that parent and children share.
         gc.disable()
 
@@ -194,7 +199,7 @@ class Supervisor:
                 return
             self._embedded.resume()
             self._valkey = KeptValkey(self._embedded, self._clock())
-        self._tell_outcome("", busy=False)
+        self._bequest.tell("", busy=False)
         # Once, not before each fork: what dies between two freezes would never be freed.
         gc.freeze()
         for worker in self._workers:
@@ -203,6 +208,7 @@ class Supervisor:
     def _open_for_others(self) -> None:
         """Be found by commands of this machine, and keep what workers tell of us."""
         assert self._home is not None
+        self._bequest.open(self._home)
         self._facts.open(self._home.directory)
         try:
             self._reload.open(self._selector, self._lineage.estate.board if self._lineage.estate is not None else -1)
@@ -222,8 +228,7 @@ class Supervisor:
             self._workers[record.slot] = worker
             self._watch(worker)
         self._stage = Stage.SERVING
-        if self._notifier.watchdog_s is not None:
-            self._watchdog_due_s = now
+        self._watchdog.begin(now)
         gc.freeze()
         rising = [WorkerProcess(slot, self._settings) for slot in self._listeners.slots]
         self._deploy.rise(rising, now)
@@ -249,10 +254,8 @@ class Supervisor:
             self._home.remove()
         if self._embedded is not None:
             self._embedded.stop()
-        signal.set_wakeup_fd(self._old_wakeup)
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
         self._reload.close()
+        self._signals.close()
         self._close_loop()
         gc.enable()
 
@@ -260,8 +263,6 @@ class Supervisor:
         for worker in self._all():
             worker.close_pipes()
         self._selector.close()
-        os.close(self._wakeup)
-        os.close(self._wakeup_writer)
 
     # The loop
 
@@ -276,13 +277,13 @@ class Supervisor:
             self._deploy.turn(now, GRACE_S)
         self._start_due(now)
         self._reload.turn(now)
-        self._feed_watchdog(now)
+        self._watchdog.turn(now)
         self._facts.beat()
 
     def _wait_s(self) -> float:
         """Seconds to sleep: until the first thing is due, at most TURN_S."""
         valkey_s = self._valkey.start_s if self._valkey else NEVER
-        once_s = min(self._kill_all_s, self._watchdog_due_s, self._reload.due_s())
+        once_s = min(self._kill_all_s, self._watchdog.due_s, self._reload.due_s())
         deploy_s = NEVER if self._is_reloading() else self._deploy.due_s()
         # Who is due to be forked waits for a generation that boots, and is no reason to be awake meanwhile.
         heeded = (worker for worker in self._all() if worker.pid or not self._deploy.rising)
@@ -313,32 +314,20 @@ class Supervisor:
         if self._valkey is not None:
             self._valkey.start_if_due(now)
 
-    def _feed_watchdog(self, now: float) -> None:
-        interval_s = self._notifier.watchdog_s
-        if interval_s is None or now < self._watchdog_due_s:
-            return
-        self._watchdog_due_s = now + interval_s
-        if any(worker.silent(now, WATCHDOG_SLACK_S) for worker in self._living()):
-            # Asked again soon: the kill may just be taking effect.
-            self._watchdog_due_s = now + min(interval_s, TURN_S)
+    def _well(self, now: float) -> bool:
+        return not any(worker.silent(now, WATCHDOG_SLACK_S) for worker in self._living())
+
+    def _handle(self, number: int, now: float) -> None:
+        """What a signal means."""
+        if number == signal.SIGCHLD:
+            self._reap(now)
+            self._reload.reap()
+        elif number == signal.SIGUSR2:
+            self._deploy.ask()
+        elif number == signal.SIGHUP and not self._signals.hung_up:
+            self._reload.ask()
         else:
-            self._notifier.watchdog()
-
-    def _read_signals(self, now: float) -> None:
-        for number in os.read(self._wakeup, 4096):
-            if number == signal.SIGCHLD:
-                self._reap(now)
-                self._reload.reap()
-            elif number == signal.SIGUSR2:
-                self._deploy.ask()
-            elif number == signal.SIGHUP and not self._is_hung_up():
-                self._reload.ask()
-            else:
-                self._stop(signal.Signals(number), now)
-
-    def _is_hung_up(self) -> bool:
-        """Whether the terminal that we were started in has closed, which comes as the same signal and means the end."""
-        return self._had_terminal and not os.isatty(STDIN_FD)
+            self._stop(signal.Signals(number), now)
 
     def _prepare(self, fresh: Fresh) -> Loaded | None:
         """The certificates for workers that are forked later. Raises ConfigError."""
@@ -419,6 +408,7 @@ class Supervisor:
         """In the child: close what is the supervisor's, and the listeners of the other slots; -1: of all."""
         self._reload.leave()
         self._deploy.leave()
+        self._signals.leave()
         self._close_loop()
         self._facts.close()
         self._listeners.keep_only(index)
@@ -439,8 +429,7 @@ class Supervisor:
 
     def _serve(self, now: float) -> None:
         self._stage = Stage.SERVING
-        if self._notifier.watchdog_s is not None:
-            self._watchdog_due_s = now
+        self._watchdog.begin(now)
         logger.info("all %d workers are ready", len(self._workers))
         self._notifier.ready(f"{len(self._workers)} workers")
         self._on_ready()
@@ -477,79 +466,6 @@ class Supervisor:
             delay_s = worker.plan_next(ended.lived_s, now)
             cause = f": {ended.pulse.failure}" if ended.pulse.failure else ""
             logger.warning("%s%s; the next one starts in %.1f s", ended, cause, delay_s)
-
-    # Deploy
-
-    def _make_estate(self, tally: Tally) -> Estate:
-        """What the next version finds, as it is now."""
-        assert self._home is not None
-        public, internal = self._listeners.records()
-        # Counted on from, and not asked for: a number that was skipped is no loss.
-        next_generation = next(self._generations)
-        return Estate(
-            version=__version__,
-            fixed=dict(self._lineage.fixed),
-            workers=[worker.record() for worker in self._workers if worker.pid],
-            next_generation=next_generation,
-            home=HomeRecord(hub=self._home.hub, directory=self._home.directory, lock=self._home.lock),
-            state_lock=self._lineage.state_lock,
-            board=self._reload.board,
-            public=public,
-            internal=internal,
-            valkey=self._embedded.record() if self._embedded else None,
-            tally=tally,
-        )
-
-    def _replace(self, program: Program, estate: Estate) -> None:
-        """Make the exec. Raises OSError, and then all goes on; returns where SIGHUP came with it, or the settings file
-        is another one than when the check began.
-
-        An heir ends, and with it all workers, where it finds settings that are no good: they may have changed.
-        """
-        if self._notifier.watchdog_s is not None:
-            self._notifier.watchdog()  # what follows takes a second
-        # What comes from now on waits for the handlers of the next version, and so does what is still in the pipe.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SUPERVISED_SIGNALS)
-        try:
-            try:
-                waiting = os.read(self._wakeup, 4096)
-            except BlockingIOError:
-                waiting = b""
-            for number in waiting:
-                os.kill(os.getpid(), number)
-            if signal.SIGHUP not in signal.sigpending() and self._checked == _mark(self._lineage.config):
-                replace(program, estate)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
-
-    def _note_deploy(self, reason: str | None) -> None:
-        """None: one begins."""
-        if reason is None:
-            self._checked = _mark(self._lineage.config)
-        else:
-            self._facts.count("deploys", "failed" if reason else "ok")
-        if reason == "":
-            # The new generation has what the heir has read, whatever became of the last reload.
-            self._facts.note(reload_ok=1, reloaded_at=time.time())
-        self._tell_outcome(reason or "", busy=reason is None)
-
-    def _tell_outcome(self, reason: str, *, busy: bool) -> None:
-        """For `hub deploy`, which waits for it."""
-        assert self._home is not None
-        tally = self._deploy.tally
-        standing = Standing(
-            pid=os.getpid(),
-            version=__version__,
-            config=self._lineage.config,
-            done=tally.done,
-            failed=tally.failed,
-            outcome=reason,
-            busy=busy,
-        )
-        try:
-            write(self._home.directory, standing)
-        except OSError as error:
-            logger.warning("what became of a deploy can't be written to %s: %s", self._home.directory, error.strerror)
 
     # Stop
 
@@ -599,15 +515,6 @@ class Supervisor:
         logger.warning("%s", ended)
         if self._status == EXIT_OK:
             self._status = EXIT_FAILED
-
-
-def _mark(path: str) -> tuple[int, int, int] | None:
-    """Another one whenever the file is; None where there is none to be seen."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _raise_file_limit() -> None:

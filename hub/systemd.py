@@ -1,6 +1,7 @@
 """Systemd: tell the service manager how we are (sd_notify(3)); without one, do nothing.
 
-Does: send READY, STOPPING, STATUS and WATCHDOG to $NOTIFY_SOCKET, say how often the watchdog wants to hear from us.
+Does: send READY, STOPPING, STATUS and WATCHDOG to $NOTIFY_SOCKET; the last one as often as the watchdog asks, while all
+is well.
 Does not: know what ready or healthy means; supervisor does.
 Called by: supervisor; serve builds it from the environment.
 Never break: a service manager that is away or slow must not stop the hub.
@@ -8,9 +9,10 @@ Never break: a service manager that is away or slow must not stop the hub.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 # The manager's queue is short; a blocked supervisor would be worse than a lost line.
 SEND_TIMEOUT_S = 0.5
@@ -50,6 +52,41 @@ class Notifier:
     def status(self, text: str) -> None:
         """Set the line that `systemctl status` shows."""
         self.notify(_status_line(text))
+
+
+class Watchdog:
+    """Fed in time, as long as all is well.
+
+    due_s: when it is to be fed next. well: asked then. retry_s: until it is asked again after a no, at most.
+    """
+
+    def __init__(self, notifier: Notifier, well: Callable[[float], bool], retry_s: float) -> None:
+        self._notifier = notifier
+        self._well = well
+        self._retry_s = retry_s
+        self.due_s = math.inf
+
+    def begin(self, now: float) -> None:
+        """At once and from now on, where somebody watches."""
+        if self._notifier.watchdog_s is not None:
+            self.due_s = now
+
+    def turn(self, now: float) -> None:
+        """Feed it where that is due."""
+        interval_s = self._notifier.watchdog_s
+        if interval_s is None or now < self.due_s:
+            return
+        if self._well(now):
+            self.due_s = now + interval_s
+            self._notifier.watchdog()
+        else:
+            # Asked again soon: the kill of who is to blame may just be taking effect.
+            self.due_s = now + min(interval_s, self._retry_s)
+
+    def feed(self) -> None:
+        """Whatever is due: before what takes longer than a turn."""
+        if self._notifier.watchdog_s is not None:
+            self._notifier.watchdog()
 
 
 def _status_line(text: str) -> str:

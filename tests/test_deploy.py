@@ -21,7 +21,7 @@ import pytest
 
 from hub.deploy import REASON_CHARS, Check, Program, program
 from hub.whereabouts import Standing, read
-from tests.test_supervisor import alive, greeting, listeners_of, wait_until
+from tests.test_supervisor import alive, greeting, wait_until
 
 PROGRAM = """
 import json, logging, os, select, signal, sys, time
@@ -56,7 +56,7 @@ if sys.argv[1] == "check":
 
 import hub
 hub.__version__ = version["name"]
-from hub import deploy, inheritance, supervisor
+from hub import bequest, deploy, inheritance, supervisor
 from hub.config import Settings
 from hub.errors import BootError, ConfigError
 from hub.heartbeat import Answer
@@ -99,11 +99,15 @@ class Supervisor(supervisor.Supervisor):
             logging.error("spins")
         super()._turn(timeout_s)
 
-    def _replace(self, program, estate):
+
+class Bequest(bequest.Bequest):
+    def replace(self, program, estate):
         if version.pop("hangs_up", False):
             os.kill(os.getpid(), signal.SIGHUP)
-        super()._replace(program, estate)
+        super().replace(program, estate)
 
+
+supervisor.Bequest = Bequest
 
 try:
     settings = read()
@@ -149,7 +153,7 @@ command = [sys.executable, sys.argv[0]]
 if version.get("gone"):
     # The check runs, and the exec finds nothing.
     real = deploy.replace
-    supervisor.replace = lambda program, estate: real(program._replace(command=("/nowhere/hub",)), estate)
+    bequest.replace = lambda program, estate: real(program._replace(command=("/nowhere/hub",)), estate)
 if version.get("nobody"):
     known = None
 else:
@@ -347,24 +351,6 @@ def test_a_check_that_does_not_end_is_given_up(hub: Callable[..., Hub]) -> None:
     assert len(one.workers()) == 2
 
 
-@pytest.mark.parametrize("behaviour", [{"gone": True}, {"nobody": True}])
-def test_an_exec_that_fails_changes_nothing(hub: Callable[..., Hub], behaviour: dict[str, object]) -> None:
-    """The program has gone between check and exec, or nobody knows what it is: the hub serves and ends as ever."""
-    one = hub()
-    one.version("one", **behaviour)
-    one.restart()
-    before = one.workers()
-    one.deploy()
-    one.wait_for("^deploy refused, version one goes on: (.* cannot be run: No such file|it is not known how)")
-    assert one.workers() == before
-    os.kill(before[0], signal.SIGKILL)
-    one.wait_for("^worker 0 started", 2)
-    with one.connect() as client:
-        greeting(client)
-    one.process.send_signal(signal.SIGTERM)
-    assert one.process.wait(10) == 0
-
-
 @pytest.mark.parametrize(
     ("boot", "reason"),
     [
@@ -476,32 +462,6 @@ def test_a_stop_in_the_middle_ends_everything(hub: Callable[..., Hub], moment: s
     one.process.send_signal(signal.SIGTERM)
     assert one.process.wait(10) == 0
     assert not any(map(alive, pids))
-
-
-def test_a_signal_that_comes_with_the_exec_is_not_lost(hub: Callable[..., Hub]) -> None:
-    """A stop that arrives before the new version has its handlers ends it in order, and does not kill it."""
-    one = hub()
-    one.version("two")
-    one.deploy()
-    one.wait_for("^version two takes over")
-    one.process.send_signal(signal.SIGTERM)
-    assert one.process.wait(20) == 0
-    assert one.said("^SIGTERM: stopping")
-
-
-def test_the_heir_holds_what_it_was_left_and_no_more(hub: Callable[..., Hub]) -> None:
-    """Two listeners of each address, also after several deploys; and its descriptors do not grow."""
-    one = hub()
-    counts = []
-    for name in ("two", "three", "four"):
-        one.version(name)
-        one.deploy()
-        one.wait_for("^the last worker of the old generation has gone$", len(counts) + 1)
-        assert listeners_of(one.process.pid) == 4
-        counts.append(len(os.listdir(f"/proc/{one.process.pid}/fd")))
-    assert counts[0] == counts[-1]
-    inside = {os.readlink(path) for path in Path(f"/proc/{one.workers()[0]}/fd").iterdir()}
-    assert not any("estate" in name or "hub-check" in name for name in inside)
 
 
 class Undying:

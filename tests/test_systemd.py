@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import uuid
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hub.systemd import Notifier
+from hub.systemd import Notifier, Watchdog
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -70,3 +71,40 @@ def test_a_vanished_manager_does_not_raise(tmp_path: Path) -> None:
 def test_the_watchdog_interval_is_half_of_what_the_unit_allows(environ: dict[str, str], expected: float | None) -> None:
     """Half of WATCHDOG_USEC in seconds, only for the process that is meant."""
     assert Notifier(environ).watchdog_s == expected
+
+
+def test_the_watchdog_is_fed_at_its_interval_while_all_is_well(manager: socket.socket) -> None:
+    """Not before it begins; after a no it is asked again soon, and fed as soon as all is well."""
+    well = True
+    sender = notifier(manager)
+    sender.watchdog_s = 10.0
+    watchdog = Watchdog(sender, lambda now: well, 1.0)
+    watchdog.turn(0.0)
+    assert watchdog.due_s == math.inf
+    watchdog.begin(1.0)
+    watchdog.turn(1.0)
+    watchdog.turn(10.9)
+    assert watchdog.due_s == 11.0 and manager.recv(1000) == b"WATCHDOG=1"
+    well = False
+    watchdog.turn(11.0)
+    assert watchdog.due_s == 12.0
+    manager.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        manager.recv(1000)
+    well = True
+    watchdog.turn(12.0)
+    assert watchdog.due_s == 22.0 and manager.recv(1000) == b"WATCHDOG=1"
+    watchdog.feed()
+    assert watchdog.due_s == 22.0 and manager.recv(1000) == b"WATCHDOG=1"
+
+
+def test_a_watchdog_that_nobody_has_set_is_never_due(manager: socket.socket) -> None:
+    """Nothing is sent, and no turn is taken for it."""
+    watchdog = Watchdog(notifier(manager), lambda now: True, 1.0)
+    watchdog.begin(1.0)
+    watchdog.turn(1.0)
+    watchdog.feed()
+    assert watchdog.due_s == math.inf
+    manager.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        manager.recv(1000)
