@@ -41,7 +41,8 @@ The rooms, and what each is for; the head of each says more:
     transports.engineio_raw                            the same sessions without Socket.IO, for an application
     transports.socketio transports.socketio_session    its connections, and clients in namespaces: events and acks
     resume recall                                      its clients that come back: how far they were, their records
-    worker seat supervisor processes heartbeat         processes: who builds all rooms, and who watches over them
+    worker building links leaving                      a process: who builds all its rooms, their life and its end
+    seat supervisor processes heartbeat                and who watches over it, and keeps one on each place
     reloadable reload retune instructions status       new settings while it runs: which, and how workers get them
     relay neighbours handover tunnel                   what a worker asks of, or gives to, the one with the session
     deploy bequest inheritance rehearsal               new code in the same process: tried out, taken over

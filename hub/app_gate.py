@@ -4,7 +4,7 @@ Does: ask its handlers about a client's connect, commands and events, in order; 
 went with another worker; carry out what it does to all: publish, emit.
 Does not: run handlers (app_runner), act on one client (app_seat), decide what the rules allow (permissions) or know
 wires (transports).
-Called by: session, transports.socketio and app_guest, where an application is configured; worker builds it.
+Called by: session, transports.socketio and app_guest, where an application is configured; building builds it.
 Never break: every command, connect and event that wants it has one answer; commands of one client are carried out in
 their order, so while the application thinks about one, those behind wait (at most `pending`), and nobody else's do.
 Events of a client begin in their order, and one does not wait for another.

@@ -3,7 +3,7 @@
 Does: tell all workers of a machine how many connections each has, in memory that they share, and pass an accepted
 socket, of which nothing has been read, to the one with the fewest when this one has clearly more.
 Does not: accept or read (acceptor), nor move a client that is connected.
-Called by: supervisor (makes `Loads` before the forks), worker (`Balance`), acceptor (`passes`).
+Called by: supervisor (makes `Loads` before the forks), links (`Balance`), acceptor (`passes`).
 Never break: a connection that is not taken in KEEP_S stays where it was accepted; one that was is the other worker's,
 and no longer open here.
 

@@ -2,7 +2,7 @@
 
 Does: gather what is asked for while a round trip is under way, and send it as the next one.
 Does not: read by itself (history does) or judge what comes.
-Called by: streams (read); worker (builds it, close).
+Called by: streams (read); building, worker (close).
 Never break: one Task for the whole worker, however many clients come back at once; every read is answered.
 """
 

@@ -3,7 +3,7 @@
 Does: tell Redis what this worker has, hear the totals, have the newcomer closed that was one too many (3504), forget
 what a dead worker had.
 Does not: count this worker's own (quotas, users), or decide how many are allowed: the settings do.
-Called by: quotas (note, elsewhere), worker (builds, starts, closes).
+Called by: quotas (note, elsewhere), building, worker (start, close).
 Never break: `note` is a plain call that never fails and never waits, whatever becomes of Redis; where Redis is away,
 each worker goes by its own numbers, lets newcomers in by them, and tells them when it is back.
 

@@ -1,8 +1,8 @@
 """Doors: which wires a worker serves, and on which of its listeners.
 
 Does: list the routes of all wires, put a server and an acceptor behind each kind of listener, take them down.
-Does not: build the rooms behind them (worker), nor know how a wire speaks (transports).
-Called by: worker.
+Does not: build the rooms behind them (building), nor know how a wire speaks (transports).
+Called by: worker (builds, opens), leaving (closes).
 A new wire needs its routes here.
 """
 

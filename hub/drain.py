@@ -1,8 +1,8 @@
 """Draining: all clients of a worker are sent away, evenly over a window.
 
 Does: close connections in random order at an even pace, at once when hurried.
-Does not: stop accepting or end the process; worker does.
-Called by: worker.
+Does not: stop accepting (leaving) or end the process (worker).
+Called by: leaving.
 Never break: closing is sliced, so that the clients still here are served meanwhile.
 """
 

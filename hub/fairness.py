@@ -4,7 +4,7 @@ Does: say what each connection's time costs it, add up what all busy ones have t
 beyond its rate, and read a few of these at a time once they have earned that.
 Does not: refuse or close anything: what is not read waits in the client's own TCP window, which costs the hub nothing.
 Called by: connection (which counts its own time and its address's, and has a busy one weighed), ingest (charge),
-worker (builds it).
+building (builds it).
 Never break: a connection that takes little is never put off, whatever others of its address do.
 
 One core serves all clients of a worker, so limits on commands and bytes are not enough: a few bytes can cost as much as

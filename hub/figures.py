@@ -3,7 +3,7 @@
 Does: gather from the rooms what they count, into one object of JSON.
 Does not: keep or add up anything over time (whoever wants a rate takes the difference of two readings), talk to other
 workers, or know Prometheus (metrics).
-Called by: worker (builds `Rooms`); metrics once a second, and whoever shows a worker's figures.
+Called by: building (builds `Rooms`); metrics once a second, and whoever shows a worker's figures.
 Never break: `current` asks nobody who has to be waited for, and its cost does not grow with the clients there are; no
 channel's or user's name is in what it gives.
 """

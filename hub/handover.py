@@ -2,7 +2,7 @@
 
 Does: pass an open descriptor, with a few words, to another worker of this hub; take those that are passed here.
 Does not: know what the client is or speaks, or bring requests and answers (relay).
-Called by: worker (builds it), transports.polling.
+Called by: links (builds it, closes), transports.polling.
 Never break: a descriptor has one owner. Once `send` has returned it is the other worker's, or on its way, and ours is
 closed by whoever called; one that nobody wants is closed where it arrived.
 

@@ -2,7 +2,7 @@
 
 Does: read PEM files, put secrets and files into key rings, say which setting is wrong.
 Does not: know key types (keys) or judge tokens (auth), or fetch keys (jwks).
-Called by: worker (builds the authenticator), serve (checks the files before a start).
+Called by: building (builds the authenticator), serve (checks the files before a start).
 Never break: no message holds a secret or what a file says.
 """
 

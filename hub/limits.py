@@ -2,7 +2,7 @@
 
 Does: count against rates, with the clock, or its time, passed in; remember who has been counted, within a bound.
 Does not: decide what is limited or what the answer is (quotas), nor read settings.
-Called by: worker (builds them), quotas, transports.websocket (pings).
+Called by: building (builds them), quotas, transports.websocket (pings).
 Never break: of whoever keeps to a rate nothing is refused, and what is counted for nobody in particular is not counted.
 
 The state of a rate is one number: the moment at which all that was taken would have been earned again (GCRA, ITU-T

@@ -4,7 +4,7 @@ Does: every 1.5 s publish a token through the command connection to a Redis chan
 for it on the subscriber connection; have that connection dropped where it fails to come; tell when the store's
 generation has changed.
 Does not: read positions (streams does then), reconnect (ingest) or publish by itself (history.probe).
-Called by: worker (builds it, start, close); ingest (heard).
+Called by: building, worker (start, close); ingest (heard).
 Never break: no alarm while Redis itself is away, as nobody could publish then, and the link tells of its own end.
 
 A half-open link, or one to an old primary that nobody publishes to any more, stays silent and looks well; TCP and PINGs

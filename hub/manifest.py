@@ -4,7 +4,7 @@ are not forgotten.
 Does: keep the list and this worker's lease, all changes of a loop turn in one round trip; take over the list of a
 worker whose lease has ended, and have the application told of each client on it.
 Does not: run handlers (app_gate), or know sessions.
-Called by: app_gate (enter, exit), worker (builds, starts, waits, closes); only where there is a disconnect handler.
+Called by: app_gate (enter, exit, close), building, worker (start, wait); only where there is a disconnect handler.
 Never break: an entry is struck off only when the application has been told of that client; so it is told at least once,
 whichever worker dies when, and twice only where one dies while it tells or has just told, or was cut off.
 

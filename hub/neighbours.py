@@ -3,7 +3,7 @@
 Does: keep in Redis where this hub's workers can be asked, carry a request to another hub's internal listener, take
 theirs and hand them to the relay.
 Does not: know what is asked, or answer it; relay finds the worker on its own machine.
-Called by: worker (builds it, routes), relay (`ask`, for an owner of another hub), tunnel.
+Called by: links (builds it, start, close, routes), relay (`ask`, for an owner of another hub), tunnel.
 Never break: without relay.url nothing here is reachable; a request goes to the owner's machine and from there nowhere
 else, so that two of them can't send it in circles.
 

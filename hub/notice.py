@@ -2,7 +2,7 @@
 
 Does: find who is meant, encode the push once for each wire form, hand it out in slices.
 Does not: hear of notices (registry, from the control channel) or keep them: who is not connected gets none.
-Called by: worker (builds it), registry (tell).
+Called by: building (builds it), registry (tell).
 Never break: `tell` never waits, for it runs between publications; one turn of the loop writes to AT_ONCE connections at
 most.
 """

@@ -4,7 +4,7 @@ Does: send what attendance notes in batches, keep the worker's lease, clear up a
 held back, answer who is there.
 Does not: keep this worker's own clients (attendance), word commands (roll), check rules (session, asking), push (the
 scripts publish, fanout delivers).
-Called by: session (enter, exit), asking and api (ask), worker (builds, starts, closes).
+Called by: session (enter, exit), asking and api (ask), building, worker (start, close).
 Never break: `enter` and `exit` are plain calls that never fail, whatever becomes of Redis; one Task sends everything,
 one batch at a time, so that who asks sees all that this worker noted before.
 

@@ -4,7 +4,7 @@ Does: tell connections that their socket is readable or writable, write what the
 deadlines.
 Does not: know bytes, frames, sessions or channels. A connection does the reading and writing; wires live in
 transports/.
-Called by: worker (builds it), connection (arm, watch, schedule, bury).
+Called by: building (builds it), connection (arm, watch, schedule, bury).
 Never break:
 - all descriptors hang in two private epolls, clients' and newcomers', and those hang in uvloop: a thousand ready
   clients are one event of the loop, so they can't starve Redis, accepts or timers, nor newcomers them; what is left

@@ -2,7 +2,7 @@
 
 Does: save a record for a while, give it out once; many in one round trip.
 Does not: know what stands in a record (resume), or judge it.
-Called by: transports.socketio (save, take), worker (builds, starts, closes).
+Called by: transports.socketio (save, take), links (builds it, closes), worker (start).
 Never break: a record is given out once. What Redis did not take, or too much at a time, is lost: such a client starts
 anew, and is told so.
 """

@@ -4,7 +4,7 @@ Does: hand a device that has just subscribed what its user has not acknowledged;
 due, and those of this worker's users after something was missed; know which messages have gone out on which channel, so
 that an acknowledgement "up to" one speaks of nothing else.
 Does not: touch Redis itself (mailbox does), or decide who may subscribe (session).
-Called by: worker (builds it, puts it between ingest and fan-out), session (opened), rpc (acknowledge).
+Called by: building (builds it, puts it between ingest and fan-out), session (opened), rpc (acknowledge).
 Never break: a device gets what is in flight before anything newer, and while Redis does not tell what that is, nothing.
 
 One task for each worker, and no timer for each user: what is due when stands in Redis, so a killed worker's mailboxes

@@ -3,7 +3,7 @@
 Does: name a session's owner in its id, keep a private Unix socket for this worker, carry requests to the owner's and
 bring back its answer, or say why there is none.
 Does not: know what is asked; each kind of request has its handler (`serve`). Publications never come this way.
-Called by: worker (builds it), transports.emulation and other wires whose requests may land in any worker.
+Called by: links (builds it), transports.emulation and other wires whose requests may land in any worker.
 Never break: an `ask` ends, with an answer or a RelayError, by its deadline; it is carried out once at the most, and
 whoever asked and goes away has it cancelled in the owner.
 

@@ -3,7 +3,7 @@
 Does: make the command clients (redis-py), find the address for the subscriber connection, follow the primary that the
 Sentinels name; name every key and Redis channel.
 Does not: run commands of its own; broker publishes, ingest subscribes, ticker, registry and roll keep their leases.
-Called by: worker (builds it), broker, ingest, ticker, registry, roll.
+Called by: building (builds it), broker, ingest, ticker, registry, roll.
 Never break: a key's hash tag is the channel or namespace it belongs to, so that a script's keys share a Cluster slot,
 but for those few that stand for the whole store (generation, mail_totals, dead_letters);
 no retry inside the client: a publish that is sent again after a broken connection could be delivered twice.

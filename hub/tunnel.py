@@ -4,7 +4,7 @@ Does: open a connection to the other machine's internal listener, pass bytes bot
 connections here and hand them to the session's worker.
 Does not: know what the bytes mean, or find machines (neighbours); workers of one machine pass the socket itself
 (handover), which costs nothing afterwards.
-Called by: worker (builds it, routes), transports.polling.
+Called by: links (builds it, routes), transports.polling.
 Never break: bytes arrive as they were sent, in order. What waits for either side is bounded, by the two sockets' own
 buffers, the 64 KB above which asyncio pauses and what one read brought; and so is the time. A side that ends takes the
 other with it, behind what was said before.

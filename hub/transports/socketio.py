@@ -3,7 +3,7 @@
 Does: take packets to the session of their namespace, let clients into namespaces with their token, have lost ones back
 where nothing was lost.
 Does not: know polls and upgrades (engineio), parse packets (socketio_protocol) or what events say (socketio_session).
-Called by: worker (builds `Door`), transports.engineio.
+Called by: doors (builds `Door`), transports.engineio.
 Never break: a client that breaks the protocol is ended, and no other; a namespace is answered once for each connect.
 """
 
