@@ -11,7 +11,8 @@ The rooms, and what each is for; the head of each says more:
     forwarded quotas refusals nesting                  from which address; how much one may have; what was refused; JSON
     census                                             how much one has on all workers together
     permissions capabilities grants expiry narrowing   who may do what; what tokens add to the rules, and until when
-    session ids membership publish asking              one client, its id; its channels; the one door in; questions
+    session identity ids services                      one client; who it is and what it may do; what all share
+    membership publish asking                          its channels; the one door in; questions
     subscribe wishes wants watch                       the way into a channel; what may be asked for; lists of channels
     symbols patterns                                   which symbols there are; lists that hold all that begin so
     streams stream ring recovery catchup               nothing is lost silently: contiguity, gaps, who comes back

@@ -54,7 +54,8 @@ from .quotas import UNLIMITED, Quotas
 from .reactor import Reactor
 from .recovery import Joined
 from .registry import Registry
-from .session import Services, Session
+from .services import Services
+from .session import Session
 from .tasks import settled
 from .tls import Descriptor
 from .trace import KINDS, MAX_NAME_LENGTH, Tracer

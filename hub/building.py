@@ -59,7 +59,7 @@ from .registry import Registry
 from .remembered import Remembered
 from .revocation import Revocations
 from .seat import Seat
-from .session import Services
+from .services import Services
 from .snapshots import Snapshots
 from .store import Store
 from .streams import TICK_S, Streams

@@ -24,7 +24,7 @@ from .reactor import Reactor
 from .recall import Recall
 from .relay import Relay
 from .sections import ClientSettings
-from .session import Services
+from .services import Services
 from .transports import (
     emulation,
     engineio,

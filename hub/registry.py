@@ -2,7 +2,7 @@
 
 Does: keep this worker's lease and description in Redis, list the live ones, ask all workers, or have them do something,
 and gather their answers.
-Does not: know HTTP (api), hold the control channel (ingest) or the shapes on it (control), or count (building: `_stats`).
+Does not: know HTTP (api), hold the control channel (ingest), know the shapes on it (control), or count (building).
 Called by: building (builds it), ingest (`on_control`), api (`nodes`, `fresh_nodes`, `channels`), api_control (`order`).
 Never break: `on_control` never raises and never waits, for it runs between publications; whatever is written to Redis
 vanishes by itself.

@@ -57,7 +57,7 @@ from .recall import Recall
 from .redelivery import Redelivery
 from .reloadable import NEVER_RELOADED, Counts, Fresh, differences, gone, pairs_of, refusals, unpack
 from .revocation import Revocations
-from .session import Services
+from .services import Services
 from .streams import Streams
 from .subscribe import Subscriptions
 from .ticker import Ticker

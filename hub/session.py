@@ -1,7 +1,8 @@
 """Session: one connected client of the native protocol, whatever its wire.
 
-Does: handle its commands, hold its identity and subscriptions, ping it, end it with a code.
-Does not: know frames or sockets (its Transport does), keep audiences, talk to Redis.
+Does: handle its commands, hold its subscriptions, ping it, end it with a code.
+Does not: know who it is and what it may do (identity, from which it derives), know frames or sockets (its Transport
+does), keep audiences, talk to Redis.
 Called by: transports (handle, on_deadline, on_gone).
 Never break: nothing a client sends may raise out of `handle`; after `on_gone` the session is in no audience.
 A new command needs a row in COMMANDS and in protocol.METHODS.
@@ -10,101 +11,49 @@ A new command needs a row in COMMANDS and in protocol.METHODS.
 from __future__ import annotations
 
 import logging
-import random
-import time
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
 from functools import partial
 from math import inf
 from typing import Any
 
-from . import __version__, asking, auth, errors, expiry, log, membership, narrowing, permissions, protocol, rpc, wants
-from .app_gate import Gate
-from .app_session import AppSession, Transport
+from . import __version__, asking, auth, errors, expiry, log, membership, protocol, rpc, wants
+from .app_session import Transport
 from .audience import WireForm
 from .broker import Receipt
-from .capabilities import PUBLISH, SUBSCRIBE, Capabilities
-from .channels import Channels, Namespace
+from .capabilities import PUBLISH
+from .channels import Namespace
 from .entrance import NOBODY, Visitor
 from .errors import Close, CommandError, HubError, ProtocolError
 from .grants import Grant
-from .ids import ClientIds
+from .identity import IdentifiedSession
 from .limits import Account
 from .membership import Entry, Held
 from .message import ClientInfo
-from .orders import Sessionless
-from .outbox import Limits
 from .presence import Presence
 from .protocol import Command
-from .publish import Publisher
-from .quotas import Meter, Quotas
+from .quotas import Meter
 from .recovery import Joined
-from .redelivery import Redelivery
-from .remembered import Remembered
-from .sections import ClientSettings
-from .subscribe import Subscriptions
-from .users import Users
+from .services import Services
 
 logger = logging.getLogger(__name__)
 
 TOO_OFTEN = CommandError(errors.TOO_MANY_REQUESTS)
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What all sessions of a worker share."""
-
-    client: ClientSettings
-    outbox: Limits
-    authenticator: auth.Authenticator
-    channels: Channels
-    publisher: Publisher
-    subscriptions: Subscriptions
-    presence: Presence
-    histories: asking.Histories
-    redelivery: Redelivery
-    remembered: Remembered
-    users: Users = field(default_factory=Users)
-    clock: Callable[[], float] = time.monotonic
-    wall_clock: Callable[[], float] = time.time
-    new_id: Callable[[], str] = field(default_factory=ClientIds)
-    jitter: Callable[[], float] = random.random
-    gate: Gate | None = None
-    """Of the application; None: there is none."""
-    sessionless: set[Sessionless] = field(default_factory=set)
-    """Clients of an application's bare messages, for orders."""
-    check_access: Callable[[str, auth.Claims], None] = lambda user, claims: None
-    """Whether this user may be here, with the token that it has shown; raises ProtocolError."""
-    quotas: Quotas = field(default_factory=Quotas)
-    log_addresses: bool = False
-
-    def shown(self, address: str) -> str:
-        """An address as the log may have it."""
-        return (address or "unix") if self.log_addresses else "-"
-
-
-class Session(AppSession):
+class Session(IdentifiedSession):
     """A client: plain data, so that it could be handed to another process."""
 
     __slots__ = (
         "_account",
-        "_ends_at",
         "_entered_at",
         "_pending",
         "_ping_due",
         "_pinged_at",
-        "_services",
         "_spread",
-        "_transport",
-        "claims",
         "client",
         "connected",
         "entries",
-        "grants",
-        "max_hz",
         "meter",
-        "user",
-        "visitor",
     )
 
     def __init__(
@@ -120,18 +69,14 @@ class Session(AppSession):
         self.client = services.new_id()
         self.user = ""
         self.claims = auth.ANONYMOUS
-        """Of its token."""
         self.connected = False
         """The connect command has succeeded."""
         self._entered_at = 0.0
         self._ends_at = inf
-        """When it ends unless it refreshes, in seconds since 1970: its token and a grace, or what an order says."""
         self.max_hz = wants.EVERY
-        """What its token allows of each channel, a second."""
         self.entries: dict[str, Entry] = {}
         """Its channels; membership has what they mean."""
         self.grants: dict[str, Grant] | None = None
-        """Those that it holds by a channel token; None for none, as most have it."""
         self._pinged_at: float | None = None
         self._ping_due = 0.0
         self._spread = False
@@ -220,11 +165,6 @@ class Session(AppSession):
     def due_s(self) -> float:
         """Seconds until its token, or a subscription, ends."""
         return min(self.left_s, expiry.left_s(self)) if self.grants else self.left_s
-
-    @property
-    def left_s(self) -> float:
-        """Seconds until it ends, unless it refreshes."""
-        return inf if self._ends_at == inf else self._ends_at - self._services.wall_clock()
 
     def _ping(self, now: float) -> float:
         """One step of pinging: spread the first one, ping, look for life since. Returns when the next step is due."""
@@ -336,52 +276,6 @@ class Session(AppSession):
             **self._term(),
         }
 
-    def _term(self) -> dict[str, Any]:
-        """When its token ends: SDKs get another one by themselves by then, and refresh with it."""
-        if self.claims.expires_at == inf:
-            return {}
-        return {"expires": True, "ttl": max(1, int(self.claims.expires_at - self._services.wall_clock()))}
-
-    def identify(self, token: object) -> None:
-        """The client is the user that its token names, or else that of its request; without both nobody in particular.
-
-        Where both have one it must be the same user: otherwise a page could be somebody else than its cookie says. Of
-        the two it is the token here that counts, as it is the newer one. Raises as Authenticator.verify does.
-        """
-        shown = self.visitor.claims
-        if token not in ("", None):
-            claims = self._services.authenticator.verify(token)
-            if shown is not None and shown.user != claims.user:
-                raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "another user than the request's own token names")
-            self._take(claims)
-        elif shown is not None:
-            self._services.authenticator.check(shown)
-            self._take(shown)
-        self.user = self.claims.user
-
-    def _take(self, claims: auth.Claims) -> None:
-        self.claims, self.max_hz = claims, claims.max_hz
-        self._ends_at = claims.expires_at + self._services.authenticator.grace_s
-
-    def _refresh(self, command: Command) -> None:
-        """{"token"}: another one of the same user, whom the application may have given another name meanwhile.
-
-        Answered with client, version and the new end. Raises ProtocolError 3500, also for another user's token, and
-        3507; CommandError 109, and then the old one still counts.
-        """
-        token = command.params.get("token", "")
-        if token in ("", None):
-            raise CommandError(errors.BAD_REQUEST, "token is missing")
-        claims = self._services.authenticator.verify(token)
-        if claims.user != self.claims.user:
-            raise ProtocolError(errors.CLOSE_INVALID_TOKEN, "another user's token")
-        before = self.claims
-        self._take(claims)
-        narrowing.narrow(self, before)
-        # It may end earlier than the one before.
-        self._transport.wake(self._services.clock() + self.left_s)
-        self.reply(command.id, "refresh", {"client": self.client, "version": __version__, **self._term()})
-
     def enter(self) -> bool:
         """The client is in; False: its user has too many connections.
 
@@ -441,48 +335,9 @@ class Session(AppSession):
         """End it, and none of another user."""
         self._transport.close(close)
 
-    def expire(self, at: float) -> None:
-        """It is to end then, in seconds since 1970, unless its client refreshes; an order knows no grace."""
-        self._ends_at = at
-        self._transport.wake(self._services.clock() + self.left_s)
-
     def lapse(self, channel: str) -> None:
         """Its channel token for this channel is good no more."""
         expiry.end(self, channel)
-
-    # What it may do.
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self.claims.capabilities
-
-    def check(self, action: str, channel: str, namespace: Namespace) -> None:
-        """Whether it may do this; raises CommandError 103."""
-        grant = self.grants.get(channel) if self.grants is not None else None
-        permissions.decide(action, self, channel, namespace, self.holds(channel), grant)
-
-    def may_subscribe(self, command: Command, channel: str, namespace: Namespace) -> Grant | None:
-        """Whether a subscribe command is granted, and what its channel token gives. Raises CommandError 103, 109."""
-        token = command.params.get("token")
-        grant = self.verify_grant(token) if token not in ("", None) else None
-        permissions.decide(SUBSCRIBE, self, channel, namespace, grant=grant)
-        return grant
-
-    def may_watch(self, channel: str, namespace: Namespace, symbols: Iterable[str]) -> None:
-        """Whether a watch list may have these symbols; raises CommandError 103."""
-        permissions.decide_symbols(self, channel.partition(":")[0], namespace, symbols)
-
-    def verify_grant(self, token: object) -> Grant:
-        """What a channel token gives this client. Raises CommandError 103, 109."""
-        return self._services.authenticator.verify_subscription(token, self.user)
-
-    def is_good(self, grant: Grant) -> bool:
-        """Its token has not been revoked since it was looked at."""
-        try:
-            self._services.authenticator.judge(auth.Claims(self.user, inf, jti=grant.jti, issued_at=grant.issued_at))
-        except ProtocolError:
-            return False
-        return True
 
     def keep_grant(self, channel: str, grant: Grant) -> None:
         """It holds a channel by a channel token, or by another one."""
@@ -594,7 +449,7 @@ COMMANDS: dict[str, Callable[[Session, Command], None]] = {
     "presence": asking.presence,
     "presence_stats": asking.presence_stats,
     "history": asking.history,
-    "refresh": Session._refresh,
+    "refresh": IdentifiedSession.refresh,
     "sub_refresh": expiry.refresh,
     "ping": Session._unknown,
     "too_deep": Session._too_deep,

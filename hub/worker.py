@@ -33,7 +33,7 @@ from .metrics import Metrics
 from .monitoring import Monitoring
 from .retune import Retuner
 from .seat import Seat
-from .session import Services
+from .services import Services
 from .streams import TICK_S
 
 logger = logging.getLogger(__name__)

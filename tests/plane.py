@@ -50,7 +50,7 @@ from hub.relay import Limits as RelayLimits
 from hub.remembered import Remembered
 from hub.revocation import Revocations
 from hub.sections import ClientSettings, HttpSettings, MailboxSettings, RedisSettings, SocketIOSettings
-from hub.session import Services
+from hub.services import Services
 from hub.snapshots import Snapshots
 from hub.store import Store
 from hub.streams import TICK_S, Streams

@@ -13,7 +13,8 @@ from hub.publish import Publisher
 from hub.remembered import Remembered
 from hub.rpc import MAX_IDS
 from hub.sections import ClientSettings
-from hub.session import Services, Session
+from hub.services import Services
+from hub.session import Session
 from hub.store import Keys
 from hub.users import Users
 from tests.plane import SECRET

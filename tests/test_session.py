@@ -16,7 +16,8 @@ from hub.publish import Publisher
 from hub.recovery import Joined
 from hub.remembered import Remembered
 from hub.sections import ClientSettings
-from hub.session import Services, Session
+from hub.services import Services
+from hub.session import Session
 from hub.store import Keys
 from hub.users import Users
 from tests.plane import NAMESPACES, SECRET

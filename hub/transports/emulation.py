@@ -36,7 +36,7 @@ from ..entrance import refusal as refuse_token
 from ..errors import HubError, OwnerGone, OwnerSlow, RelayError
 from ..reactor import Reactor
 from ..relay import Owner, Relay, new_session_id, owner_of
-from ..session import Services
+from ..services import Services
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from ..auth import ANONYMOUS, Claims, is_user
 from ..connection import OPEN
 from ..entrance import Visitor
 from ..errors import Close, CommandError, HubError, ProtocolError
-from ..session import Services
+from ..services import Services
 from ..tls import Descriptor
 from .engineio import Engine, EngineConnection, Make, encode_frame
 

@@ -41,7 +41,7 @@ from ..history import Asked, Page
 from ..position import Position, survives
 from ..recovery import Joined
 from ..refusals import Refusals
-from ..session import Services
+from ..services import Services
 from ..wants import EVERY
 from ..wants import PLAIN as WANTS_NOTHING
 from .market import Holdings, slowest_s

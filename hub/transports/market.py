@@ -31,7 +31,7 @@ from ..channels import Namespace
 from ..errors import CommandError, HubError
 from ..patterns import Holder, new_list
 from ..recovery import Joined
-from ..session import Services
+from ..services import Services
 from ..stream import Done, StreamSubscriber
 from ..subscribe import CACHED
 from ..wants import PLAIN, WATCH, Wants

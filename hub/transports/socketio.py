@@ -32,7 +32,7 @@ from ..position import Position, survives
 from ..protocol import encode_message
 from ..recall import Recall
 from ..resume import SETTLING, STEP, Record, Returning, judge
-from ..session import Services
+from ..services import Services
 from ..socketio_protocol import CONNECT, CONNECT_ERROR, DISCONNECT, EVENT
 from ..tls import Descriptor
 from .engineio import TO_MS, Engine, EngineConnection

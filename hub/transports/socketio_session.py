@@ -40,7 +40,8 @@ from ..quotas import Meter
 from ..recovery import Joined
 from ..resume import KEPT, NAMES, STEP, Deliveries, Mark, Record, Returning, Stay
 from ..sections import SocketIOSettings
-from ..session import Services, Session
+from ..services import Services
+from ..session import Session
 from ..socketio_protocol import ACK, EVENT, MAIN
 from .engineio import encode_frame
 

@@ -50,7 +50,7 @@ from ..patterns import Follower
 from ..position import Position
 from ..reactor import Reactor
 from ..recovery import Joined
-from ..session import Services
+from ..services import Services
 from ..tls import Descriptor
 from .market import Holdings
 from .plain import BUSY, PlainHandler, Wish

@@ -28,7 +28,8 @@ from ..limits import fits
 from ..outbox import Limits, Verdict
 from ..reactor import Reactor
 from ..sections import ClientSettings
-from ..session import Services, Session
+from ..services import Services
+from ..session import Session
 from ..tls import Descriptor, TlsSocket
 
 logger = logging.getLogger(__name__)
