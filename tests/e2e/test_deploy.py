@@ -207,8 +207,10 @@ def break_syntax(hub: Path) -> None:
 
 
 def break_boot(hub: Path) -> None:
-    path, text = hub / "worker.py", "    def _build(self) -> None:\n"
-    path.write_text(path.read_text().replace(text, f"{text}        1 / 0\n"))
+    path, line = hub / "building.py", "        self._build_plane()\n"
+    text = path.read_text()
+    assert line in text
+    path.write_text(text.replace(line, f"{line}        1 / 0\n"))
 
 
 def leave_another_format(hub: Path) -> None:
