@@ -29,7 +29,8 @@ The rooms, and what each is for; the head of each says more:
     tick sources replay lease ticker term              the stock ticker: one leader in the cluster runs the source
     intake thinning bars barfeed                       its ticks in order, at a pace; and what a chart is made of
     tls tls_handshake tls_bridge certificates          encrypted: a socket, its beginning, its stand-in, its keys
-    acceptor balance connection reactor wheel drain    the plane: the way in, one socket, epoll and deadlines, the end
+    acceptor balance connection outgoing               the plane: the way in, one socket, what goes out by it,
+    reactor wheel drain                                epoll and deadlines, the end
     fairness curb                                      whose bytes are read later, and whose connections never begin
     revocation orders api_control                      who is kept out; what is done to connections, on all workers
     doors httpd heads cors api transports              the doors: HTTP, the server API, one room for each wire

@@ -1,12 +1,11 @@
 """Connection: one client's socket on the plane.
 
-Does: read, write, keep what the socket did not take, count life, end in order.
-Does not: know what the bytes mean; a wire (transports/) derives from it and fills in `on_bytes`, `on_deadline`,
-`on_gone`.
-Called by: reactor (events, flush, deadlines), fairness (put_off, read_again), fanout and session (put).
-Its bytes go through `os.read` and `os.write`, or through a TlsSocket where its client speaks TLS.
-Never break: every byte leaves through the outbox in the order it was put, so a frame is never torn by another one;
-nothing is called on a connection after `on_gone`.
+Does: read, count life, keep the deadline, end in order, leave a line behind.
+Does not: write (outgoing, from which it derives), or know what the bytes mean; a wire (transports/) derives from it and
+fills in `on_bytes`, `on_deadline`, `on_gone`.
+Called by: reactor (events, deadlines), fairness (put_off, read_again), session (close).
+Its bytes come from `os.read`, or through a TlsSocket where its client speaks TLS.
+Never break: nothing is called on a connection after `on_gone`.
 
 States: OPEN → CLOSING (last words are queued, the peer's are awaited) → FINISHING (both said; what waits is written) →
 GONE.
@@ -19,19 +18,17 @@ import logging
 import os
 import socket
 import termios
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from . import errors, log
-from .audience import ELSEWHERE, Audience, Group, Volatile, WireForm
-from .errors import CLOSE_NORMAL, CLOSE_SERVER_ERROR, CLOSE_SLOW, CLOSE_WRITE_ERROR, Close
-from .fairness import BUSY_S, DEAR, MOST_OWED_S, MOST_OWN_S, OWED_S, Fairness
+from .errors import CLOSE_SERVER_ERROR, Close
 from .limits import Account
-from .outbox import Limits, Outbox, Verdict
+from .outbox import Limits
+from .outgoing import CLOSING, FINISHING, GONE, OPEN, Outgoing
 from .quotas import Meter
 from .reactor import Reactor
-from .tap import Tap
 from .tcp_info import tcp_traffic
-from .tls import Descriptor, TlsSocket, shut_down
+from .tls import Descriptor, TlsSocket
 from .wheel import NEVER
 
 logger = logging.getLogger(__name__)
@@ -60,67 +57,33 @@ OFFENCES = frozenset(
     )
 )
 """Ends that were the client's own doing, and cost the hub some work: they count against its address's handshakes."""
-TAKE_BYTES = 65_536
-"""Of a backlog, so much is joined for one write; what is behind it can still be conflated."""
-RECORD_BYTES = 16_384
-"""The same over TLS: what one record holds (RFC 8446 §5.1)."""
-OPEN, CLOSING, FINISHING, GONE = range(4)
-QUEUED, SLOW = Verdict.QUEUED, Verdict.SLOW
-"""Looked up once: of an enum each look-up is a call."""
 
 
-class Connection:
+class Connection(Outgoing):
     """A socket that left its HTTP server. Plain data and no closures, so that it could be handed to another process."""
 
     __slots__ = (
-        "_armed",
-        "_blocked",
-        "_deaf",
-        "_dropped",
-        "_outbox",
-        "_put_off",
-        "_tls",
         "account",
         "busy_at",
-        "closed_with",
         "due",
-        "fd",
-        "group",
         "heard_at",
         "messages",
         "meter",
         "opened_at",
-        "place",
-        "reactor",
         "read_bytes",
-        "state",
-        "trace",
         "watched_until",
     )
 
-    wire: WireForm
-    """The wire's own slot: how publications look on it."""
-
     def __init__(self, fd: Descriptor, reactor: Reactor, limits: Limits) -> None:
-        self._tls: TlsSocket | None = None
-        if isinstance(fd, TlsSocket):
-            self._tls, fd = fd, fd.fd
-        self.fd = fd
-        self.reactor = reactor
-        self.state = OPEN
+        super().__init__(fd, reactor, limits)
         self.heard_at = reactor.clock()
         """When the client's last byte came, or waited to be read though it was time for one."""
         self.opened_at = self.heard_at
         self.messages = 0
         """Those that came from the client; a wire counts them."""
-        self.closed_with: Close = CLOSE_NORMAL
         self.due = NEVER
-        self.group: Group | None = None
-        self.place = ELSEWHERE
         self.read_bytes = READ_BYTES
         """At the most, in one turn."""
-        self.trace: Tap | None = None
-        """Somebody looks at its frames: so long each of them goes by the outbox, and none past it."""
         self.meter: Meter | None = None
         """What it may have and send, where that is counted for each connection."""
         self.account: Account | None = None
@@ -129,16 +92,6 @@ class Connection:
         """When the time that was spent on what it sent is earned back; as fairness has it."""
         self.watched_until = 0.0
         """So long it is taken for busy, as it was."""
-        self._put_off = False
-        """It is not read for now."""
-        self._outbox = Outbox(limits)
-        self._armed = False
-        """The reactor flushes it at the end of this turn."""
-        self._blocked = False
-        """The socket took no more; the reactor says when it does."""
-        self._dropped = 0
-        self._deaf = 0
-        """What the peer sends is read and forgotten, up to so many bytes; 0: it is heard."""
 
     @property
     def kind(self) -> str:
@@ -146,31 +99,9 @@ class Connection:
         return ""
 
     @property
-    def open(self) -> bool:
-        return self.state == OPEN
-
-    @property
-    def direct(self) -> bool:
-        return self.state == OPEN and not self._blocked and self.trace is None
-
-    @property
-    def sealed(self) -> bool:
-        return self._tls is not None
-
-    @property
-    def ready(self) -> bool:
-        """It would take more at once."""
-        return self.state == OPEN and not self._blocked
-
-    @property
     def socket(self) -> Connection:
         """As of those who share one."""
         return self
-
-    @property
-    def waiting_bytes(self) -> int:
-        """In its outbox."""
-        return self._outbox.size
 
     @property
     def unread(self) -> bool:
@@ -199,13 +130,6 @@ class Connection:
         """Who this is, for the log: wire, client, user, address. Empty: what happens to it is not worth a line."""
         return {}
 
-    def words(self, frame: bytes) -> Iterable[bytes]:
-        """What frames of ours say, for a trace; a wire with frames of its own takes them apart."""
-        return (frame,)
-
-    def on_caught_up(self, dropped: int) -> None:
-        """The backlog is gone; `dropped` messages of `none` channels were not queued meanwhile."""
-
     def last_words(self, close: Close) -> bytes:
         """The wire's own way to say why it ends, b'' if it has none."""
         raise NotImplementedError
@@ -218,27 +142,6 @@ class Connection:
         if self.kind:
             self.reactor.tally.enter(self.kind)
         self.note("opened")
-
-    def put(self, frame: bytes) -> None:
-        """Queue one frame as it goes on the wire; written once per loop turn with all others.
-
-        Never waits, never raises.
-        """
-        if self.state == OPEN:
-            if self.trace is not None:
-                self.trace.sent(self.words(frame))
-            self._queued(self._outbox.put(frame))
-
-    def offer(self, audience: Audience, frame: bytes) -> None:
-        """Queue a publication's frame, by the rules for slow readers; as `put`."""
-        if self.state == OPEN and (type(frame) is not Volatile or self.ready):
-            if self.trace is not None:
-                self.trace.sent(self.words(frame), audience.channel)
-            self._queued(self._outbox.offer(frame, audience.mode, audience))
-
-    def left(self, *audiences: Audience) -> None:
-        """Channels were left: what waits of them is not replaced by newer values any more."""
-        self._outbox.unkey(*audiences)
 
     def close(self, close: Close) -> None:
         """Say the last words, then go when the peer has ended too, after `reactor.close_timeout_s` at the latest."""
@@ -345,27 +248,11 @@ class Connection:
             fairness.to_come_s = 0.0
             self.receive(data)
             if fairness.price and self.state != GONE:
-                self._pay(now, READ_S + reactor.clock() - now + fairness.to_come_s, fairness)
+                fairness.pay(self, now, READ_S + reactor.clock() - now + fairness.to_come_s)
         else:
             self._deaf -= len(data)
             if self._deaf <= 0:
                 self.abort()
-
-    def _pay(self, now: float, work_s: float, fairness: Fairness) -> None:
-        """What one read brought has taken so much of the loop's time."""
-        price, account = fairness.price, self.account
-        if account is not None:
-            owed_until = account.busy_at
-            # By what was owed before: the first who asks for much is no reason for a price that is meant for many.
-            if owed_until > now + OWED_S:
-                price *= DEAR
-            owed_until = (owed_until if owed_until > now else now) + work_s * fairness.ip_price
-            account.busy_at = min(owed_until, now + MOST_OWED_S)
-        busy_at = self.busy_at
-        busy_at = (busy_at if busy_at > now else now) + work_s * price
-        self.busy_at = busy_at = min(busy_at, now + MOST_OWN_S)
-        if busy_at > now + BUSY_S or self.watched_until > now:
-            fairness.weigh(self, now, work_s)
 
     # What fairness calls.
 
@@ -401,43 +288,6 @@ class Connection:
             self.reactor.read_on(self)
         return data
 
-    def on_writable(self) -> None:
-        if self._tls is not None and self._tls.read_needs_write:
-            self._tls.read_needs_write = False
-            self._wait()
-            self.on_readable()
-            if self.state == GONE:
-                return
-        try:
-            self._drain()
-        except Exception:
-            self._fail()
-        if self._put_off and self.state != GONE:
-            self._wait()  # what the epoll says of one that is not read, it says once
-
-    def _drain(self) -> None:
-        outbox = self._outbox
-        while outbox.size:
-            if self._tls is not None:
-                # What TLS could not write is sealed already: it has to be the same bytes when it is tried again.
-                if not self._write(outbox.take(RECORD_BYTES)):
-                    return
-                continue
-            # Not taken before it is written: a slow socket takes some KB of it, and the rest would be old when it does.
-            data = outbox.front(TAKE_BYTES)
-            written = self._send(data)
-            if written < 0:
-                return
-            outbox.written(written)
-            if written < len(data):
-                return self._account()
-        self._blocked = False
-        self.note("drained")
-        self._account()
-        self._wait()
-        self.reactor.batches.replace(self)
-        self._all_written()
-
     def on_timer(self, now: float) -> None:
         if self.state != OPEN:
             self.abort()
@@ -448,138 +298,6 @@ class Connection:
             self.on_deadline(now)
         except Exception:
             self._fail()
-
-    def flush(self) -> None:
-        """Write what waits, and with it what the batch of this turn holds for this connection, in one call."""
-        self._armed = False
-        try:
-            self._flush()
-        except Exception:
-            self._fail()
-
-    def _flush(self) -> None:
-        if self._blocked or self.state == GONE:
-            return
-        outbox = self._outbox
-        while not self._blocked:
-            data = outbox.take(TAKE_BYTES)
-            if not outbox.size and self.group is not None:
-                data += self.reactor.batches.take_for(self)
-            if data and not self._write(data):
-                return
-            if not outbox.size:
-                break
-        if not outbox.size:
-            self._all_written()
-
-    # What the sweep calls, for a direct write to a sealed connection or after one of its own.
-
-    def write_past(self, data: bytes) -> int:
-        """Write past the outbox, while direct: how much was taken, -1 if the peer is gone."""
-        try:
-            return os.write(self.fd, data) if self._tls is None else self._write_tls(self._tls, data)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            return -1
-
-    def torn(self, rest: bytes) -> None:
-        """The socket took a part only, or nothing: `rest` goes first."""
-        self._outbox.put_back(rest)
-        self._block()
-
-    def broken(self) -> None:
-        """The write failed: the peer is gone."""
-        if self.state == OPEN:
-            self.closed_with = CLOSE_WRITE_ERROR
-        self.abort()
-
-    def _write(self, data: bytes) -> bool:
-        """Write `data` and keep what the socket does not take. False: no more can be written now."""
-        written = self._send(data)
-        if 0 <= written < len(data):
-            self.torn(data[written:])
-        return written == len(data)
-
-    def _send(self, data: bytes) -> int:
-        """How many bytes the socket took; -1: the peer is gone, and so is this."""
-        try:
-            # As `write_past`, whose call would be a part of what a pong costs.
-            return os.write(self.fd, data) if self._tls is None else self._write_tls(self._tls, data)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self.broken()
-            return -1
-
-    def _write_tls(self, tls: TlsSocket, data: bytes) -> int:
-        written = tls.write(data)
-        if tls.write_needs_read:
-            self._wait()
-        return written
-
-    def _wait(self) -> None:
-        """Have the plane wait for what it takes to go on: TLS may have to write before it can read, and the like."""
-        tls, writes = self._tls, self._blocked
-        if tls is None:
-            self.reactor.watch_writes(self, writes, reads=not self._put_off)
-        else:
-            # What can't be used is not waited for: the epoll would say it again and again.
-            writes = tls.read_needs_write or (writes and not tls.write_needs_read)
-            self.reactor.watch_writes(self, writes, reads=not (tls.read_needs_write or self._put_off))
-
-    def _all_written(self) -> None:
-        if self.state == FINISHING:
-            self.abort()
-        elif self._deaf:
-            if self._tls is not None:
-                self._tls.say_end()
-            shut_down(self.fd)
-        elif self._dropped and self.state == OPEN:
-            dropped, self._dropped = self._dropped, 0
-            self.on_caught_up(dropped)
-
-    def _block(self) -> None:
-        if not self._blocked:
-            self._blocked = True
-            self.note("blocked", waiting=self._outbox.size)
-            self._wait()
-            self.reactor.batches.replace(self)
-        self._account()
-
-    def _queued(self, verdict: Verdict) -> None:
-        if verdict is SLOW:
-            # Not gone at once: that would change the group while the sweep walks it.
-            self.too_slow()
-            return
-        if verdict is not QUEUED:
-            self.reactor.backlog.count(verdict)
-            self._dropped += verdict is Verdict.DROPPED
-        if self._blocked:
-            self._account()
-        else:
-            self._arm()
-
-    def too_slow(self) -> None:
-        """End it in order, as a reader that is too slow."""
-        if self.state == OPEN:
-            self.reactor.backlog.slow += 1
-            self.close(CLOSE_SLOW)
-
-    def _account(self) -> None:
-        """Tell the worker's backlog; over its bound the largest have to go, which may be this one."""
-        backlog = self.reactor.backlog
-        if backlog.holds(self, self._outbox.size):
-            for connection in backlog.largest():
-                connection.shed()
-
-    def shed(self) -> None:
-        """Go now, to make room for the others: what waits is what there is too much of,
-        so not even a close frame could pass.
-        """
-        self.reactor.backlog.slow += 1
-        self.closed_with = CLOSE_SLOW
-        self.abort()
 
     def receive(self, data: bytes) -> None:
         """Handle bytes, wherever they were read."""
@@ -592,11 +310,6 @@ class Connection:
         # The border of one connection: a fault of ours ends this client, with a trace, and no other.
         logger.exception("a connection failed")
         self.close(CLOSE_SERVER_ERROR)
-
-    def _arm(self) -> None:
-        if not self._armed:
-            self._armed = True
-            self.reactor.arm(self)
 
 
 def take_over(sock: socket.socket) -> int:

@@ -3,8 +3,7 @@
 Does: say what each connection's time costs it, add up what all busy ones have taken, put off the next read of who is
 beyond its rate, and read a few of these at a time once they have earned that.
 Does not: refuse or close anything: what is not read waits in the client's own TCP window, which costs the hub nothing.
-Called by: connection (which counts its own time and its address's, and has a busy one weighed), ingest (charge),
-building (builds it).
+Called by: connection (pay), ingest (charge), building (builds it).
 Never break: a connection that takes little is never put off, whatever others of its address do.
 
 One core serves all clients of a worker, so limits on commands and bytes are not enough: a few bytes can cost as much as
@@ -17,6 +16,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
+
+from .limits import Account
 
 BUSY_S = 0.1
 """Who has so much to earn back is busy: at 50 ms a second that is 5 ms of work in the last moments."""
@@ -45,6 +46,8 @@ class Putable(Protocol):
 
     busy_at: float
     watched_until: float
+    account: Account | None
+    """Of its address."""
 
     def put_off(self) -> None:
         """Read nothing for now."""
@@ -110,6 +113,22 @@ class Fairness:
     def charge(self, work_s: float) -> None:
         """What is being read will cost so much more later, when Redis answers."""
         self.to_come_s += work_s
+
+    def pay(self, connection: Putable, now: float, work_s: float) -> None:
+        """What one read brought has taken so much of the loop's time."""
+        price, account = self.price, connection.account
+        if account is not None:
+            owed_until = account.busy_at
+            # By what was owed before: the first who asks for much is no reason for a price that is meant for many.
+            if owed_until > now + OWED_S:
+                price *= DEAR
+            owed_until = (owed_until if owed_until > now else now) + work_s * self.ip_price
+            account.busy_at = min(owed_until, now + MOST_OWED_S)
+        busy_at = connection.busy_at
+        busy_at = (busy_at if busy_at > now else now) + work_s * price
+        connection.busy_at = busy_at = min(busy_at, now + MOST_OWN_S)
+        if busy_at > now + BUSY_S or connection.watched_until > now:
+            self.weigh(connection, now, work_s)
 
     def weigh(self, connection: Putable, now: float, work_s: float) -> None:
         """A connection that is busy (`busy_at` is beyond BUSY_S from now) or watched has taken so much."""

@@ -7,9 +7,10 @@ import socket
 
 import pytest
 
-from hub.connection import BUSY_READ_BYTES, OPEN, READ_BYTES, Connection, take_over
+from hub.connection import BUSY_READ_BYTES, READ_BYTES, take_over
 from hub.fairness import MOST_OWED_S, MOST_OWN_S, OWED_S, PIECE_S, Fairness, Rates
 from hub.limits import Account
+from hub.outgoing import OPEN
 from hub.reactor import Reactor
 from tests.support import FakeClock, async_test
 from tests.test_connection import Recorder, read, until
@@ -41,7 +42,7 @@ class One:
         self.reads += 1
         now = self.clock()
         self.clock.advance(self.work_s)
-        Connection._pay(self, now, self.work_s, self.room)
+        self.room.pay(self, now, self.work_s)
 
 
 class Loop:

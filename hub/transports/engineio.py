@@ -23,11 +23,11 @@ from math import inf
 from .. import engineio_protocol as engineio
 from .. import errors, frames, handshake
 from ..audience import new_number
-from ..connection import GONE, OPEN
 from ..entrance import Visitor
 from ..errors import Close, ProtocolError
 from ..frames import Event
 from ..outbox import Limits
+from ..outgoing import GONE, OPEN
 from ..quotas import Meter, Quotas
 from ..reactor import Reactor
 from ..relay import Owner, new_session_id

@@ -22,9 +22,9 @@ from ..app import Call, Client
 from ..app_gate import Gate
 from ..app_runner import Rejected
 from ..auth import ANONYMOUS, Claims, is_user
-from ..connection import OPEN
 from ..entrance import Visitor
 from ..errors import Close, CommandError, HubError, ProtocolError
+from ..outgoing import OPEN
 from ..services import Services
 from ..tls import Descriptor
 from .engineio import Engine, EngineConnection, Make, encode_frame

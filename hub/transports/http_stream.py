@@ -28,11 +28,12 @@ from typing import Any
 
 from .. import cors, httpd, protocol
 from ..audience import WireForm
-from ..connection import CLOSING, DEAF_BYTES, Connection
+from ..connection import DEAF_BYTES, Connection
 from ..cors import CorsHandler
 from ..entrance import Visitor
 from ..entrance import refusal as refuse_token
 from ..errors import Close, HubError, ProtocolError
+from ..outgoing import CLOSING
 from ..session import Session
 from ..tls import Descriptor
 from .emulation import PATH as EMULATION_PATH

@@ -41,11 +41,12 @@ from ..app_guest import Guest
 from ..audience import Audience, Group
 from ..auth import Claims
 from ..channels import Namespace
-from ..connection import DEAF_BYTES, OPEN, Connection
+from ..connection import DEAF_BYTES, Connection
 from ..errors import Close, CommandError, HubError, ProtocolError, Reply
 from ..eventstream import PLAIN, PlainForm, PositionedForm
 from ..grants import Grant
 from ..message import ClientInfo
+from ..outgoing import OPEN
 from ..patterns import Follower
 from ..position import Position
 from ..reactor import Reactor

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from tornado import iostream
 
 from .. import deflate, entrance, errors, frames, handshake, httpd, protocol
-from ..connection import OPEN, Connection, take_over
+from ..connection import Connection, take_over
 from ..deflate import Agreement
 from ..entrance import Entrance, Visitor
 from ..errors import Close, HubError
 from ..limits import fits
 from ..outbox import Limits, Verdict
+from ..outgoing import OPEN
 from ..reactor import Reactor
 from ..sections import ClientSettings
 from ..services import Services

@@ -138,7 +138,7 @@ ROWS = {
             "transports/test_websocket.py::test_a_reader_that_stops_is_closed_as_slow_and_told_so",
             "transports/test_sse.py::test_a_listener_that_is_too_slow_is_closed_and_its_id_claims_nothing_unsent",
             "transports/test_engineio.py::test_a_session_that_does_not_poll_is_bounded",
-            "test_connection.py::test_over_the_workers_bound_the_largest_backlog_goes",
+            "test_outgoing.py::test_over_the_workers_bound_the_largest_backlog_goes",
             "test_httpd.py::test_who_does_not_read_its_answer_is_cut",
             "hostile/test_short.py::test_no_attack_costs_a_normal_client_anything_but_time",
         ),
