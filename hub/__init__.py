@@ -33,7 +33,7 @@ The rooms, and what each is for; the head of each says more:
     reactor wheel drain                                epoll and deadlines, the end
     fairness curb                                      whose bytes are read later, and whose connections never begin
     revocation orders api_control                      who is kept out; what is done to connections, on all workers
-    doors httpd heads cors api transports              the doors: HTTP, the server API, one room for each wire
+    doors httpd heads cors assets api transports       the doors: HTTP, files, the server API, one room for each wire
     transports.websocket transports.http_stream        the native protocol: over frames, over an answer that never ends
     transports.emulation                               and its commands, in requests of their own
     transports.plain transports.sse                    plain HTTP: who asks for what; event streams

@@ -38,7 +38,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from importlib import resources
 from typing import Any
 
-from . import api, control, entrance, errors, handshake, httpd, log
+from . import api, assets, control, entrance, errors, handshake, httpd, log
 from .admin_keys import AdminKeys
 from .api import Api
 from .broker import Broker
@@ -421,7 +421,7 @@ def _own(services: Services) -> Services:
     )
 
 
-class AdminFile(httpd.StaticFile):
+class AdminFile(assets.StaticFile):
     """GET of a file of the page."""
 
     def get(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import handshake, httpd
+from . import assets, handshake, httpd
 from .acceptor import DESCRIPTOR_MARGIN, INTERNAL_MARGIN, Acceptor
 from .balance import Balance
 from .certificates import Certificates
@@ -95,7 +95,7 @@ class Doors:
     def public(self, polls: longpoll.Polls, remote: Remote, turn: Callable[[], int]) -> httpd.Routes:
         """Of the public listeners: pages and all wires. turn: the number of the fan-out's."""
         self._polls = polls
-        routes = httpd.pages(self._settings.demo, self._settings.app.pages)
+        routes = assets.pages(self._settings.demo, self._settings.app.pages)
         routes += [
             (handshake.PATH, websocket.WebSocketHandler, {"door": self._door}),
             *sse.routes(self._door),
@@ -133,7 +133,7 @@ class Doors:
         )
         address = polling.Address(engine, door, remote.relay, remote.handover, remote.tunnels)
         remote.handover.start(address.take)
-        library = httpd.client_library(settings.client_dir)
+        library = assets.client_library(settings.client_dir)
         self._raws = engineio_raw.addresses(self._services)
         return library + polling.routes(address, engineio_raw.makers(self._raws))
 

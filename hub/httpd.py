@@ -1,10 +1,9 @@
-"""HTTP: Tornado's server with deadlines and sizes of our own, and the plain pages.
+"""HTTP: Tornado's server with deadlines and sizes of our own, and what all our answers have in common.
 
-Does: accept HTTP on the inherited listeners, answer what is no endpoint, serve the client module, the
-client library, and the demo page or the application's.
-Does not: know the API (api) or the wires (transports); worker hands their routes in. What a head must look like is
-judged by heads.
-Called by: worker.
+Does: accept HTTP on the inherited listeners, answer what is no endpoint.
+Does not: know files (assets), the API (api) or the wires (transports), whose routes are handed in. What a head must
+look like is judged by heads.
+Called by: doors (Server, application); whoever answers requests derives from Handler.
 Never break: no default of Tornado's bounds a client here (3600 s for a head, 100 MB for a body, none for a body's
 time or for reading the answer), and no head reaches Tornado that heads has not judged.
 """
@@ -14,15 +13,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-import re
 import socket
 import ssl
 from collections.abc import Awaitable
 from functools import lru_cache, partial
 from http.client import responses
-from importlib import resources
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any, cast
 
 from tornado import httputil, iostream, web
@@ -52,9 +47,6 @@ LINGER_S = 1.0
 """For what a client goes on sending behind a head that was refused: unread, it would make a reset of our answer."""
 SHORTEST_S = 0.1
 """Tornado would take a deadline of 0 for none."""
-DEMO_POLICY = "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'"
-DEMO_FILES = ("demo.js", "demo_feed.js", "demo_board.js", "demo_chart.js", "demo.css", "favicon.svg")
-CONTENT_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 
 
 @lru_cache(16)
@@ -401,101 +393,6 @@ class NotFound(Handler):
 
     def prepare(self) -> None:
         self.plain(404, "no such address; clients connect to /connection/websocket")
-
-
-class Alive(Handler):
-    """GET / where there is no demo page: a bare 200."""
-
-    def get(self) -> None:
-        self.plain(200, "hub")
-
-    head = get  # health checks
-
-
-class StaticFile(Handler):
-    """GET of one file, with an ETag."""
-
-    CACHE_CONTROL = "no-cache"
-
-    def initialize(self, file: Traversable) -> None:
-        self._file = file
-
-    def get(self) -> None:
-        kind = CONTENT_TYPES[self._file.name.rpartition(".")[2]]
-        content = self._file.read_bytes()
-        self.set_header("Content-Type", f"{kind}; charset=utf-8")
-        self.set_header("X-Content-Type-Options", "nosniff")
-        self.set_header("Cache-Control", self.CACHE_CONTROL)
-        self.finish(content)
-
-    def head(self) -> None:
-        """The same without the body, which Tornado leaves out: CDNs ask so."""
-        self.get()
-
-
-class Page(StaticFile):
-    """A file of a page of ours, or of the application's."""
-
-    def get(self) -> None:
-        self.set_header("Content-Security-Policy", DEMO_POLICY)
-        # Its address may carry a token, which is nobody else's business.
-        self.set_header("Referrer-Policy", "no-referrer")
-        super().get()
-
-
-class ClientModule(StaticFile):
-    """GET /hub.js: the client for web pages, which may be those of any origin."""
-
-    # Each page view asks for it, so browsers and CDNs may keep it for a while; not for long, as it should not be much
-    # older than the hub that it talks to.
-    CACHE_CONTROL = "public, max-age=600"
-
-    def set_default_headers(self) -> None:
-        super().set_default_headers()
-        # A module is fetched with CORS. It is the same for all and holds no secret; who may connect is decided there.
-        self.set_header("Access-Control-Allow-Origin", "*")
-
-
-class ClientLibrary(ClientModule):
-    """GET /socket.io/socket.io.js: npm socket.io-client, as stock servers bring it along."""
-
-    def initialize(self, directory: str) -> None:  # type: ignore[override]
-        self._directory = directory
-
-    def get(self, name: str) -> None:  # type: ignore[override]
-        self._file = Path(self._directory, name)
-        if self._directory and self._file.is_file():
-            super().get()
-        else:
-            self.plain(404, "no client library; allowed for socketio.client_dir: npm socket.io-client's dist folder")
-
-    def head(self, name: str) -> None:  # type: ignore[override]
-        """A page asks first whether there is one."""
-        self.get(name)
-
-
-def pages(demo: bool, directory: str = "") -> Routes:
-    """Routes of the client module, and of `/`: an application's pages, the demo page, or a bare 200.
-
-    directory: of the application's; '' for none. Its files are listed now, so that no request names a path.
-    """
-    static = resources.files("hub").joinpath("static")
-    module = (r"/hub\.js", ClientModule, {"file": static.joinpath("hub.js")})
-    files: dict[str, Traversable]
-    if directory:
-        known = (path for path in sorted(Path(directory).iterdir()) if path.suffix[1:] in CONTENT_TYPES)
-        files = {f"/{path.name}".removesuffix("index.html"): path for path in known}
-    elif demo:
-        names = {"/": "demo.html", **{f"/static/{name}": name for name in DEMO_FILES}}
-        files = {path: static.joinpath(name) for path, name in names.items()}
-    else:
-        return [(r"/", Alive, {}), module]
-    return [module, *((re.escape(path), Page, {"file": file}) for path, file in files.items())]
-
-
-def client_library(directory: str) -> Routes:
-    """Routes of npm socket.io-client; directory: its `dist`, '' where there is none."""
-    return [(r"/socket\.io/(socket\.io(?:\.esm|\.msgpack)?(?:\.min)?\.js)", ClientLibrary, {"directory": directory})]
 
 
 def application(routes: Routes) -> web.Application:

@@ -14,7 +14,7 @@ import orjson
 from tornado.netutil import bind_sockets
 from websockets.asyncio.client import ClientConnection, connect
 
-from hub import httpd
+from hub import assets, httpd
 from hub.acceptor import Acceptor
 from hub.app import App
 from hub.app_gate import Gate
@@ -277,7 +277,7 @@ async def plane(
     sessions = emulation.Sessions(relay.owner)
     relay.serve(emulation.KIND, sessions.answer)
     routes = [
-        *httpd.pages(demo=False),
+        *assets.pages(demo=False),
         (r"/connection/websocket", websocket.WebSocketHandler, {"door": door}),
         *http_stream.routes(emulation.Emulation(reactor, shared, entrance, sessions, relay)),
         *sse.routes(door),

@@ -93,6 +93,7 @@ LADDER = (
     ("entrance", "reloadable"),
     ("backlog", "bars", "httpd", "intake", "listeners", "replay", "state", "store", "sweep", "thinning", "urls"),
     (
+        "assets",
         "backup",
         "bench_publish",
         "cors",

@@ -3,7 +3,7 @@
    Does: put together feed (demo_feed.js), watch list (demo_board.js) and chart (demo_chart.js); hear the controls, keep what
    they say for the next visit; show connection, rate and latency.
    Does not: connect (hub.js does), need a build step or a library, or ask any server but the one that the page came from.
-   Served by: hub/httpd.py, where `demo = true`; its channels are those of config/demo.toml.
+   Served by: hub/assets.py, where `demo = true`; its channels are those of config/demo.toml.
    Never break: no price is read aloud by itself; what is done by pointer is done by keys.
 */
 

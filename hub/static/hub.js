@@ -9,7 +9,7 @@
    Does: connect by WebSocket, else by an event stream, else by polls; come back by itself and go on in each channel where
    it was, also over another wire; keep what is published meanwhile, within a bound.
    Does not: acknowledge mailboxes; an SDK of Centrifugo's does.
-   Served by: hub/httpd.py at /hub.js. The wires: hub/session.py, hub/transports/sse.py, hub/transports/longpoll.py.
+   Served by: hub/assets.py at /hub.js. The wires: hub/session.py, hub/transports/sse.py, hub/transports/longpoll.py.
    Never break: the position of a channel never claims a publication that has not been passed on; after `close` there is
    no timer, listener, socket or request left; a listener that throws hurts nobody else.
 */

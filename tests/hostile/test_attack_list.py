@@ -210,7 +210,7 @@ ROWS = {
         (
             "transports/test_plain.py::test_no_token_reaches_the_log",
             "test_httpd.py::test_a_fault_in_a_handler_is_a_plain_500",
-            "test_httpd.py::test_the_demo_page_and_its_files_are_served_with_a_policy",
+            "test_assets.py::test_the_demo_page_and_its_files_are_served_with_a_policy",
             "e2e/test_proxies.py::test_what_is_logged_holds_no_token",
             "test_tickets.py::test_a_ticket_is_good_once_on_any_worker",
             "test_tickets.py::test_a_ticket_ends_by_itself",
