@@ -37,6 +37,7 @@ The rooms, and what each is for; the head of each says more:
     transports.websocket transports.http_stream        the native protocol: over frames, over an answer that never ends
     transports.emulation                               and its commands, in requests of their own
     transports.plain transports.sse                    plain HTTP: who asks for what; event streams
+    transports.sse_stamps                              and the one cursor of those with several channels
     transports.market                                  and what is wanted there of `latest` channels
     transports.longpoll transports.publishing          one request at a time: what is new, and publishing
     transports.engineio transports.polling             Socket.IO: sessions by polls or WebSocket, and their address

@@ -29,7 +29,7 @@ channels; but a publication's bytes are made once for all clients, who are in di
   same for all clients there. It stands in the publication's own bytes (PositionedForm), which all of them share.
 - a client with several: publications come without an id and are shared as well; behind what one flush writes comes one
   `cursor` event. All who listen to the same channels, and have caught up, stand at the same places, so it is made once
-  for all of them (transports.sse, StampedForm). Not in front of the last publication, as what waits may yet be
+  for all of them (transports.sse_stamps). Not in front of the last publication, as what waits may yet be
   conflated; and an event, as an id alone is passed over by the npm `eventsource` package.
 
 A cursor stands behind everything that it claims, so whatever is cut off is sent again and nothing is passed over. What

@@ -20,9 +20,7 @@ this worker drains or its application has failed, the stream says so: 200, `retr
 An application is asked before the stream begins: `on_connect`, then `on_subscribe` for each channel. Then it is told of
 a client that is connected, and of its end (app_guest).
 
-How positions are kept: see the head of eventstream. A connection with several `stream` channels keeps its own until it
-has joined them all (`_positions`); so long it is never `direct`, so that each frame passes by. From then on it is in
-step with its group: it knows nothing of where it is, and each batch ends with the group's cursor (StampedForm).
+How positions are kept: see the head of eventstream, and sse_stamps for a connection with several `stream` channels.
 """
 
 from __future__ import annotations
@@ -38,7 +36,6 @@ from tornado import httputil
 from .. import cursor, errors, eventstream, httpd
 from ..app_gate import Gate
 from ..app_guest import Guest
-from ..audience import Audience, Group
 from ..auth import Claims
 from ..channels import Namespace
 from ..connection import DEAF_BYTES, Connection
@@ -55,6 +52,7 @@ from ..services import Services
 from ..tls import Descriptor
 from .market import Holdings
 from .plain import BUSY, PlainHandler, Wish
+from .sse_stamps import STAMPED, StampedConnection
 from .websocket import Door, leave_tornado
 
 logger = logging.getLogger(__name__)
@@ -77,51 +75,16 @@ HEADERS = {
 }
 
 
-class StampedForm(PlainForm):
-    """Wire form of clients with several `stream` channels: a batch ends with one cursor over all of them.
-
-    An audience's `position` is where everybody of it who is in step stands: behind the last batch, or behind this one
-    as soon as any of its groups has been stamped in it.
-    """
-
-    def stamp(self, group: Group) -> bytes:
-        """The cursor behind the group's part of the batch that is being swept; b'' if nobody in it is in step, or
-        nobody has moved.
-        """
-        positions: list[tuple[str, Position]] = []
-        moved = False
-        for audience in group.audiences:
-            if audience.mode != "stream":
-                continue
-            if audience.position is None:
-                return b""
-            if audience.frames and (found := eventstream.numbered(audience.frames[-1])):
-                moved = True
-                audience.position = audience.position._replace(offset=found[1])
-            positions.append((audience.channel, audience.position))
-        return eventstream.encode_stamp(tuple(positions)) if moved else b""
-
-
-STAMPED = StampedForm()
-STAMP = b"id: "
-"""How it begins. Publications of STAMPED have no id."""
-
-
-class EventStreamConnection(Connection):
+class EventStreamConnection(StampedConnection):
     """A client that listens to an event stream."""
 
     __slots__ = (
-        "_channels",
         "_ended",
         "_ends_at",
         "_guest",
         "_holdings",
         "_meter",
-        "_positions",
         "_services",
-        "_stamp",
-        "_streams",
-        "_unstamped",
         "_watch",
         "address",
         "claims",
@@ -156,18 +119,8 @@ class EventStreamConnection(Connection):
         self._watch = watch
         self._ends_at = caller.expires_at + services.authenticator.grace_s
         self._ended = errors.CLOSE_EXPIRED
-        self._channels: dict[str, Namespace] = {}
-        """Those that it is in."""
         self._holdings: Holdings | None = None
         """Those of them that it does not take as they come."""
-        self._positions: dict[str, Position] | None = None
-        """Of its `stream` channels, where it has several and is not in step: behind what has been queued."""
-        self._unstamped = False
-        """They have moved since the last cursor."""
-        self._streams = 0
-        """So many `stream` channels are asked for."""
-        self._stamp = b""
-        """The group's cursor, to be queued behind what is queued now; a slow reader needs none but the last."""
         self.wire = PLAIN
         self._guest = guest
         self.client = services.new_id() if guest is None else guest.client
@@ -253,88 +206,6 @@ class EventStreamConnection(Connection):
             Connection.put(self, b"".join(frames))
         if namespace.mode == "stream" and self._positions is not None and self.state == OPEN:
             self._moved(channel, position)
-
-    # The cursor of a client with several `stream` channels.
-
-    @property
-    def direct(self) -> bool:
-        return self._positions is None and self.state == OPEN and not self._blocked and self.trace is None
-
-    def put(self, frame: bytes) -> None:
-        if self._streams and frame.startswith(STAMP):
-            self._keep(frame)
-            return
-        Connection.put(self, frame)
-        if self._positions is not None:
-            self._note(frame)
-
-    def offer(self, audience: Audience, frame: bytes) -> None:
-        Connection.offer(self, audience, frame)
-        if self._positions is not None:
-            self._note(frame)
-
-    def _keep(self, stamp: bytes) -> None:
-        """The group's cursor, behind the group's frames; of one that is not in step it says too much, or too little."""
-        if self._positions is None and self.state == OPEN:
-            self._stamp = stamp
-            self._arm()
-
-    def _note(self, frame: bytes) -> None:
-        """A frame was queued, unless it was too much: then the connection is not OPEN any more."""
-        found = eventstream.numbered(frame) if self.state == OPEN else None
-        if found is not None and self._positions is not None:
-            channel, offset = found
-            if channel in self._channels:
-                # In an audience all publications are of one epoch; streams takes everybody out before the next one.
-                self._moved(channel, Position(self._positions[channel].epoch, offset))
-
-    def _moved(self, channel: str, position: Position) -> None:
-        assert self._positions is not None
-        self._positions[channel] = position
-        if not self._unstamped:
-            self._unstamped = True
-            self._arm()
-
-    def _take_stamp(self) -> bytes:
-        """The cursor to be queued behind what is queued now; b'' if the last one still holds."""
-        if self._unstamped and self._positions is not None:
-            self._unstamped = False
-            return eventstream.encode_stamp(tuple(self._positions.items()))
-        stamp, self._stamp = self._stamp, b""
-        return stamp
-
-    def _write_stamp(self) -> None:
-        if stamp := self._take_stamp():
-            Connection.put(self, stamp)
-        if self._positions is not None and self.state == OPEN:
-            self._fall_in(self._positions)
-
-    def _fall_in(self, positions: dict[str, Position]) -> None:
-        """Be in step with the group, once that has all our channels: we have what all its members have.
-
-        The fan-out lets us in between two batches, behind the one in which we joined; so we stand where the members of
-        each audience stand, or behind the batch that is being swept if we have had our part of it.
-        """
-        audiences = [one for one in self.group.audiences if one.mode == "stream"] if self.group is not None else []
-        if len(audiences) < self._streams:
-            return
-        for audience in audiences:
-            own, known = positions[audience.channel], audience.position
-            if known is None or known.epoch != own.epoch or known.offset < own.offset:
-                audience.position = own
-        self._positions = None
-        self.reactor.batches.replace(self)
-
-    def flush(self) -> None:
-        if self._streams and not self._blocked:
-            self._write_stamp()
-        Connection.flush(self)
-
-    def on_writable(self) -> None:
-        # Once for each time that the socket takes something: one that is always behind gets its cursors all the same.
-        if self._streams:
-            self._write_stamp()
-        Connection.on_writable(self)
 
     # What the plane calls.
 
