@@ -43,6 +43,7 @@ The rooms, and what each is for; the head of each says more:
     transports.engineio transports.polling             Socket.IO: sessions by polls or WebSocket, and their address
     transports.engineio_raw                            the same sessions without Socket.IO, for an application
     transports.socketio transports.socketio_session    its connections, and clients in namespaces: events and acks
+    transports.socketio_return                         and whether one that was away has lost something
     resume recall                                      its clients that come back: how far they were, their records
     worker building links leaving                      a process: who builds all its rooms, their life and its end
     seat supervisor processes heartbeat                and who watches over it, and keeps one on each place

@@ -174,6 +174,7 @@ LADDER = (
         "tunnel",
     ),
     ("transports.engineio_raw", "transports.socketio_session"),
+    ("transports.socketio_return",),
     ("transports.socketio",),
     ("transports.polling",),
     ("doors", "examination", "links", "saving"),

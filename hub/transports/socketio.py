@@ -26,16 +26,15 @@ from ..app_runner import Rejected, Unavailable
 from ..audience import ELSEWHERE, Audience, Group, new_number
 from ..entrance import Entrance, Visitor
 from ..errors import Close, CommandError, HubError, ProtocolError
-from ..history import Asked, Page
 from ..limits import Account, TokenBucket
-from ..position import Position, survives
 from ..protocol import encode_message
 from ..recall import Recall
-from ..resume import SETTLING, STEP, Record, Returning, judge
+from ..resume import SETTLING, STEP, Returning
 from ..services import Services
 from ..socketio_protocol import CONNECT, CONNECT_ERROR, DISCONNECT, EVENT
 from ..tls import Descriptor
 from .engineio import TO_MS, Engine, EngineConnection
+from .socketio_return import Return
 from .socketio_session import SocketIOForm, SocketSession, encode_packet
 
 logger = logging.getLogger(__name__)
@@ -441,66 +440,6 @@ def _passes(error: HubError) -> bool:
     if isinstance(error, CommandError):
         return isinstance(error, Unavailable) or error.reply is errors.TOO_MANY_REQUESTS
     return not isinstance(error, ProtocolError)
-
-
-class Return:
-    """A client that brings the name of a record: the record, a look at each channel, then what it may have back."""
-
-    __slots__ = ("_answer", "_came", "_door", "_pid", "_positions", "_record", "_session", "_verdicts")
-
-    def __init__(
-        self, door: Door, session: SocketSession, pid: str, came: str, answer: Callable[[Returning | None], None]
-    ) -> None:
-        """came: the mark that it brings, '' for none. answer: called once."""
-        self._door = door
-        self._session = session
-        self._pid = pid
-        self._came = came
-        self._answer = answer
-        self._record: Record | None = None
-        self._positions: dict[str, int] = {}
-        self._verdicts: dict[str, bool] = {}
-
-    def recalled(self, text: bytes | None) -> None:
-        """What the recall calls."""
-        record = None if text is None else Record.unpack(text)
-        positions = None if record is None or record.named != self._session.named else judge(record, self._came)
-        if record is None or positions is None:
-            self._answer(None)
-            return
-        self._record, self._positions = record, positions
-        if not positions:
-            self._answer(Returning(self._pid, self._came, record, positions))
-        for channel, offset in positions.items():
-            self._ask(channel, offset)
-
-    def _ask(self, channel: str, offset: int) -> None:
-        try:
-            namespace = self._session.rules(channel)
-        except CommandError as error:  # of a namespace that is no more
-            self._looked(channel, error)
-            return
-        asked = Asked(channel, namespace, offset, 1)
-        self._door.services.histories.read(asked, partial(self._looked, channel))
-
-    def _looked(self, channel: str, page: Page | HubError) -> None:
-        """One channel has been looked at; the last look decides."""
-        self._verdicts[channel] = not isinstance(page, HubError) and self._is_whole(channel, page)
-        if len(self._verdicts) < len(self._positions):
-            return
-        record = self._record if all(self._verdicts.values()) else None
-        self._answer(None if record is None else Returning(self._pid, self._came, record, self._positions))
-
-    def _is_whole(self, channel: str, page: Page) -> bool:
-        """All that was missed of a channel is still there, and not too much."""
-        record = self._record
-        if record is None:
-            return False
-        since = Position(record.streams[channel][0], self._positions[channel])
-        next_kept = page.publications[0][0] if page.publications else page.offset + 1
-        most = self._door.services.client.recovery_publications
-        whole = next_kept == since.offset + 1 and page.offset - since.offset <= most
-        return whole and survives(since, page.epoch, page.offset)
 
 
 @dataclass(slots=True)

@@ -378,39 +378,6 @@ async def welcome(socket, auth: dict) -> dict:
 
 
 @async_test
-async def test_a_lost_client_comes_back_to_all_its_channels(valkey_url, prefix):
-    """With what it missed, in order, each with its mark; under the name that it had. A second time too."""
-    async with plane(valkey_url, prefix, socketio=RECOVERY) as hub, client(hub.url) as native:
-        async with websocket(hub) as socket:
-            pid = (await welcome(socket, {}))["pid"]
-            for number, channel in enumerate(("chat:a", "chat:b", "ticker:X")):
-                await emit(socket, number, "subscribe", channel=channel)
-            await native.command(publish={"channel": "chat:a", "data": 1})
-            _, publication, mark = await event(socket)
-            assert (publication["data"], publication["offset"]) == (1, 1)
-        for round_number in (1, 2):
-            await until(lambda: not hub.engine.sessions)
-            for channel in ("chat:a", "chat:b", "chat:a"):
-                await native.command(publish={"channel": channel, "data": round_number})
-            await native.command(publish={"channel": "ticker:X", "data": round_number})
-            async with websocket(hub) as socket:
-                answer = await welcome(socket, {"pid": pid, "offset": mark})
-                assert answer["pid"] == pid
-                missed = [await event(socket) for _ in range(4)]
-                of_channel = {"chat:a": [], "chat:b": [], "ticker:X": []}
-                for _, publication, *_ in missed:
-                    of_channel[publication["channel"]].append(publication["data"])
-                assert of_channel == {
-                    "chat:a": [round_number] * 2,
-                    "chat:b": [round_number],
-                    "ticker:X": [round_number],
-                }
-                await native.command(publish={"channel": "chat:b", "data": "live"})
-                _, publication, mark = await event(socket)
-                assert publication["data"] == "live"
-
-
-@async_test
 async def test_a_pong_confirms_what_went_before_its_ping(valkey_url, prefix):
     """All batches but the last two, which may have gone behind it."""
     settings = {**RECOVERY, "ping_interval_ms": 300, "ping_timeout_ms": 5000}
@@ -425,74 +392,6 @@ async def test_a_pong_confirms_what_went_before_its_ping(valkey_url, prefix):
         await socket.send("3")
         await until(lambda: session.confirmed != -1)
         assert 0 <= session.confirmed <= (turn - 2) * STEP
-
-
-@async_test
-async def test_a_polling_client_gets_what_waited_for_its_poll(valkey_url, prefix):
-    """What was taken up for a client and never fetched counts as missed."""
-    async with plane(valkey_url, prefix, socketio=RECOVERY) as hub, client(hub.url) as native:
-        session = await joined(hub)
-        await session.post(b'420["subscribe",{"channel":"chat:a"}]')
-        await until(lambda: hub.fanout.subscriptions == 1)
-        pid = next(iter(next(iter(hub.engine.sessions.values()))._sessions.values())).pid
-        for i in range(3):
-            await native.command(publish={"channel": "chat:a", "data": i})
-        await session.post(b"abc")
-        await until(lambda: not hub.engine.sessions)
-        async with websocket(hub) as socket:
-            assert (await welcome(socket, {"pid": pid}))["pid"] == pid
-            assert [(await event(socket))[1]["data"] for _ in range(3)] == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    "why",
-    ["unknown", "user", "mark", "twice", "none", "paced", "watch", "trimmed", "too many", "left", "off", "nonsense"],
-)
-@async_test
-async def test_who_may_have_lost_something_starts_anew(valkey_url, prefix, why):
-    """Under a new name, and in no channel: the client's `recovered` is false."""
-    settings = {} if why == "off" else RECOVERY
-    limits = {"recovery_publications": 2} if why == "too many" else {}
-    async with (
-        plane(valkey_url, prefix, socketio=settings, client=limits) as hub,
-        client(hub.url, token("bob")) as native,
-    ):
-        async with websocket(hub) as socket:
-            answer = await welcome(socket, {"token": token("ann")})
-            assert ("pid" in answer) == (why != "off")
-            await emit(socket, 0, "subscribe", channel="chat:a")
-            if why == "none":
-                await emit(socket, 1, "subscribe", channel="open:a")
-            if why == "paced":
-                await emit(socket, 1, "subscribe", channel="paced:a")
-            if why == "watch":
-                await emit(socket, 1, "subscribe", channel="room:a", join_leave=True)
-                await event(socket)
-                await emit(socket, 2, "unsubscribe", channel="room:a")
-            if why == "left":
-                await socket.send("41")
-        await until(lambda: not hub.engine.sessions)
-        for i in range({"trimmed": 120, "too many": 3}.get(why, 1)):
-            await native.command(publish={"channel": "chat:a", "data": i})
-        claims = {"token": token("ann"), "pid": answer.get("pid", "x" * 22)}
-        if why == "unknown":
-            claims["pid"] = "x" * 22
-        elif why == "user":
-            claims["token"] = token("bob")
-        elif why == "mark":
-            claims["offset"] = "f.1.1.chat:a"
-        elif why == "nonsense":
-            claims["pid"] = {"a": 1}
-        elif why == "twice":
-            async with websocket(hub) as socket:
-                assert (await welcome(socket, claims))["pid"] == claims["pid"]
-                async with websocket(hub) as second:
-                    assert (await welcome(second, claims))["pid"] != claims["pid"]
-            return
-        async with websocket(hub) as socket:
-            again = await welcome(socket, claims)
-            assert again.get("pid", "none") != claims["pid"]
-            assert not hub.fanout.subscriptions
 
 
 @async_test
@@ -593,23 +492,3 @@ async def test_who_is_kept_out_for_a_moment_comes_back(valkey_url, prefix, where
         with pytest.raises(ConnectionClosed) as closed:
             await receive(socket)
         assert closed.value.rcvd.code == 3004
-
-
-@async_test
-async def test_who_may_not_know_that_it_is_out_of_a_channel_starts_anew(valkey_url, prefix):
-    """It was told to subscribe anew, and its connection was lost: it would wait for ever. Not if it did so."""
-    async with plane(valkey_url, prefix, socketio=RECOVERY) as hub, client(hub.url) as native:
-        for knows in (False, True):
-            async with websocket(hub) as socket:
-                pid = (await welcome(socket, {}))["pid"]
-                await emit(socket, 1, "subscribe", channel="chat:a")
-                await native.command(publish={"channel": "chat:a", "data": 1})
-                mark = (await event(socket))[-1]
-                hub.streams.overloaded("chat:a")
-                assert (await event(socket))[0] == "unsubscribed"
-                if knows:
-                    await emit(socket, 2, "subscribe", channel="chat:a")
-            await until(lambda: not hub.engine.sessions)
-            async with websocket(hub) as socket:
-                answer = await welcome(socket, {"pid": pid, "offset": mark})
-                assert (answer["pid"] == pid) is knows
