@@ -41,6 +41,7 @@ The rooms, and what each is for; the head of each says more:
     transports.market                                  and what is wanted there of `latest` channels
     transports.longpoll transports.publishing          one request at a time: what is new, and publishing
     transports.engineio transports.polling             Socket.IO: sessions by polls or WebSocket, and their address
+    transports.engineio_probe                          WebSockets that are to take over one that polls
     transports.engineio_raw                            the same sessions without Socket.IO, for an application
     transports.socketio transports.socketio_session    its connections, and clients in namespaces: events and acks
     transports.socketio_return                         and whether one that was away has lost something

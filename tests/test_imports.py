@@ -162,7 +162,7 @@ LADDER = (
     ("identity",),
     ("api", "app_guest", "session", "supervisor", "ticker"),
     ("serve", "transports.emulation", "transports.websocket", "transports"),
-    ("admin", "transports.market", "transports.sse_stamps"),
+    ("admin", "transports.engineio_probe", "transports.market", "transports.sse_stamps"),
     ("transports.plain",),
     (
         "acceptor",

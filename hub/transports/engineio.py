@@ -27,12 +27,13 @@ from ..entrance import Visitor
 from ..errors import Close, ProtocolError
 from ..frames import Event
 from ..outbox import Limits
-from ..outgoing import GONE, OPEN
+from ..outgoing import OPEN
 from ..quotas import Meter, Quotas
 from ..reactor import Reactor
 from ..relay import Owner, new_session_id
 from ..sections import ClientSettings, SocketIOSettings
 from ..tls import Descriptor
+from .engineio_probe import Probe, Superfluous
 from .websocket import FramedConnection
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ POLL_BYTES = 1_048_576
 CLOSE_ABORTED = Close(errors.CLOSE_PROTOCOL_ERROR.code, "poll aborted")
 CLOSE_SECOND_POLL = Close(errors.CLOSE_PROTOCOL_ERROR.code, "a second poll beside the first")
 CLOSE_SECOND_POST = Close(errors.CLOSE_PROTOCOL_ERROR.code, "a second post beside the first")
-CLOSE_SUPERFLUOUS = Close(errors.CLOSE_POLICY.code, "the session has a WebSocket")
 LAST_POLL_S = 0.5
 """A poll that a client sent before its goodbye may be so much later, by way of another worker."""
 MAX_LAST_POLLS = 10_000
@@ -101,7 +101,7 @@ class Engine:
         """A WebSocket that is to take over a session that polls."""
         answer, _ = handshake.accept(headers)
         session.probing = True
-        Probe(fd, session).begin(answer, early)
+        Probe(fd, session, self.settings.upgrade_timeout_ms / TO_MS).begin(answer, early)
 
     def expect_last_poll(self, session: EngineConnection) -> None:
         """A client has ended its session, and may have sent a poll before."""
@@ -463,82 +463,3 @@ class EngineConnection(FramedConnection):
                     self._heartbeat(opcode, payload)
         if self.state == OPEN:
             self.on_bytes(b"")  # for what is unfinished, or was found broken, behind those
-
-
-class Superfluous(FramedConnection):
-    """A WebSocket too many. Stock clients take a refused handshake for an error, and a close for what it is."""
-
-    __slots__ = ()
-
-    @property
-    def name(self) -> str:
-        return "superfluous"
-
-    def begin(self, head: bytes, early: bytes) -> None:
-        super().begin(head, early)
-        self.close(CLOSE_SUPERFLUOUS)
-
-    def on_message(self, opcode: int, message: bytes) -> None:
-        """Nobody hears it."""
-
-    def on_due(self, now: float) -> None:
-        self.abort()
-
-    def next_due(self) -> float:
-        return self.heard_at
-
-    def on_gone(self) -> None:
-        """Nothing was begun."""
-
-
-class Probe(FramedConnection):
-    """A WebSocket that is to take over a session: `2probe`, `3probe`, `5`."""
-
-    __slots__ = ("_answered", "_due", "_session")
-
-    def __init__(self, fd: Descriptor, session: EngineConnection) -> None:
-        engine = session.engine
-        super().__init__(fd, engine.reactor, engine.client, engine.outbox)
-        self._session = session
-        self._answered = False
-        self._due = self.heard_at + engine.settings.upgrade_timeout_ms / TO_MS
-
-    @property
-    def name(self) -> str:
-        return self._session.name
-
-    def on_bytes(self, data: bytes) -> None:
-        events = self._reader.feed(data)
-        for at, (opcode, payload) in enumerate(events):
-            packet = payload if opcode == frames.TEXT else b""
-            if packet == b"2probe" and not self._answered:
-                self._answered = True
-                self.put(encode_frame(engineio.ENCODED_PROBE_ANSWER))
-                self._session.release_poll()
-            elif packet == b"5" and self._answered:
-                self._hand_over(events[at + 1 :])
-                return
-            elif opcode != frames.PONG:
-                self.abort()
-                return
-        if self._reader.failed is not None:
-            self.abort()
-
-    def _hand_over(self, rest: list[Event]) -> None:
-        self.flush()
-        session = self._session
-        if self.state != OPEN or self._outbox.size or session.state != OPEN or not session.polls:
-            self.abort()  # it reads nothing, or comes too late
-            return
-        self.state = GONE
-        self.reactor.release(self)
-        session.take_over(self, self.fd, self._reader, rest)
-
-    def on_due(self, now: float) -> None:
-        self.abort()
-
-    def next_due(self) -> float:
-        return self._due
-
-    def on_gone(self) -> None:
-        self._session.probing = self._session.probed = False
