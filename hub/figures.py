@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
+from .backlog import Backlog
 from .broker import Broker
 from .certificates import Certificates
 from .fanout import Fanout
@@ -80,64 +81,85 @@ def current(rooms: Rooms) -> dict[str, Any]:
      "process":{"memory_bytes":40000000,"cpu_s":1.5,"fds":40,"max_fds":1048576},
      "tls_ends_at":0.0}
     """
-    reactor, fanout, streams, loopback = rooms.reactor, rooms.fanout, rooms.streams, rooms.loopback
-    tally, backlog = reactor.tally, reactor.backlog
     return {
         "slot": rooms.slot,
         "generation": rooms.generation,
         "pid": os.getpid(),
-        "uptime_s": round(reactor.clock() - rooms.began_at, 1),
+        "uptime_s": round(rooms.reactor.clock() - rooms.began_at, 1),
         "started_at": rooms.started_at,
         "time": time.time(),
-        "connections": {
-            "open": {**tally.open, "long_poll": len(rooms.polls)},
-            "opened": dict(tally.opened),
-            "closed": dict(tally.closed),
-            "refused": dict(rooms.refusals.counts),
-            "handshake_s": tally.handshakes.about(),
-        },
+        "connections": _connections(rooms),
         "users": len(rooms.users),
         "sessions": rooms.users.sessions,
-        "subscriptions": fanout.subscriptions,
-        "channels": len(fanout.lines),
-        "delivery": {
-            "deliveries": fanout.deliveries,
-            "conflated": {"slow": backlog.conflated, "behind": fanout.conflated},
-            "dropped": {"slow": backlog.dropped, "behind": fanout.dropped},
-            "slow_closed": backlog.slow,
-            "sweep_s": fanout.sweeps.about(),
-            "latency_s": fanout.latency.about(),
-        },
+        "subscriptions": rooms.fanout.subscriptions,
+        "channels": len(rooms.fanout.lines),
+        "delivery": _delivery(rooms.fanout, rooms.reactor.backlog),
         "publishes": dict(rooms.broker.outcomes),
-        "streams": {
-            "followed": len(streams),
-            "gaps": streams.gaps,
-            "duplicates": streams.duplicates,
-            "displaced": streams.displacements,
-            "recovered": streams.recovered,
-            "lost": streams.lost,
-            "recovered_publications": streams.recovered_publications,
-            "checks": dict(streams.checks),
-        },
+        "streams": _streams(rooms.streams),
         "loop": {"lag_s": rooms.lag.seconds.about(), "worst_s": round(rooms.lag.worst_s, 6)},
-        "waiting": {
-            "outboxes": backlog.bytes,
-            "sweep": fanout.waiting_bytes,
-            "redis": rooms.broker.waiting_bytes,
-            "rings": streams.ring_bytes,
-        },
-        "redis": {
-            "commands_up": rooms.registry.reachable,
-            "subscriber_up": rooms.ingest.connected,
-            "links": rooms.ingest.links,
-            "lag_s": round(loopback.lag_s, 6),
-            "lags_s": loopback.lag.about(),
-            "command_s": rooms.broker.seconds.about(),
-            "missed": loopback.missed,
-            "generations": loopback.generations,
-        },
-        "process": _process(len(reactor.connections)),
+        "waiting": _waiting(rooms),
+        "redis": _redis(rooms),
+        "process": _process(len(rooms.reactor.connections)),
         "tls_ends_at": rooms.certificates.ends_at if rooms.certificates is not None else 0.0,
+    }
+
+
+def _connections(rooms: Rooms) -> Mapping[str, Any]:
+    tally = rooms.reactor.tally
+    return {
+        "open": {**tally.open, "long_poll": len(rooms.polls)},
+        "opened": dict(tally.opened),
+        "closed": dict(tally.closed),
+        "refused": dict(rooms.refusals.counts),
+        "handshake_s": tally.handshakes.about(),
+    }
+
+
+def _delivery(fanout: Fanout, backlog: Backlog) -> Mapping[str, Any]:
+    return {
+        "deliveries": fanout.deliveries,
+        "conflated": {"slow": backlog.conflated, "behind": fanout.conflated},
+        "dropped": {"slow": backlog.dropped, "behind": fanout.dropped},
+        "slow_closed": backlog.slow,
+        "sweep_s": fanout.sweeps.about(),
+        "latency_s": fanout.latency.about(),
+    }
+
+
+def _streams(streams: Streams) -> Mapping[str, Any]:
+    return {
+        "followed": len(streams),
+        "gaps": streams.gaps,
+        "duplicates": streams.duplicates,
+        "displaced": streams.displacements,
+        "recovered": streams.recovered,
+        "lost": streams.lost,
+        "recovered_publications": streams.recovered_publications,
+        "checks": dict(streams.checks),
+    }
+
+
+def _waiting(rooms: Rooms) -> Mapping[str, int]:
+    """Bytes that are on their way, by where they wait."""
+    return {
+        "outboxes": rooms.reactor.backlog.bytes,
+        "sweep": rooms.fanout.waiting_bytes,
+        "redis": rooms.broker.waiting_bytes,
+        "rings": rooms.streams.ring_bytes,
+    }
+
+
+def _redis(rooms: Rooms) -> Mapping[str, Any]:
+    loopback = rooms.loopback
+    return {
+        "commands_up": rooms.registry.reachable,
+        "subscriber_up": rooms.ingest.connected,
+        "links": rooms.ingest.links,
+        "lag_s": round(loopback.lag_s, 6),
+        "lags_s": loopback.lag.about(),
+        "command_s": rooms.broker.seconds.about(),
+        "missed": loopback.missed,
+        "generations": loopback.generations,
     }
 
 

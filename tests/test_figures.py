@@ -170,6 +170,24 @@ async def test_the_cost_of_asking_does_not_grow_with_the_clients(valkey_url, pre
             hub.reactor.connections[fd] = real
 
 
+@async_test
+async def test_each_count_stands_under_its_own_name(valkey_url, prefix):
+    """Those that are alike, and that a quiet worker has none of."""
+    async with plane(valkey_url, prefix) as hub:
+        rooms, backlog, fanout, streams = rooms_of(hub), hub.reactor.backlog, hub.fanout, hub.streams
+        backlog.conflated, backlog.dropped, backlog.slow, backlog.bytes = 1, 2, 3, 4
+        fanout.deliveries, fanout.conflated, fanout.dropped = 5, 6, 7
+        streams.gaps, streams.duplicates, streams.displacements = 8, 9, 10
+        streams.recovered, streams.lost, streams.recovered_publications = 11, 12, 13
+        found = current(rooms)
+        delivery, waiting = found["delivery"], found["waiting"]
+        assert (delivery["conflated"], delivery["dropped"]) == ({"slow": 1, "behind": 6}, {"slow": 2, "behind": 7})
+        assert (delivery["slow_closed"], waiting["outboxes"], delivery["deliveries"]) == (3, 4, 5)
+        names = ("gaps", "duplicates", "displaced", "recovered", "lost", "recovered_publications")
+        assert [found["streams"][name] for name in names] == [8, 9, 10, 11, 12, 13]
+        backlog.bytes = 0
+
+
 def test_memory_of_a_process_that_is_gone_is_nothing():
     assert figures.memory_bytes(2**22 + 1) == 0 and figures.memory_bytes(os.getpid()) > 0
 
