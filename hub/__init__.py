@@ -40,6 +40,7 @@ The rooms, and what each is for; the head of each says more:
     transports.sse_stamps                              and the one cursor of those with several channels
     transports.market                                  and what is wanted there of `latest` channels
     transports.longpoll transports.publishing          one request at a time: what is new, and publishing
+    transports.poll_answer                             what one answer holds, and what its cursor says
     transports.engineio transports.polling             Socket.IO: sessions by polls or WebSocket, and their address
     transports.engineio_probe                          WebSockets that are to take over one that polls
     transports.engineio_raw                            the same sessions without Socket.IO, for an application

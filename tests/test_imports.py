@@ -164,6 +164,7 @@ LADDER = (
     ("serve", "transports.emulation", "transports.websocket", "transports"),
     ("admin", "transports.engineio_probe", "transports.market", "transports.sse_stamps"),
     ("transports.plain",),
+    ("transports.poll_answer",),
     (
         "acceptor",
         "transports.engineio",

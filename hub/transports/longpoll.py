@@ -1,8 +1,8 @@
 """Long polling: `GET /poll?channel=…&since=CURSOR&wait=25`, the hub for whoever has only requests.
 
 Does: subscribe for the time of one request, answer with what was missed or with what comes, several messages at once.
-Does not: keep anything between two requests: any worker answers the next one by its cursor (cursor). Nor check
-requests (plain) or read Redis (streams has the ring, catchup the history).
+Does not: keep anything between two requests: any worker answers the next one by its cursor (cursor). Nor gather
+what the answer holds (poll_answer), check requests (plain) or read Redis (streams has the ring, catchup the history).
 Called by: worker (routes, close), Tornado.
 Never break: a cursor in an answer claims what is in this answer and those before, nothing else; however a request ends,
 its subscriptions end with it.
@@ -23,7 +23,6 @@ about each poll: `on_connect`, then `on_subscribe` for each channel.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from math import isfinite
@@ -46,6 +45,7 @@ from ..wants import EVERY
 from ..wants import PLAIN as WANTS_NOTHING
 from .market import Holdings, slowest_s
 from .plain import BUSY, CURSOR_HEADER, ChannelError, PlainHandler, Wish
+from .poll_answer import FORM, Answer
 from .websocket import Door
 
 PATH = "/poll"
@@ -55,30 +55,9 @@ MAX_WAIT_S = 60.0
 JOIN_S = 5.0
 """For Redis to let a poll in, besides its wait; then 503."""
 FROM_THE_START = Position("", 0)
-MESSAGE = re.compile(rb'\{"channel":"([^"]+)","pub":(?:\{"offset":([0-9]+))?')
-"""The beginning of a message; names need no escapes in JSON (channels.NAME)."""
 
 
-class PollForm:
-    """Wire form: a publication as it stands in an answer's `messages`."""
-
-    def encode_publication(self, channel: str, body: bytes) -> bytes:
-        r"""b'{"channel":"a","pub":{"data":1}}'"""
-        return b'{"channel":' + orjson.dumps(channel) + b',"pub":' + body + b"}"
-
-    def encode_arrival(self, channel: str, body: bytes) -> bytes:
-        """Nobody here watches; b'{"channel":"a","join":{…}}' all the same."""
-        return b'{"channel":' + orjson.dumps(channel) + b"," + body + b"}"
-
-    def encode_message(self, message: bytes) -> bytes:
-        """Nobody here is told notices."""
-        return message
-
-
-FORM = PollForm()
-
-
-class Poll:
+class Poll(Answer):
     """One request while it waits: a subscriber without a socket of its own, whose frames are gathered.
 
     Never `direct`, so the fan-out offers it each frame; where it stands moves with those that it takes.
@@ -86,27 +65,16 @@ class Poll:
 
     __slots__ = (
         "_channels",
-        "_finished",
-        "_full",
         "_holdings",
-        "_latest",
-        "_max_bytes",
         "_pending",
         "_services",
-        "_size",
-        "_wish",
         "error",
         "fd",
         "group",
-        "lost",
-        "marks",
-        "messages",
         "omitted",
         "over",
         "pause_s",
         "place",
-        "positions",
-        "ready",
         "settled",
     )
 
@@ -114,41 +82,24 @@ class Poll:
     direct = sealed = False
 
     def __init__(self, services: Services, wish: Wish) -> None:
+        super().__init__(wish, services.outbox.max_bytes)
         self.fd = new_number()
         self.group: Group | None = None
         self.place = ELSEWHERE
         self._services = services
-        self._wish = wish
-        self._max_bytes = services.outbox.max_bytes
-        self._size = 0
         self._channels: dict[str, Namespace] = {}
         """Those that it is in."""
         self._pending = len(wish.channels)
         wanted = {channel: one._replace(hz=EVERY) for channel, one in wish.wants.items()}
         wanted = {channel: one for channel, one in wanted.items() if one != WANTS_NOTHING}
         self._holdings = Holdings(services, self, wanted, most_symbols(wish)) if wanted else None
-        self._latest: dict[str, int] = {}
-        """Where in `messages` the newest value of a `latest` channel is."""
-        self._full: set[str] = set()
-        """Channels of which nothing more is taken: the next poll goes on there."""
-        self._finished = False
         self.settled = asyncio.Event()
         """All channels have let it in, or one can't."""
-        self.ready = asyncio.Event()
-        """There is something to answer."""
         self.over = asyncio.Event()
         """Nothing more will come."""
         self.omitted: dict[str, int] = {}
         """At its end: symbols that did not fit into its watch list."""
         self.error: HubError | None = None
-        self.messages: list[bytes] = []
-        self.lost: list[str] = []
-        known = ((name, wish.since.position(name)) for name in wish.channels)
-        self.positions: dict[str, Position] = {name: position for name, position in known if position is not None}
-        self.marks: dict[str, str] = {}
-        """By channel; those of a watch list's symbols by the symbols' own."""
-        for name in wish.channels:
-            self._recall(name)
         self.pause_s = slowest_s(wish.wants) if wish.since is not NOWHERE else 0.0
         """What it is answered with is held back for so long since it was asked for."""
 
@@ -211,11 +162,6 @@ class Poll:
         self.error = error
         self.end()
 
-    @property
-    def cursor(self) -> str:
-        """Where the client is, once it has the answer."""
-        return cursor.encode(self.positions, self.marks)
-
     def _joined(self, channel: str, namespace: Namespace, since: Position | None, outcome: Joined | HubError) -> None:
         if isinstance(outcome, HubError):
             self.error = self.error or outcome
@@ -269,66 +215,6 @@ class Poll:
             self.settled.set()
         self._tell()
 
-    def _take(self, frame: bytes) -> None:
-        """Gather one message, up to the bytes that may wait for one client; what does not fit comes next time."""
-        found = MESSAGE.match(frame)
-        if self._finished or found is None:
-            return
-        channel = str(found[1], "ascii")
-        if self._wish.channels[channel].mode == "latest":
-            self._take_newest(channel, frame, frame[found.end() : -1])
-        elif self._take_up(channel, frame) and found[2] is not None:
-            self.positions[channel] = Position(self.positions[channel].epoch, int(found[2]))
-        self._tell()
-
-    def _take_up(self, channel: str, frame: bytes) -> bool:
-        if self._size and self._size + len(frame) > self._max_bytes:
-            self._full.add(channel)
-        if channel in self._full:
-            return False
-        self._size += len(frame)
-        self.messages.append(frame)
-        return True
-
-    # Values of `latest` channels.
-
-    def _take_newest(self, channel: str, frame: bytes, body: bytes) -> None:
-        """The newest value takes an older one's place."""
-        whose = self._whose(channel, body)
-        if not whose:
-            return
-        at = self._latest.get(whose)
-        if at is not None:
-            self._size += len(frame) - len(self.messages[at])
-            self.messages[at] = frame
-        elif self._take_up(channel, frame):
-            self._latest[whose] = len(self.messages) - 1
-        else:
-            return
-        self.marks[whose] = cursor.mark_of(body)
-
-    def _is_news(self, channel: str, body: bytes) -> bool:
-        whose = self._whose(channel, body)
-        if not whose:
-            return False
-        self._recall(whose)
-        return cursor.mark_of(body) != self.marks.get(whose)
-
-    def _recall(self, channel: str) -> None:
-        """The mark that the client has brought of a channel; it goes back, whether there is news or not."""
-        if mark := self._wish.since.mark(channel):
-            self.marks.setdefault(channel, mark)
-
-    def _whose(self, channel: str, body: bytes) -> str:
-        """The channel that a value is of: in a watch list, what its tag says; '' for what is no publication."""
-        if channel not in self._wish.wants or not self._wish.wants[channel].symbols:
-            return channel
-        try:
-            return str(orjson.loads(body)["tags"]["channel"])
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            # Whoever reaches Redis can write anything there, and others of this batch have yet to be served.
-            return ""
-
     # What a watch list tells.
 
     def told(self, bodies: list[bytes]) -> None:
@@ -346,10 +232,6 @@ class Poll:
         self.error = self.error or BrokerUnavailable("a symbol of a watch list can't be had now")
         self.settled.set()
         self.ready.set()
-
-    def _tell(self) -> None:
-        if self.messages or self.lost:
-            self.ready.set()
 
     # What the fan-out calls.
 
