@@ -142,6 +142,17 @@ def test_texts_take_turns_and_one_that_could_not_be_sent_is_counted(one):
         assert (changes.asked, changes.sent, changes.missed) == (2, 1, 1)
 
 
+def test_changes_may_be_over_before_they_are_waited_for(one):
+    """Where the feed ends after them: what is asked meanwhile is answered behind that they are."""
+    clients, peer = one
+    clients.change(["ask"], 1, 1)
+    read_frame(peer)
+    peer.sendall(tick(3, 1) + frame(b'{"id":1}'))
+    processed(peer)
+    assert clients.ticks().delivered == 1
+    assert clients.changed(TIMEOUT_S).answers.count == 1
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [

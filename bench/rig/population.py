@@ -95,6 +95,10 @@ class Times(NamedTuple):
     max_us: float
 
 
+UNASKED = frozenset({"changes"})
+"""Events that are told when they are over, perhaps before the answer to what was asked meanwhile."""
+
+
 class Ages(NamedTuple):
     """How old ticks were at clients of one kind, by the time that each tick carries.
 
@@ -153,6 +157,8 @@ class Population:
 
     def __init__(self, started: subprocess.Popen[bytes]) -> None:
         self._process = started
+        self._early: dict[str, dict[str, Any]] = {}
+        """Lines that came before they were waited for, by their event."""
 
     @property
     def pid(self) -> int:
@@ -241,10 +247,17 @@ class Population:
         return Counts(event, **self._line(event, timeout_s))
 
     def _line(self, event: str, timeout_s: float) -> dict[str, Any]:
-        line: dict[str, Any] = json.loads(read_line(self._process.stdout, timeout_s, "the population"))
-        if line.pop("event") != event:
-            raise BenchError(f"the population: {line.get('reason', line)}")
-        return line
+        early = self._early.pop(event, None)
+        if early is not None:
+            return early
+        while True:
+            line: dict[str, Any] = json.loads(read_line(self._process.stdout, timeout_s, "the population"))
+            found = line.pop("event")
+            if found == event:
+                return line
+            if found not in UNASKED:
+                raise BenchError(f"the population: {line.get('reason', line)}")
+            self._early[found] = line
 
 
 @contextlib.contextmanager
