@@ -18,7 +18,7 @@ The rooms, and what each is for; the head of each says more:
     streams stream ring recovery catchup               nothing is lost silently: contiguity, gaps, who comes back
     snapshots pages loopback                           newest values, histories; whether what is published arrives
     presence attendance roll                           who is there: lease and sender, our own clients, all in Redis
-    fanout gathering audience lines sweep              the one door out: batches, who receives what, the bare write loop
+    fanout gathering audience groups lines sweep       the one door out: batches, who receives what, the bare write loop
     pace views remembered                              rates, fewer fields and marks; what a client changed
     outbox backlog                                     what waits for one client, and for all slow ones of a worker
     store scripts ingest registry                      Redis: the way to it, what runs in it, what comes out, who lives

@@ -2,8 +2,8 @@
 
 Does: keep, for each channel (a Line) and the terms on which it is taken, who is subscribed (an Audience), and put
 subscribers with the same set of audiences together (a Group), so that what is pending for them is joined once for all.
-Does not: encode, write or know Redis. fanout decides when somebody moves; sweep writes.
-Called by: fanout, sweep, connection (place, replace).
+Does not: encode, write or know Redis. fanout decides who moves, groups moves them; sweep writes.
+Called by: fanout, groups, sweep, connection (place, replace).
 Never break: a subscriber is in one group at most, and there either in `fds` (may be written to past its outbox) or in
 `others` (backlog, or no plain socket), never in both.
 
@@ -124,6 +124,8 @@ class Rate(Protocol):
     """0: never."""
     groups: set[Group]
     """Those that hold any audience of it."""
+    waiting: dict[Audience, None]
+    """With something new since its last moment."""
     arrivals: dict[Subscriber, dict[Audience, Stand]]
     """Who came since its last moment and is behind or before the others, and up to what each has been served."""
 

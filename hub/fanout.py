@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from .audience import Audience, Line, Rate, Stand, Subscriber, Terms
 from .channels import Namespace
 from .gathering import Gathering
+from .groups import Bundle
 from .lines import Lines
 from .message import Arrival, Publication
 from .pace import Pace, Paces
@@ -96,59 +97,88 @@ class Fanout(Gathering):
         self.subscriptions -= 1
         self._let_out(self.lines, line, audience, subscriber)
 
-    def audiences(self, channels: Iterable[str], terms: Terms) -> list[Audience]:
-        """Of channels that somebody holds on these terms; each is good for as long as that one holds it."""
-        lines = self.lines.by_channel
-        return [lines[channel].audiences[terms] for channel in channels]
+    def bundle(self, channels: Iterable[str], terms: Terms) -> Bundle:
+        """Of channels that somebody holds on these terms; good for as long as that one holds them all."""
+        return Bundle(terms, [self.lines.by_channel[channel] for channel in channels])
 
-    def change_all(
-        self, audiences: list[Audience], namespace: Namespace, subscriber: Subscriber, old: Terms, new: Terms
-    ) -> list[Audience]:
+    def change_all(self, bundle: Bundle, namespace: Namespace, subscriber: Subscriber, new: Terms) -> Bundle:
         """`change` for many channels that it holds on the same terms; what does not depend on the channel is done once.
 
-        A list of fifty whose client moves a slider is changed some times a second. audiences: on the `old` terms.
-        Returns those on the `new` ones, in the same order.
+        A list of fifty whose client moves a slider is changed some times a second. Returns the same channels on the
+        `new` terms, in the same order.
         """
-        if old == new:
-            return audiences
-        if not self._is_calm(subscriber, audiences):
-            channels = [audience.channel for audience in audiences]
-            for channel in channels:
-                self.change(channel, namespace, subscriber, old, new)
-            return self.audiences(channels, new)
+        if bundle.terms == new:
+            return bundle
         # Of the batch under way it gets its part now, so that nothing comes behind whatever it is told next.
         self.sweep.serve_now(subscriber)
-        pace, stop = new.pace, old.pace.leave if old.pace is not None and subscriber in old.pace.arrivals else None
-        lets_in = pace is not None and pace.period_s
-        moves, batch = self._moves.setdefault(subscriber, {}), self._batch
-        moves |= dict.fromkeys(audiences, False)
-        others = []
+        found = self._move_at_once(bundle, namespace, subscriber, new)
+        if found is None:
+            moving, taken_up = bundle, self._taken_up_of(bundle)
+            if taken_up:
+                moving = bundle.without(taken_up)
+                for audience in taken_up:
+                    self.change(audience.channel, namespace, subscriber, bundle.terms, new)
+            self._groups.swap(subscriber, moving, self._move_each(moving, namespace, subscriber, new))
+            found = Bundle(new, bundle.lines)
+        subscriber.left(*bundle.audiences)
+        self._arm()
+        return found
+
+    def _move_at_once(self, bundle: Bundle, namespace: Namespace, subscriber: Subscriber, new: Terms) -> Bundle | None:
+        """The usual case: since the last moments of both rates nothing has come, or the same for both. None: it has."""
+        pace, batch, audiences = bundle.terms.pace, self._batch, bundle.audiences
+        if pace is None or subscriber in pace.arrivals or new.pace is None or not new.pace.period_s:
+            return None
+        make = self.lines.new
+        others = [line.audiences.get(new) or make(line, namespace, subscriber.wire, new) for line in bundle.lines]
+        # What does not wait at a rate has been told there, to all who are settled.
+        if (pace.waiting or new.pace.waiting) and [one.sent for one in audiences] != [one.sent for one in others]:
+            return None
+        if batch and (
+            subscriber in self._late
+            or [batch.get(audience) for audience in audiences] != [batch.get(audience) for audience in others]
+        ):
+            return None
+        for audience in others:
+            audience.size += 1
         for audience in audiences:
-            line = audience.line
-            assert line is not None  # it is on terms
-            other = line.audiences.get(new)
-            if other is None:
-                _, other = self.lines.audience(audience.channel, namespace, subscriber.wire, new)
-            others.append(other)
+            audience.size -= 1
+            if not audience.size and audience.line is not None:
+                self.lines.drop(audience.line, audience)
+        found = Bundle(new, bundle.lines, others)
+        self._groups.swap(subscriber, bundle, found)
+        return found
+
+    def _taken_up_of(self, bundle: Bundle) -> Collection[Audience]:
+        """Those for which something is being gathered."""
+        together, batch, paused = bundle.together, self._batch.keys(), self._paused.keys()
+        if batch.isdisjoint(together) and paused.isdisjoint(together):
+            return ()
+        return (batch & together) | (paused & together)
+
+    def _move_each(self, bundle: Bundle, namespace: Namespace, subscriber: Subscriber, new: Terms) -> Bundle:
+        """Out of audiences for which nothing is being gathered, and into those on `new` terms.
+
+        Returns those where it is inside at once. Of the others it is told what it has not been, and let in when it can
+        be.
+        """
+        pace, inside = bundle.terms.pace, []
+        stop = pace.leave if pace is not None and subscriber in pace.arrivals else None
+        lets_in = new.pace is not None and new.pace.period_s
+        for line, audience in zip(bundle.lines, bundle.audiences, strict=True):
+            other = line.audiences.get(new) or self.lines.new(line, namespace, subscriber.wire, new)
             own = stop(subscriber, audience) if stop is not None else None
             stand = own or (audience.sent if audience.apart else line.stand)
             audience.size -= 1
             if not audience.size:
                 self.lines.drop(line, audience)
-            if lets_in and stand == other.sent and other not in batch:
-                # The usual case, and what `_come` would do: most channels have nothing new since the last moment.
+            if lets_in and stand == other.sent and other not in self._batch:
+                # What `_come` would do: most channels have nothing new since the last moment.
                 other.size += 1
-                moves[other] = True
+                inside.append(line)
             else:
                 self._come(line, other, subscriber, stand)
-        subscriber.left(*audiences)
-        self._arm()
-        return others
-
-    def _is_calm(self, subscriber: Subscriber, audiences: Collection[Audience]) -> bool:
-        """Nothing of these is being taken up, and the subscriber is behind nothing of it."""
-        quiet = self._batch.keys().isdisjoint(audiences) and self._paused.keys().isdisjoint(audiences)
-        return quiet and subscriber not in self._late
+        return Bundle(new, inside)
 
     def _come(self, line: Line, audience: Audience, subscriber: Subscriber, stand: Stand | None) -> None:
         """One more for an audience, who has been served up to `stand`; None: all."""

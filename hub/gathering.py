@@ -1,8 +1,8 @@
 """Gathering: what is on its way to subscribers, taken up until the end of the loop turn and swept as one batch.
 
-Does: keep who moves between groups and when, gather frames by audience within a bound, begin a batch and have it swept;
-give who joins or leaves in the middle of one its part through its own outbox.
-Does not: know channels, terms or wishes, or encode (fanout, which is built on this); write (sweep).
+Does: gather frames by audience within a bound, begin a batch and have it swept; say when those who move settle; give
+who joins or leaves in the middle of a batch its part through its own outbox.
+Does not: know channels, terms or wishes, or encode (fanout, which is built on this); keep groups; write (sweep).
 Called by: fanout, reactor (begin and run at the end of each turn), connection (take_for, serve_now, forget, replace).
 Never break: whoever is served by a batch stands in a group before it begins, and in none that it has left; nothing here
 waits, logs or raises for one recipient.
@@ -14,19 +14,15 @@ what comes behind through its own outbox, and stands in a group from the next ba
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from operator import attrgetter
+from collections.abc import Callable, Mapping
 
-from .audience import ELSEWHERE, Audience, Board, Group, Mergeable, Stand, Subscriber, Volatile, replacing
+from .audience import ELSEWHERE, Audience, Board, Mergeable, Stand, Subscriber, Volatile, replacing
+from .groups import Groups
 from .histogram import FAST_S, SLOW_S, Histogram
 from .sweep import Sweep
 
 SLICE_S = 0.002
 """How long one slice of a sweep may hold the loop."""
-PACE = attrgetter("pace")
-NONE: frozenset[Audience] = frozenset()
-
-
 REST_FROM_S = 0.003
 REST_MOST_S = 0.02
 """Behind a sweep that has taken so long there is a rest as long, and no longer than that. What comes meanwhile leaves
@@ -55,9 +51,7 @@ class Gathering:
         self._clock = clock
         self.max_bytes = max_bytes
         self._board = Board()
-        self._groups: dict[frozenset[Audience], Group] = {}
-        self._moves: dict[Subscriber, dict[Audience, bool]] = {}
-        """Who joins (True) or leaves (False) what, before the batch that is being gathered."""
+        self._groups = Groups()
         self._batch: dict[Audience, list[bytes]] = {}
         self._late: dict[Subscriber, dict[Audience, int]] = {}
         """Who joins what behind so many of its frames in that batch, `_replaced` ones included."""
@@ -99,7 +93,7 @@ class Gathering:
     def _let_in(self, audience: Audience, subscriber: Subscriber) -> None:
         frames = self._batch.get(audience)
         if frames is None:
-            self._moves.setdefault(subscriber, {})[audience] = True
+            self._groups.move(subscriber, audience, True)
         else:
             self._late.setdefault(subscriber, {})[audience] = self._replaced.get(audience, 0) + len(frames)
             if audience.line is not None:
@@ -108,7 +102,7 @@ class Gathering:
 
     def _move_out(self, audience: Audience, subscriber: Subscriber) -> None:
         self._late.get(subscriber, {}).pop(audience, None)
-        self._moves.setdefault(subscriber, {})[audience] = False
+        self._groups.move(subscriber, audience, False)
         # Of the batch under way it gets its part now, so that nothing comes behind whatever it is told next.
         self.sweep.serve_now(subscriber)
         subscriber.left(audience)
@@ -116,16 +110,13 @@ class Gathering:
 
     def _is_in(self, audience: Audience, subscriber: Subscriber) -> bool:
         """Whether it is served what is taken up now."""
-        if audience in self._late.get(subscriber, {}):
-            return True
-        moves = self._moves.get(subscriber, {}).get(audience)
-        return moves if moves is not None else subscriber.group is not None and audience in subscriber.group.audiences
+        return audience in self._late.get(subscriber, {}) or self._groups.holds(subscriber, audience)
 
     def _pass_over(self, audience: Audience, subscriber: Subscriber) -> None:
         """The frame that was taken up last is not for this one, who stands aside from its group for so long."""
         self._skipped.setdefault(subscriber, {}).setdefault(audience, set()).add(self._taken_up(audience) - 1)
         self._late.setdefault(subscriber, {}).setdefault(audience, 0)
-        self._moves.setdefault(subscriber, {})[audience] = False
+        self._groups.move(subscriber, audience, False)
 
     def _serve_gathered(self, audience: Audience, subscriber: Subscriber) -> None:
         """Of what is being gathered it gets its part now."""
@@ -214,14 +205,13 @@ class Gathering:
         if self.sweep.running or self._rest is not None:
             return
         self.turn += 1
-        moves, self._moves = self._moves, {}
         batch, self._batch = self._batch, {}
         late, self._late = self._late, {}
         replaced, self._replaced = self._replaced, {}
         skipped, self._skipped = self._skipped, {}
         stands, self._stands = self._stands, {}
         self._riding, self._probe = self._probe, None
-        self._settle(moves)
+        self._groups.settle()
         self._board.release()
         self._start(batch)
         for subscriber, joins in late.items():
@@ -253,7 +243,7 @@ class Gathering:
                     subscriber.offer(audience, frame)
                 else:
                     subscriber.put(frame)
-            self._moves.setdefault(subscriber, {})[audience] = True
+            self._groups.move(subscriber, audience, True)
 
     def take_for(self, connection: Subscriber) -> bytes:
         """The batch's bytes for a connection that writes something of its own now: both leave in one write."""
@@ -285,13 +275,13 @@ class Gathering:
     @property
     def busy(self) -> bool:
         """Something is on its way, or somebody is about to move."""
-        return bool(self.sweep.running or self._batch or self._moves or self._probe is not None)
+        return bool(self.sweep.running or self._batch or self._groups.moving or self._probe is not None)
 
     def forget(self, connection: Subscriber) -> None:
         """The connection ends: nothing more is written to it from here. Its channels are left by `leave`, later."""
         if connection.group is not None:
             self.sweep.departs(connection)
-            self._take_out(connection, connection.group)
+            self._groups.take_out(connection, connection.group)
 
     def serve_now(self, connection: Subscriber) -> None:
         """Its part of the batch under way goes into its outbox now."""
@@ -321,61 +311,4 @@ class Gathering:
                 ready[audience.slot] = piece
         self._dirty = list(batch)
         self.began_at = self._clock()
-        self.sweep.begin(self._dirty, self._concerned())
-
-    def _concerned(self) -> Iterable[Group]:
-        """The groups that hold any audience of the batch, and some that hold none."""
-        # Each set once: those of a pace are the same one.
-        holders = list({id(audience.groups): audience.groups for audience in self._dirty}.values())
-        if len(holders) == 1:
-            return holders[0]
-        if sum(map(len, holders)) > len(self._groups):
-            return list(self._groups.values())
-        return set().union(*holders)
-
-    def _settle(self, moves: dict[Subscriber, dict[Audience, bool]]) -> None:
-        for subscriber, changes in moves.items():
-            old = subscriber.group
-            held = old.audiences if old is not None else NONE
-            comes = {audience for audience, joins in changes.items() if joins}
-            goes = changes.keys() - comes
-            audiences = (held - goes) | comes
-            if audiences == held:
-                continue
-            if not audiences or not subscriber.open:
-                if old is not None:
-                    self._take_out(subscriber, old)
-            elif old is not None and len(old) == 1 and audiences not in self._groups:
-                self._rearrange(old, audiences)
-            else:
-                if old is not None:
-                    self._take_out(subscriber, old)
-                self._group(audiences).add(subscriber)
-
-    def _group(self, audiences: frozenset[Audience]) -> Group:
-        group = self._groups.get(audiences)
-        if group is None:
-            group = self._groups[audiences] = Group(audiences)
-            for audience in audiences:
-                audience.groups.add(group)
-        return group
-
-    def _rearrange(self, group: Group, audiences: frozenset[Audience]) -> None:
-        """A group of one goes with its member: a list of fifty that loses one need not be left fifty times."""
-        held = group.audiences
-        del self._groups[held]
-        self._groups[audiences] = group
-        group.arrange(audiences)
-        goes = held - audiences
-        for audience in goes:
-            audience.groups.discard(group)
-        # What a pace's audiences have in common may have been left with one of them, and others stay.
-        for audience in audiences if any(map(PACE, goes)) else audiences - held:
-            audience.groups.add(group)
-
-    def _take_out(self, subscriber: Subscriber, group: Group) -> None:
-        group.remove(subscriber)
-        if not len(group):
-            del self._groups[group.audiences]
-            for audience in group.audiences:
-                audience.groups.discard(group)
+        self.sweep.begin(self._dirty, self._groups.concerned(self._dirty))

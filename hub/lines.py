@@ -49,9 +49,10 @@ class Lines:
         if line.newest is None and line.keeps:
             line.newest = newest
         audience = line.audiences.get(terms or wire)
-        return line, audience if audience is not None else self._new(line, namespace, wire, terms)
+        return line, audience if audience is not None else self.new(line, namespace, wire, terms)
 
-    def _new(self, line: Line, namespace: Namespace, wire: WireForm, terms: Terms | None) -> Audience:
+    def new(self, line: Line, namespace: Namespace, wire: WireForm, terms: Terms | None) -> Audience:
+        """The audience of a line on terms on which it has none."""
         # What a mailbox sends is never dropped for a slow reader: an acknowledgement "up to" counts on that.
         mode = "stream" if namespace.mailbox else namespace.mode
         channel, slot, pause_s = line.channel, self._board.take(), namespace.flush_ms / 1000

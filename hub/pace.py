@@ -47,7 +47,7 @@ class Pace:
         self.hz = hz
         self.period_s = 1 / hz if hz else 0.0
         self.groups: set[Group] = set()
-        """Those that hold any audience of it; kept by gathering."""
+        """Those that hold any audience of it; kept by groups."""
         self.waiting: dict[Audience, None] = {}
         """With something new since the last moment, in order."""
         self.arrivals: dict[Subscriber, dict[Audience, Stand]] = {}

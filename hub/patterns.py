@@ -155,6 +155,10 @@ class PatternList(WatchList):
         return tuple(self._entries)
 
     @property
+    def asked_count(self) -> int:
+        return len(self._entries)
+
+    @property
     def left_out(self) -> int:
         return self._left_out
 

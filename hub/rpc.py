@@ -119,11 +119,12 @@ def _watch(caller: Caller, command: Command) -> None:
     data = _object(command, "channel", "add", "remove")
     channel = str(data.get("channel"))
     watch_list = membership.watch_list_of(caller, channel)
-    namespace, asked = caller.services.channels.resolve(channel), watch_list.asked
+    namespace = caller.services.channels.resolve(channel)
     add = wants.read_symbols("add", data.get("add", []), namespace)
     caller.may_watch(channel, namespace, add)
     remove = frozenset(wants.read_symbols("remove", data.get("remove", []), namespace))
-    if len(asked) + len(add) > namespace.watch and len({*asked, *add} - remove) > namespace.watch:
+    fits = watch_list.asked_count + len(add) <= namespace.watch
+    if not fits and len({*watch_list.asked, *add} - remove) > namespace.watch:
         raise CommandError(errors.LIMIT_EXCEEDED, f"a watch list has at most {namespace.watch} symbols")
     caller.begin()
     new = [symbol for symbol in add if symbol not in remove]

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from . import errors
-from .audience import Audience, Rate, Terms, WireForm
+from .audience import Rate, Terms, WireForm
 from .channels import Namespace
 from .errors import BrokerUnavailable, CommandError, HubError
 from .fanout import Fanout
+from .groups import Bundle
 from .ingest import Ingest
 from .message import Publication
 from .position import Position
@@ -217,15 +218,13 @@ class Subscriptions:
         """
         self._fanout.change(channel, namespace, subscriber, old, new, told)
 
-    def audiences(self, channels: Iterable[str], terms: Terms) -> list[Audience]:
+    def bundle(self, channels: Iterable[str], terms: Terms) -> Bundle:
         """Of `latest` channels that somebody holds on these terms, for `change_all`."""
-        return self._fanout.audiences(channels, terms)
+        return self._fanout.bundle(channels, terms)
 
-    def change_all(
-        self, audiences: list[Audience], namespace: Namespace, subscriber: StreamSubscriber, old: Terms, new: Terms
-    ) -> list[Audience]:
-        """`change` for many channels that it holds on the same terms. Returns their audiences on the new ones."""
-        return self._fanout.change_all(audiences, namespace, subscriber, old, new)
+    def change_all(self, bundle: Bundle, namespace: Namespace, subscriber: StreamSubscriber, new: Terms) -> Bundle:
+        """`change` for many channels that it holds on the same terms. Returns them on the new ones."""
+        return self._fanout.change_all(bundle, namespace, subscriber, new)
 
     def check_all(self) -> None:
         """What was published in `latest` channels may not have arrived: whoever is inside gets the newest, if so."""

@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from .audience import Audience, Terms
+from .audience import Terms
 from .channels import Namespace
 from .errors import HubError
+from .groups import Bundle
 from .recovery import Joined
 from .stream import StreamSubscriber
 from .subscribe import Subscriptions
@@ -28,7 +29,7 @@ Done = Callable[[list[bytes] | HubError], None]
 class WatchList:
     """The list of one client in one namespace."""
 
-    __slots__ = ("_adding", "_audiences", "_name", "_namespace", "_subscriber", "_subscriptions", "_symbols", "terms")
+    __slots__ = ("_adding", "_bundle", "_name", "_namespace", "_subscriber", "_subscriptions", "_symbols", "terms")
 
     def __init__(
         self, subscriptions: Subscriptions, name: str, namespace: Namespace, subscriber: StreamSubscriber, terms: Terms
@@ -41,7 +42,7 @@ class WatchList:
         self.terms = terms
         self._symbols: dict[str, _Adding | None] = {}
         """None: it is in. Else it is on its way."""
-        self._audiences: list[Audience] | None = None
+        self._bundle: Bundle | None = None
         """Of all that are in, since the terms have changed; None: others have come or gone since."""
         self._adding = 0
         """Calls of `add` whose symbols are on their way."""
@@ -57,6 +58,11 @@ class WatchList:
     def asked(self) -> tuple[str, ...]:
         """What was asked for and holds, as it would be asked for again."""
         return tuple(self._symbols)
+
+    @property
+    def asked_count(self) -> int:
+        """How many that are."""
+        return len(self._symbols)
 
     @property
     def left_out(self) -> int:
@@ -79,7 +85,7 @@ class WatchList:
         subscriptions, paused = self._subscriptions, self._subscriptions.paused
         if not self._adding and self.terms.pace is not paused and subscriptions.knows(channels, self._namespace):
             self._symbols.update(dict.fromkeys(new))
-            self._audiences = None
+            self._bundle = None
             values = [
                 subscriptions.enter(channel, self._namespace, self._subscriber, self.terms) for channel in channels
             ]
@@ -98,7 +104,7 @@ class WatchList:
     def appear(self, symbol: str) -> None:
         """One comes in that is not in the list, and whose first value is about to be delivered."""
         self._symbols[symbol] = None
-        self._audiences = None
+        self._bundle = None
         self._subscriptions.join_new(self._channel(symbol), self._namespace, self._subscriber, self.terms)
 
     def remove(self, symbols: Iterable[str]) -> None:
@@ -110,10 +116,10 @@ class WatchList:
     def change(self, terms: Terms) -> None:
         """Go on with all on other terms."""
         old, self.terms = self.terms, terms
-        if self._audiences is None:
+        if self._bundle is None:
             channels = [self._channel(symbol) for symbol, adding in self._symbols.items() if adding is None]
-            self._audiences = self._subscriptions.audiences(channels, old)
-        self._audiences = self._subscriptions.change_all(self._audiences, self._namespace, self._subscriber, old, terms)
+            self._bundle = self._subscriptions.bundle(channels, old)
+        self._bundle = self._subscriptions.change_all(self._bundle, self._namespace, self._subscriber, terms)
 
     def close(self) -> None:
         """Leave all."""
@@ -126,13 +132,13 @@ class WatchList:
         return f"{self._name}:{symbol}"
 
     def _leave(self, symbol: str) -> None:
-        self._audiences = None
+        self._bundle = None
         self._subscriptions.unsubscribe(self._channel(symbol), self._namespace, self._subscriber, self.terms)
 
     def entered(self, adding: _Adding) -> list[bytes]:
         """All that were to be added are at the entrance: those that are still wanted go in, and are told now."""
         self._adding -= 1
-        self._audiences = None
+        self._bundle = None
         bodies = []
         for symbol in adding.symbols:
             channel = self._channel(symbol)

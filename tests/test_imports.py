@@ -89,7 +89,7 @@ LADDER = (
         "wishes",
     ),
     ("audience", "balance", "bench_wires", "eventstream", "handshake", "sections", "tick", "wants"),
-    ("admin_keys", "bench_crew", "config", "jwks", "keyfiles", "lines", "outbox", "pace", "quotas", "views"),
+    ("admin_keys", "bench_crew", "config", "groups", "jwks", "keyfiles", "lines", "outbox", "pace", "quotas", "views"),
     ("entrance", "reloadable"),
     ("backlog", "bars", "httpd", "intake", "listeners", "replay", "state", "store", "sweep", "thinning", "urls"),
     (

@@ -63,13 +63,14 @@ class Subscriptions:
         assert self.inside[channel] == old
         self.inside[channel] = new
 
-    def audiences(self, channels, terms) -> list:
-        return list(channels)
+    def bundle(self, channels, terms) -> tuple:
+        return tuple(channels), terms
 
-    def change_all(self, audiences, namespace, subscriber, old, new) -> list:
-        for channel in audiences:
+    def change_all(self, bundle, namespace, subscriber, new) -> tuple:
+        channels, old = bundle
+        for channel in channels:
             self.change(channel, namespace, subscriber, old, new)
-        return audiences
+        return channels, new
 
     def told(self, channel, terms) -> bytes | None:
         return None

@@ -115,8 +115,9 @@ class Rig:
         return Terms(self.views.of(self.form, "", fields, marks), raw, self.fanout.paces.at(hz))
 
     def change_all(self, channels: list[str], client: Client, old: Terms, new: Terms) -> None:
-        audiences = self.fanout.change_all(self.fanout.audiences(channels, old), LATEST, client, old, new)
-        assert audiences == self.fanout.audiences(channels, new)
+        bundle = self.fanout.change_all(self.fanout.bundle(channels, old), LATEST, client, new)
+        again = self.fanout.bundle(channels, new)
+        assert (bundle.terms, bundle.lines, bundle.audiences) == (new, again.lines, again.audiences)
 
     def publish(self, channel: str = "t:A", gap: int = 0, thinned: int = 0) -> int:
         seq = self.seqs[channel] = self.seqs.get(channel, 0) + 1 + gap + thinned
@@ -255,6 +256,43 @@ def test_all_are_changed_in_the_middle_of_what_is_being_taken_up():
     assert {(pub["data"]["seq"], pub["tags"]["merged"]) for _, pub in other.seen()} == {(2, "1")}
 
 
+def taken_up(rig: Rig) -> tuple[Client, Client]:
+    """Two clients at 5 Hz, of whom others are at 20 Hz, and a value of which both rates have had their moment."""
+    ones = [rig.client() for _ in range(4)]
+    for channel in ("t:A", "t:B"):
+        for i, one in enumerate(ones):
+            rig.fanout.join(channel, LATEST, one, rig.terms(hz=20 if i % 2 else 5))
+    rig.wait(1)
+    rig.publish()
+    rig.time.move(1)
+    return ones[0], ones[1]
+
+
+def test_who_changes_while_the_same_is_on_its_way_at_both_rates_gets_it_once():
+    """With the others of its new rate, and nothing is set aside for it."""
+    rig = Rig()
+    slow, fast = taken_up(rig)
+    rig.change_all(["t:A", "t:B"], slow, rig.terms(hz=5), rig.terms(hz=20))
+    rig.turn()
+    assert prices(slow) == prices(fast) == [1] and slow.group is fast.group is not None
+    rig.publish()
+    rig.wait(1)
+    assert prices(slow) == prices(fast) == [2]
+
+
+def test_who_has_been_given_what_is_on_its_way_is_not_given_it_again_at_another_rate():
+    """Back in the same turn to the one where it came from."""
+    rig = Rig()
+    slow, _ = taken_up(rig)
+    rig.fanout.change("t:A", LATEST, slow, rig.terms(hz=5), rig.terms(hz=20))
+    rig.change_all(["t:A"], slow, rig.terms(hz=20), rig.terms(hz=5))
+    rig.turn()
+    assert prices(slow) == [1]
+    rig.publish()
+    rig.wait(1)
+    assert prices(slow) == [2]
+
+
 def test_who_comes_late_to_a_rate_is_told_though_nothing_new_comes_any_more():
     """The others have had it at their last moment."""
     rig = Rig()
@@ -267,6 +305,42 @@ def test_who_comes_late_to_a_rate_is_told_though_nothing_new_comes_any_more():
     rig.change_all(["t:A"], late, rig.terms(hz=0), rig.terms(hz=5))
     rig.wait(9)
     assert [prices(client) for client in rig.clients] == [[1], []]
+
+
+def test_who_comes_late_to_a_rate_and_goes_on_to_another_is_told_there():
+    """What it lacks goes with it, though all others of both rates have the same."""
+    rig = Rig()
+    late = rig.client()
+    for hz in (0, 1, 5):
+        rig.fanout.join("t:A", LATEST, late if not hz else rig.client(), rig.terms(hz=hz))
+    rig.publish()
+    rig.wait(9)
+    for old, new in ((0, 5), (5, 1)):
+        rig.change_all(["t:A"], late, rig.terms(hz=old), rig.terms(hz=new))
+    rig.wait(9)
+    rig.publish()
+    rig.wait(9)
+    assert [prices(client) for client in rig.clients] == [[1, 2]] * 3
+    assert late.group is rig.clients[1].group is not rig.clients[2].group
+
+
+@pytest.mark.parametrize(("old", "new"), [(5, 1), (1, 5)])
+def test_who_goes_to_a_rate_that_is_behind_or_before_its_own_is_told_each_value_once(old: float, new: float):
+    """The moments of 5 Hz have told the second value, and that of 1 Hz is yet to come."""
+    rig = Rig()
+    one = rig.client()
+    for channel in ("t:A", "t:B"):
+        for client, hz in ((one, old), (rig.client(), 5), (rig.client(), 1)):
+            rig.fanout.join(channel, LATEST, client, rig.terms(hz=hz))
+    for _ in range(2):
+        rig.publish()
+        rig.wait(0.3)
+    rig.change_all(["t:A", "t:B"], one, rig.terms(hz=old), rig.terms(hz=new))
+    rig.wait(9)
+    assert prices(one) == [1, 2]
+    rig.publish()
+    rig.wait(9)
+    assert prices(one) == [3]
 
 
 def test_what_waits_of_a_list_is_not_replaced_once_its_terms_have_changed_to_and_fro():
@@ -411,6 +485,7 @@ STEPS = st.one_of(
     st.tuples(st.just("publish"), st.sampled_from(CHANNELS), st.integers(0, 2), st.integers(0, 2)),
     st.tuples(st.just("turn")),
     st.tuples(st.just("wait"), st.sampled_from((0.05, 0.2, 1.0, 4.0))),
+    st.tuples(st.just("moments"), st.sampled_from((0.05, 0.2, 1.0, 4.0))),
     st.tuples(st.just("rate"), st.integers(0, 3), st.sampled_from(CHANNELS), st.sampled_from(HZ)),
     st.tuples(st.just("rates"), st.integers(0, 3), st.sampled_from(HZ)),
     st.tuples(st.just("slow"), st.integers(0, 3), st.booleans()),
@@ -482,6 +557,8 @@ def test_against_a_model_what_each_client_saw_is_the_feed(steps, count, max_byte
                 rig.turn()
             case ("wait", seconds):
                 rig.wait(seconds)
+            case ("moments", seconds):
+                rig.time.move(seconds)  # what they take up waits: the turn goes on, or a sweep is under way
             case ("rate", i, channel, hz):
                 change(i % count, channel, rig.terms(hz=hz))
             case ("rates", i, hz):

@@ -110,14 +110,15 @@ class Store:
         self.join_new(channel, namespace, subscriber, terms)
         return self.told(channel, terms)
 
-    def audiences(self, channels, terms) -> list[str]:
+    def bundle(self, channels, terms) -> tuple:
         assert all(self.inside[channel[2:]] == terms for channel in channels)
-        return [channel[2:] for channel in channels]
+        return [channel[2:] for channel in channels], terms
 
-    def change_all(self, audiences, namespace, subscriber, old, new) -> list[str]:
-        assert sorted(audiences) == sorted(self.inside) and all(self.inside[symbol] == old for symbol in audiences)
-        self.inside.update(dict.fromkeys(audiences, new))
-        return audiences
+    def change_all(self, bundle, namespace, subscriber, new) -> tuple:
+        symbols, old = bundle
+        assert sorted(symbols) == sorted(self.inside) and all(self.inside[symbol] == old for symbol in symbols)
+        self.inside.update(dict.fromkeys(symbols, new))
+        return symbols, new
 
     def join_new(self, channel, namespace, subscriber, terms) -> None:
         assert channel[2:] not in self.inside
@@ -534,7 +535,7 @@ def test_a_list_holds_what_the_rules_say(there, steps):
             names = {entry for entry in model.entries if not entry.endswith("*")}
             count = len(names | model.matches(known, model.entries)) - len(held)
             assert (rig.notes[-1] if rig.notes else (0, MOST)) == (count, MOST)
-            assert rig.list.asked == tuple(model.entries)
+            assert rig.list.asked == tuple(model.entries) and rig.list.asked_count == len(model.entries)
 
     asyncio.run(run())
 

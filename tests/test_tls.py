@@ -212,7 +212,8 @@ async def test_thousands_of_small_batches_reach_many_readers_in_order(valkey_url
         clients = [Reader(hub.port, authority.client()) for _ in range(5)]
         for client in clients:
             await client.open("open:a")
-        [group] = hub.fanout._groups.values()
+        [audience] = hub.fanout.lines.by_channel["open:a"].audiences.values()
+        [group] = audience.groups
         assert not group.fds and len(group.others) == 5
         bodies = [b'{"data":%d}' % number for number in range(1000)]
         writes = hub.fanout.sweep.writes

@@ -61,14 +61,15 @@ class Subscriptions:
         self.inside[channel] = new
         assert told == (channel in self.told_of)
 
-    def audiences(self, channels, terms) -> list:
+    def bundle(self, channels, terms) -> tuple:
         assert all(self.inside[channel] == terms for channel in channels)
-        return list(channels)
+        return tuple(channels), terms
 
-    def change_all(self, audiences, namespace, subscriber, old, new) -> list:
-        assert sorted(audiences) == sorted(channel for channel, terms in self.inside.items() if terms == old)
-        self.inside.update(dict.fromkeys(audiences, new))
-        return audiences
+    def change_all(self, bundle, namespace, subscriber, new) -> tuple:
+        channels, old = bundle
+        assert sorted(channels) == sorted(channel for channel, terms in self.inside.items() if terms == old)
+        self.inside.update(dict.fromkeys(channels, new))
+        return channels, new
 
     def told(self, channel: str, terms: Terms) -> bytes | None:
         self.told_of.append(channel)

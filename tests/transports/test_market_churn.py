@@ -130,7 +130,8 @@ def left(hub: Plane) -> dict[str, object]:
     """What is still held of anybody, by its name."""
     fanout, subscriptions = hub.fanout, hub.services.subscriptions
     rooms = {
-        fanout: "_groups _moves _batch _late _stands _skipped _replaced _paused subscriptions waiting_bytes",
+        fanout: "_batch _late _stands _skipped _replaced _paused subscriptions waiting_bytes",
+        fanout._groups: "_known _moves _swaps",
         fanout.lines: "by_channel marked",
         subscriptions: "_topics _entering",
         subscriptions.symbols: "_books _known _rechecks",
