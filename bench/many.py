@@ -6,7 +6,8 @@ Does: fill a hub of several workers from several processes of clients; read its 
 publish messages to everybody, one after the other.
 Does not: pin anything: hub, Valkey, publisher and clients share all CPUs, so a machine that serves only the hub has
 more of them for it.
-Never break: every client is subscribed, and a message counts only when all have it, as often as it was published.
+Never break: every client is subscribed, by its own word and by the hub's; a message counts only when all have it, as
+often as it was published. Where somebody has not, there is no figure, but who, and what the hub has counted meanwhile.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rig import report
+from rig import counters, report
 from rig.hub import hub
-from rig.population import Population, population
-from rig.processes import BenchError, memory_bytes, open_files
+from rig.population import Counts, Population, population
+from rig.processes import BenchError, BenchSilence, memory_bytes
 from rig.server import Server, data
 
 CLIENTS_EACH = 18_000
@@ -33,6 +34,9 @@ SOURCES = 64
 SETTLE_S = 3.0
 """After the last handshake: lets timers of the opening run out."""
 READY_TIMEOUT_S = 300.0
+SUBSCRIBED_TIMEOUT_S = 10.0
+"""For the hub's own figures to show all subscriptions; each worker tells them once a second."""
+COUNTERS_POLL_S = 0.2
 POLL_S = 0.02
 ARRIVAL_TIMEOUT_S = 60.0
 
@@ -67,7 +71,8 @@ def measure(arguments: argparse.Namespace) -> Many:
     shares = [arguments.connections // count + (i < arguments.connections % count) for i in range(count)]
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(hub(None, arguments.workers))
-        empty, files = sum(map(_pss, server.pids)), [open_files(pid) for pid in server.pids]
+        stack.enter_context(_explained(server))
+        empty = sum(map(_pss, server.pids))
         available = _available_bytes()
         groups: list[Population] = []
         began_s = time.monotonic()
@@ -79,23 +84,48 @@ def measure(arguments: argparse.Namespace) -> Many:
         opened_s = time.monotonic() - began_s
         time.sleep(SETTLE_S)
         idle_cpu_s = _idle(server, arguments.watch)
-        held = [open_files(pid) - before for pid, before in zip(server.pids, files, strict=True)]
+        # Before the hub is asked what it counts, which takes a worker some memory.
+        hub_bytes = (sum(map(_pss, server.pids)) - empty) / arguments.connections
+        machine_bytes = (available - _available_bytes()) / arguments.connections
+        _wait_subscribed(server, arguments.connections)
+        held = counters.by_worker(server.metrics, "hub_connections")
         return Many(
             arguments.connections,
             opened_s,
-            min(held),
-            max(held),
-            (sum(map(_pss, server.pids)) - empty) / arguments.connections,
-            (available - _available_bytes()) / arguments.connections,
+            int(min(held)),
+            int(max(held)),
+            hub_bytes,
+            machine_bytes,
             idle_cpu_s,
             arguments.messages,
             *_tell_all(server, groups, arguments),
         )
 
 
+@contextlib.contextmanager
+def _explained(server: Server) -> Iterator[None]:
+    """Put behind the text of an error what the hub has counted since."""
+    before = counters.read(server.metrics)
+    try:
+        yield
+    except BenchError as error:
+        try:
+            grown = counters.grown(counters.read(server.metrics), before)
+        except OSError as unread:
+            grown = [f"{server.metrics}: {unread}"]
+        raise BenchError("; ".join([str(error), *(grown or ["the hub has counted no reason"])])) from None
+
+
+def _wait_subscribed(server: Server, connections: int) -> None:
+    deadline = time.monotonic() + SUBSCRIBED_TIMEOUT_S
+    while (found := counters.read(server.metrics)["hub_subscriptions"]) != connections:
+        if time.monotonic() > deadline:
+            raise BenchError(f"{connections:,} clients are subscribed, and {found:,.0f} by the hub's count")
+        time.sleep(COUNTERS_POLL_S)
+
+
 def _tell_all(server: Server, groups: Sequence[Population], arguments: argparse.Namespace) -> tuple[float, ...]:
     """Publish one message after the other; the last one's latency is the largest of all."""
-    publisher, others = groups[0], groups[1:]
     for group in groups:
         # Also to those that only read: by it they know where the time stands in a message.
         group.template(server.write(data(arguments.bytes)))
@@ -103,18 +133,7 @@ def _tell_all(server: Server, groups: Sequence[Population], arguments: argparse.
     began_cpu_s = server.cpu_s()
     deliveries, weighed, largest = 0, [0.0, 0.0], 0.0
     for _ in range(arguments.messages):
-        counts = [publisher.run(1, 1)]
-        deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
-        for group in others:
-            while (seen := group.stats()).least < 1:
-                if time.monotonic() > deadline:
-                    raise BenchError(f"a message has not reached everybody after {ARRIVAL_TIMEOUT_S:g} s: {seen}")
-                time.sleep(POLL_S)
-            counts.append(seen)
-            group.reset()
-        if any(seen.most != 1 for seen in counts):
-            raise BenchError("a message has reached somebody twice")
-        for seen in counts:
+        for seen in _tell_once(groups):
             deliveries += seen.latencies
             # Of groups of equal size: the mean of their percentiles, and the largest of all.
             weighed[0] += seen.p50_us * seen.latencies
@@ -122,6 +141,33 @@ def _tell_all(server: Server, groups: Sequence[Population], arguments: argparse.
             largest = max(largest, seen.max_us)
     cpu_us = (server.cpu_s() - began_cpu_s) / deliveries * 1e6
     return weighed[0] / deliveries, weighed[1] / deliveries, largest, cpu_us
+
+
+def _tell_once(groups: Sequence[Population]) -> list[Counts]:
+    """Publish one message, by the first group; what each has counted of it."""
+    publisher, others = groups[0], groups[1:]
+    deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
+    try:
+        counts = [publisher.run(1, 1, timeout_s=ARRIVAL_TIMEOUT_S)]
+    except BenchSilence:
+        counts = [publisher.stats()]
+    counts += [_wait_arrived(group, deadline) for group in others]
+    if any(seen.most > 1 for seen in counts):
+        raise BenchError("a message has reached somebody twice")
+    if missing := [(number, seen) for number, seen in enumerate(counts) if seen.least < 1]:
+        total = sum(seen.connections - seen.messages for _, seen in missing)
+        where = ", ".join(f"{seen.connections - seen.messages:,} of group {number}" for number, seen in missing)
+        raise BenchError(f"a message has not reached {total:,} clients after {ARRIVAL_TIMEOUT_S:g} s: {where}")
+    for group in others:
+        group.reset()
+    return counts
+
+
+def _wait_arrived(group: Population, deadline: float) -> Counts:
+    """What the group has counted when all of it have the message, or at the deadline."""
+    while (seen := group.stats()).least < 1 and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return seen
 
 
 def _idle(server: Server, watch_s: float) -> float:

@@ -11,9 +11,10 @@
  *   population --server 127.0.0.1:PORT [--path /] [--connections N] [--send TEXT]... [--ready-text TEXT]
  *              [--publish HOST:PORT|unix:/PATH] [--publish-hello TEXT] [--ping TEXT --pong TEXT] [--opening N]
  *              [--sources N] [--each TEXT] [--post TEXT] [--lines FILE] [--answers FILE]
- *              [--symbols N --watches FILE] [--thin N]
+ *              [--symbols N --watches FILE] [--thin N] [--refused TEXT]
  *
  * --each: a frame holds as many messages as it holds TEXT, none perhaps; without it every frame is one message.
+ * --refused: a message with it before a client is ready is an answer of no: it ends the measurement, with the message.
  * --lines: texts that end with NUL, one for each client; it stands for %LINE% in its --send and --post texts.
  * --answers: likewise; the message that makes a client ready must contain its own, or the measurement ends.
  * --symbols, --watches: messages are ticks, and each client's are compared with its list, see population_ticks.c.
@@ -57,11 +58,14 @@ static int epoll_fd;
 
 void die(const char *format, ...)
 {
+    char reason[512];
     va_list arguments;
-    printf("{\"event\":\"error\",\"reason\":\"");
     va_start(arguments, format);
-    vprintf(format, arguments);
+    vsnprintf(reason, sizeof reason, format, arguments);
     va_end(arguments);
+    printf("{\"event\":\"error\",\"reason\":\"");
+    for (const char *at = reason; *at; at++) /* it may quote what a server sent */
+        printf(*at < ' ' ? "\\u%04x" : strchr("\"\\", *at) ? "\\%c" : "%c", *at < 0 ? '?' : *at);
     printf("\"}\n");
     fflush(stdout);
     _exit(1);
@@ -136,7 +140,7 @@ static const struct {
     {"--server", &options.server}, {"--path", &options.path},   {"--ready-text", &options.ready_text},
     {"--publish", &options.publish}, {"--publish-hello", &options.publish_hello}, {"--ping", &options.ping},
     {"--pong", &options.pong}, {"--each", &options.each}, {"--post", &options.post}, {"--lines", &options.lines},
-    {"--answers", &options.answers}, {"--watches", &options.watches},
+    {"--answers", &options.answers}, {"--watches", &options.watches}, {"--refused", &options.refused},
 };
 
 static bool set_text(const char *name, const char *value)

@@ -52,7 +52,7 @@ struct client {
 };
 
 struct options {
-    const char *server, *path, *ready_text, *publish, *publish_hello, *ping, *pong, *each, *post, *lines, *answers, *watches;
+    const char *server, *path, *ready_text, *publish, *publish_hello, *ping, *pong, *each, *post, *lines, *answers, *watches, *refused;
     const char *sends[MAX_SENDS];
     int send_count;
     uint32_t connections, opening, sources, symbols, thin;

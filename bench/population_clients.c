@@ -90,6 +90,9 @@ static void on_message(struct client *client, const char *payload, size_t length
         return;
     }
     if (!client->ready) {
+        /* The answer to a client's last command is one too when it says no, so this is looked at first. */
+        if (options.refused && memmem(payload, length, options.refused, strlen(options.refused)))
+            die("connection %td: refused: %.*s", client - clients, (int)length, payload);
         if (!memmem(payload, length, options.ready_text, strlen(options.ready_text)))
             return;
         const char *answer = answer_to((uint32_t)(client - clients));

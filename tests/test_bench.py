@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import itertools
 import json
 import os
@@ -16,6 +17,8 @@ import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import pytest
@@ -232,11 +235,18 @@ def test_a_message_too_many_fails_the_run(server: Server):
         ),
         (lambda server: server.accept_client().close(), "closed by the server"),
         (lambda server: server.accept_client().sendall(b"\x81\x81mask1"), "a masked frame"),
+        (
+            lambda server: server.accept_client().sendall(frame(b'{"id":2,"error":{"message":"away\n"}}')),
+            re.escape('connection 0: refused: {"id":2,"error":{"message":"away\n"}}'),
+        ),
     ],
 )
 def test_a_client_that_is_lost_ends_the_measurement(server: Server, behaviour, reason: str):
-    """Refused, closed, cut, or sent what no server may send: an error with the reason, and no figure."""
-    load = Load(server.address, ready_text="never")
+    """Refused, closed, cut, or sent what no server may send: an error with the reason, and no figure.
+
+    The answer that it waits for may be the one that refuses it.
+    """
+    load = Load(server.address, ready_text='"id":2', refused='"error":')
     with population(load, 1) as clients:
         behaviour(server)
         with pytest.raises(BenchError, match=reason):
@@ -428,6 +438,64 @@ def test_many_counts_all_connections_of_all_workers_and_what_has_reached_them():
     assert float(rows["the last one has it in"].split()[0]) >= float(
         rows["one message to all, of 2: half have it in"].split()[0]
     )
+
+
+@pytest.fixture
+def many(monkeypatch) -> ModuleType:
+    """The bench as a module; it has no patience."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    module = importlib.import_module("many")
+    monkeypatch.setattr(module, "ARRIVAL_TIMEOUT_S", 0.0)
+    return module
+
+
+class Group:
+    """A population of three, as far as `many` knows it: so many of them have the message, `most` times."""
+
+    def __init__(self, many: ModuleType, reached: int, most: int = 1) -> None:
+        zeros = dict.fromkeys(many.Counts._fields, 0)
+        known = {"event": "stats", "connections": 3, "messages": reached, "least": int(reached >= 3), "most": most}
+        self.seen = many.Counts(**zeros | known)
+        self.silence = many.BenchSilence("the population said nothing")
+
+    def run(self, batches: int, in_flight: int, timeout_s: float) -> NamedTuple:
+        if not self.seen.least:
+            raise self.silence
+        return self.seen
+
+    def stats(self) -> NamedTuple:
+        return self.seen
+
+    def reset(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("reached", "words"),
+    [
+        ((3, 1, 3, 0), "5 clients after 0 s: 2 of group 1, 3 of group 3"),
+        ((2, 3, 3, 3), "1 clients after 0 s: 1 of group 0"),
+    ],
+)
+def test_many_says_how_many_of_which_clients_a_message_has_not_reached(many, reached, words):
+    """Of all groups, not of the first one alone, and of the publisher's own too."""
+    with pytest.raises(many.BenchError, match=f"^a message has not reached {words}$"):
+        many._tell_once([Group(many, each) for each in reached])
+    assert len(many._tell_once([Group(many, 3), Group(many, 3)])) == 2
+    with pytest.raises(many.BenchError, match="twice"):
+        many._tell_once([Group(many, 3), Group(many, 4, 2)])
+
+
+def test_what_the_hub_has_counted_stands_behind_an_error_of_the_bench(many, monkeypatch):
+    """What has grown of the counters that explain a loss, over all workers; or that the hub can't be asked any more."""
+    text = (
+        'hub_dropped_total{cause="slow",worker="0"} %d\nhub_dropped_total{cause="slow",worker="1"} 2.0\n'
+        "hub_deliveries_total %d\nhub_gaps_total 7.0\n"
+    )
+    answers = [text % (1, 1), text % (4, 9)]
+    monkeypatch.setattr(many.counters.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(answers.pop(0).encode()))
+    explained = many._explained(SimpleNamespace(metrics="http://hub/metrics"))
+    with pytest.raises(many.BenchError, match=r'^missed; hub_dropped_total\{cause="slow"\} \+3$'), explained:
+        raise many.BenchError("missed")
 
 
 def test_the_summary_makes_its_table_and_its_picture(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ A bench (fanout.py and its neighbours) is a work; what it has in common with the
     build       compiles the population and the limits into bench/.build/
     population  the load: N clients and a publisher in one C process
     server      the record that describes a running server, and the bytes of a message
+    counters    what a running hub counts itself
     hub peers   start the hub, the limits and the peers
     servers     the table of them all
     report      medians, spreads, paired ratios; tables; machine and versions; results/

@@ -45,6 +45,8 @@ COMPLAINTS = 3
 """Of the hub's log, that are told with an error of the bench."""
 LAST_ID = 1000
 """Of a client's last command, whatever their number."""
+REFUSED = '"error":'
+"""In every answer of no, to Socket.IO clients too."""
 SETTINGS = f"""\
 workers = %(workers)d
 listen = ["%(tls)s127.0.0.1:0"]
@@ -168,17 +170,31 @@ def _running(started: subprocess.Popen[bytes], directory: Path) -> Server:
     except BenchError as error:
         raise BenchError(f"{error}: {(directory / 'log').read_text()}") from None
     found = re.search(r"\bclients wss?://([\d.]+:\d+)(/\S+?)(?=[\s;])", line)
+    internal = re.search(r"\bserver API (http://[\d.]+:\d+)/", line)
     sockets = list((directory / "state").rglob("*.sock"))
-    if found is None or len(sockets) != 1:
-        raise BenchError(f"found neither address nor Valkey in {line!r} and {sockets}")
+    if found is None or internal is None or len(sockets) != 1:
+        raise BenchError(f"found not both addresses and Valkey in {line!r} and {sockets}")
     below = children(started.pid)
     valkey = next(pid for pid, name in below.items() if "valkey" in name)
     workers = tuple(pid for pid in below if pid != valkey)
     load = Load(
-        found[1], found[2], sends=(greet([CHANNEL]),), ready_text=f'"id":{LAST_ID},', publish=f"unix:{sockets[0]}"
+        found[1],
+        found[2],
+        sends=(greet([CHANNEL]),),
+        ready_text=f'"id":{LAST_ID},',
+        refused=REFUSED,
+        publish=f"unix:{sockets[0]}",
     )
     apart = {"supervisor": started.pid, "valkey": valkey}
-    return Server(load, workers, _publish_one, apart, ticker=_topics("ticks"), chat=_topics("rooms"))
+    return Server(
+        load,
+        workers,
+        _publish_one,
+        apart,
+        ticker=_topics("ticks"),
+        chat=_topics("rooms"),
+        metrics=f"{internal[1]}/metrics",
+    )
 
 
 def greet(channels: Sequence[str], token: str = "") -> str:

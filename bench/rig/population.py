@@ -30,7 +30,8 @@ class Load:
     """What the clients of one server do.
 
     server: 'IP:PORT'. sends: text frames of each client after its handshake. ready_text: what the last answer contains;
-    '' for ready after the handshake. publish: 'IP:PORT' or 'unix:PATH', where `run` writes messages; '' for nowhere;
+    '' for ready after the handshake. refused: what an answer of no contains, which ends the measurement until a client
+    is ready; '' where there is none. publish: 'IP:PORT' or 'unix:PATH', where `run` writes messages; '' for nowhere;
     publish_hello: what is written there first. ping: a message that is answered by `pong`. each: a frame holds as many
     messages as it holds this text; '' for one. post: what `post` sends. lines: one text for each client, which stands
     for LINE in its sends and its post. answers: what the message with ready_text must contain besides, for each client
@@ -43,6 +44,7 @@ class Load:
     path: str = "/"
     sends: tuple[str, ...] = ()
     ready_text: str = ""
+    refused: str = ""
     publish: str = ""
     publish_hello: str = ""
     each: str = ""
@@ -284,7 +286,7 @@ def population(
     ]
     for text in load.sends:
         command += ["--send", text]
-    for name in ("ready_text", "publish", "publish_hello", "each", "post"):
+    for name in ("ready_text", "refused", "publish", "publish_hello", "each", "post"):
         if value := getattr(load, name):
             command += ["--" + name.replace("_", "-"), value]
     for name, number in (("--symbols", load.symbols), ("--thin", load.thin)):

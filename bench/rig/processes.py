@@ -24,6 +24,10 @@ class BenchError(Exception):
     """A measurement could not be made; the text says why."""
 
 
+class BenchSilence(BenchError):
+    """A process that may be well has not said in time what was waited for."""
+
+
 @contextlib.contextmanager
 def process(command: Sequence[str], cpu: int | None, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Run `command`, pinned to `cpu` with all its children; on leaving: SIGTERM, then SIGKILL after 20 s.
@@ -43,11 +47,11 @@ def process(command: Sequence[str], cpu: int | None, **options: Any) -> Iterator
 
 
 def read_line(stream: Any, timeout_s: float, what: str) -> bytes:
-    """One line of a pipe that was opened without a buffer. Raises BenchError at its end or after `timeout_s`."""
+    """One line of a pipe without a buffer. Raises BenchError at its end, BenchSilence after `timeout_s`."""
     found, deadline = b"", time.monotonic() + timeout_s
     while not found.endswith(b"\n"):
         if not select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            raise BenchError(f"{what} said nothing for {timeout_s:g} s: {found!r}")
+            raise BenchSilence(f"{what} said nothing for {timeout_s:g} s: {found!r}")
         # Byte by byte costs nothing here, lines being rare, and never takes what belongs to the next line.
         if not (chunk := os.read(stream.fileno(), 1)):
             raise BenchError(f"{what} ended: {found!r}")

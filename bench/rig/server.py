@@ -50,7 +50,7 @@ class Server:
 
     load: clients that all receive everything. pids: whose CPU and memory count. apart: further processes that belong to
     it, by name. write: one message, as the publisher writes it, for one body (JSON with STAMP in it). ticker, chat:
-    None where the server's program offers no topics.
+    None where the server's program offers no topics. metrics: the URL of a hub's own counters, '' where there are none.
     """
 
     load: Load
@@ -59,6 +59,7 @@ class Server:
     apart: Mapping[str, int] = field(default_factory=dict)
     ticker: Topics | None = None
     chat: Topics | None = None
+    metrics: str = ""
 
     def cpu_s(self) -> float:
         """CPU seconds of all its processes that count."""
