@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 BOOT_RETRY_S = 0.1
 SUBSCRIBER_WAIT_S = 0.5
-"""It takes milliseconds where Redis answers. Where it does not, clients are served, and told to try again."""
+"""Where Redis does not answer: clients are served then, and told to try again."""
 SUBSCRIBER_POLL_S = 0.002
 HEARTBEATS_PER_TIMEOUT = 8
 REPORT_S = 60.0
@@ -99,33 +99,35 @@ class Worker:
 
         A respawned worker serves without it, and its clients' commands fail as temporary.
         """
-        await self._reach_redis()
+        answers = await self._reach_redis()
         if self._rooms.jwks is not None:
             await self._rooms.jwks.start()
-        await self._start_rooms()
+        # It takes milliseconds, but seconds where a dozen workers start at once on busy CPUs.
+        await self._start_rooms(self._settings.redis.start_timeout_s if answers else SUBSCRIBER_WAIT_S)
 
-    async def _reach_redis(self) -> None:
+    async def _reach_redis(self) -> bool:
+        """Whether it answers."""
         deadline = time.monotonic() + self._settings.redis.start_timeout_s
         while True:
             try:
                 await self._rooms.broker.ping()
-                break
+                return True
             except BrokerUnavailable as error:
                 if self._seat.respawned:
                     logger.warning("serving without Redis for now: %s", error)
-                    break
+                    return False
                 if time.monotonic() >= deadline:
                     raise BootError(
                         f"{error}; tried for {self._settings.redis.start_timeout_s:g} s (redis.start_timeout_s)"
                     ) from None
             await asyncio.sleep(BOOT_RETRY_S)
 
-    async def _start_rooms(self) -> None:
+    async def _start_rooms(self, subscriber_wait_s: float) -> None:
         rooms = self._rooms
         rooms.reactor.start()
         rooms.ingest.start()
         rooms.revocations.start()
-        await self._wait_for_subscriber()
+        await self._wait_for_subscriber(subscriber_wait_s)
         await rooms.revocations.ready(SUBSCRIBER_WAIT_S)
         rooms.registry.start()
         if rooms.census.needed:
@@ -145,9 +147,9 @@ class Worker:
                 await rooms.gate.manifest.ready(SUBSCRIBER_WAIT_S)
         await rooms.links.start()
 
-    async def _wait_for_subscriber(self) -> None:
+    async def _wait_for_subscriber(self, wait_s: float) -> None:
         """Clients subscribe as soon as we listen; those who came before this connection would be refused."""
-        deadline = time.monotonic() + SUBSCRIBER_WAIT_S
+        deadline = time.monotonic() + wait_s
         while not self._rooms.ingest.connected and time.monotonic() < deadline:
             await asyncio.sleep(SUBSCRIBER_POLL_S)
 

@@ -19,6 +19,7 @@ import orjson
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 
+from hub.worker import SUBSCRIBER_WAIT_S
 from tests.hubs import KEY, clean_environment
 from tests.nodes import OwnValkey, own_valkey, until
 from tests.plane import client
@@ -157,6 +158,40 @@ async def test_a_worker_is_ready_when_it_serves_and_not_before(no_valkey):
             await one.subscribe("chat:a")
         early.settimeout(SOON_S)
         assert (await asyncio.to_thread(early.recv, 100)).startswith(b"HTTP/1.1 200 OK")
+
+
+@async_test
+async def test_a_worker_waits_for_its_subscriber_connection(valkey_url):
+    """However late that is where Redis answers: it beats meanwhile, and the first who comes may subscribe."""
+    asked, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                if b"SUBSCRIBE" in data:
+                    asked.set()
+                    await may_go_on.wait()
+                writer.write(data)
+        writer.close()
+
+    async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        redis = await asyncio.open_unix_connection(valkey_url.removeprefix("unix://"))
+        await asyncio.gather(pass_on(reader, redis[1]), pass_on(redis[0], writer))
+
+    async with await asyncio.start_server(between, "127.0.0.1", 0) as server:
+        with worker(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}") as program:
+            await asyncio.wait_for(asked.wait(), SOON_S)
+            beats = program.beats.count(b".")
+            # Eight in a second, by the worker's own clock: four times as long as it waits where nobody answers.
+            enough = beats + int(4 * SUBSCRIBER_WAIT_S * 8)
+            await asyncio.to_thread(program.hear, lambda heard: heard.count(b".") >= enough)
+            assert b"R" not in program.beats
+            may_go_on.set()
+            await asyncio.to_thread(program.wait_ready)
+            async with client(program.ws_url) as one:
+                await one.subscribe("chat:a")
+            program.terminate()
+            assert await asyncio.to_thread(program.status) == 0
 
 
 def test_a_worker_that_finds_no_redis_says_so_in_one_line(no_valkey):
