@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 READ_BYTES = 4096
 """In one turn from one client. The smallest commands cost about 1 µs a byte: this bounds its hold on the loop."""
 BUSY_READ_BYTES = 1024
-"""The same once it was put off (fairness): in smaller pieces, between which others have a turn."""
+"""The same once it was put off, for as long as it is taken for busy (fairness): in smaller pieces, between which others
+have a turn."""
 READ_S = 0.00001
 """What a read costs besides the work on what it brought; as fairness counts it."""
 DEAF_S = 1.0
@@ -91,12 +92,17 @@ class Connection(Outgoing):
         self.busy_at = 0.0
         """When the time that was spent on what it sent is earned back; as fairness has it."""
         self.watched_until = 0.0
-        """So long it is taken for busy, as it was."""
+        """So long it is taken for busy, as it was; 0: it is not."""
 
     @property
     def kind(self) -> str:
         """The wire's name, one of tally.WIRES; '' for what is no client by itself, and is not counted."""
         return ""
+
+    @property
+    def usual_read_bytes(self) -> int:
+        """At the most, in one turn, while it is not taken for busy."""
+        return READ_BYTES
 
     @property
     def socket(self) -> Connection:
@@ -255,6 +261,10 @@ class Connection(Outgoing):
                 self.abort()
 
     # What fairness calls.
+
+    def calm(self) -> None:
+        if not self._deaf:
+            self.watched_until, self.read_bytes = 0.0, self.usual_read_bytes
 
     def put_off(self) -> None:
         """Read nothing until `read_again`."""

@@ -1,7 +1,7 @@
 """Fairness: how much of the loop's time clients may take by what they send, and whose bytes are read later for it.
 
 Does: say what each connection's time costs it, add up what all busy ones have taken, put off the next read of who is
-beyond its rate, and read a few of these at a time once they have earned that.
+beyond its rate while somebody may want that time, and read a few of these at a time once they have earned it.
 Does not: refuse or close anything: what is not read waits in the client's own TCP window, which costs the hub nothing.
 Called by: connection (pay), ingest (charge), building (builds it).
 Never break: a connection that takes little is never put off, whatever others of its address do.
@@ -35,6 +35,13 @@ MOST_OWN_S = OWED_S + 2.0
 symbols that are new to the worker is one message, and SDKs wait 5 s for the answer to the next one."""
 WORKER_OWED_S = 0.05
 """The same for all busy ones together, who are to be served in small pieces."""
+ROOM_S = WORKER_OWED_S / 2
+"""While all busy ones together owe no more, there is room: nobody is put off for its own rate. So who sends evenly, as
+a publisher of a thousand messages a second does, may take what is there for all busy ones; a flood has used it up
+after some milliseconds."""
+LENT_S = 0.1
+"""So much longer than it may owe is one put off that has had more than its rate, when the room is used up: with what a
+flood takes before that, it comes to the same rate."""
 PIECE_S = 0.0005
 """So long may those who were put off hold the loop, before everybody else has a turn."""
 SHORTEST_S = 0.001
@@ -48,6 +55,9 @@ class Putable(Protocol):
     watched_until: float
     account: Account | None
     """Of its address."""
+
+    def calm(self) -> None:
+        """Be read as usual again, and not be taken for busy."""
 
     def put_off(self) -> None:
         """Read nothing for now."""
@@ -129,12 +139,17 @@ class Fairness:
         connection.busy_at = busy_at = min(busy_at, now + MOST_OWN_S)
         if busy_at > now + BUSY_S or connection.watched_until > now:
             self.weigh(connection, now, work_s)
+        elif connection.watched_until:
+            connection.calm()
 
     def weigh(self, connection: Putable, now: float, work_s: float) -> None:
         """A connection that is busy (`busy_at` is beyond BUSY_S from now) or watched has taken so much."""
         until = connection.busy_at - OWED_S
         if self._worker_price:
             self._busy_at = min(max(self._busy_at, now) + work_s * self._worker_price, now + MOST_OWED_S)
+            if self._busy_at <= now + ROOM_S:
+                connection.busy_at = min(connection.busy_at, now + OWED_S + LENT_S)
+                until = now
             until = max(until, self._busy_at - WORKER_OWED_S)
         connection.watched_until = max(until, now) + WATCHED_S
         if until > now:

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from hub.connection import BUSY_READ_BYTES, READ_BYTES, take_over
-from hub.fairness import MOST_OWED_S, MOST_OWN_S, OWED_S, PIECE_S, Fairness, Rates
+from hub.fairness import LENT_S, MOST_OWED_S, MOST_OWN_S, OWED_S, PIECE_S, Fairness, Rates
 from hub.limits import Account
 from hub.outgoing import OPEN
 from hub.reactor import Reactor
@@ -16,6 +16,7 @@ from tests.support import FakeClock, async_test
 from tests.test_connection import Recorder, read, until
 
 EACH = Rates(connection=0.1)
+DEFAULT = Rates.of_ms(50, 100, 200)
 
 
 class One:
@@ -28,6 +29,10 @@ class One:
         self.room, self.clock, self.work_s = room, clock, work_s
         self.reads = 0
         self.waits = False
+        self._deaf, self.read_bytes, self.usual_read_bytes = 0, READ_BYTES, READ_BYTES
+
+    def calm(self) -> None:
+        self.watched_until = 0.0
 
     def put_off(self) -> None:
         self.waits = True
@@ -137,7 +142,7 @@ def test_an_address_owes_so_much_at_the_most():
 
 def test_one_costly_message_keeps_its_client_waiting_for_two_seconds_and_not_for_a_minute():
     """A watch list of 1,000 symbols that are new to the worker; the default rates, and an address that owes nothing."""
-    room, clock, loop, _ = make(Rates.of_ms(50, 100, 200))
+    room, clock, loop, _ = make(DEFAULT)
     one = One(room, clock, 0.3, Account("203.0.113.7"))
     one.read()
     assert one.waits, "it is much all the same"
@@ -159,7 +164,7 @@ def test_the_first_of_an_address_pays_no_price_that_is_meant_for_many():
 
 def test_a_storm_of_those_who_ask_for_much_keeps_nobody_waiting_for_minutes():
     """A thousand clients come back to a new worker, each with a hundred channels: what that takes has been taken."""
-    room, clock, loop, _ = make(Rates.of_ms(50, 100, 200))
+    room, clock, loop, _ = make(DEFAULT)
     crowd = [One(room, clock, 0.03, Account(str(number))) for number in range(1000)]
     for one in crowd:
         one.read()
@@ -211,6 +216,54 @@ def test_who_becomes_busy_waits_behind_all_others_who_are():
     first.read()
     second.read()
     assert first.waits and second.waits and second.busy_at < clock() + OWED_S
+
+
+def test_an_even_publisher_has_twice_its_rate_while_there_is_room():
+    """A thousand commands a second of 0.1 ms each, as limits.commands_per_s has it: none of them is read later."""
+    room, clock, loop, noted = make(DEFAULT)
+    one = One(room, clock, 0.0001, Account("203.0.113.7"))
+    for _ in range(10_000):
+        loop.run(0.0009, [])
+        one.read()
+    assert not noted
+
+
+def test_a_flood_that_is_alone_has_a_connections_share():
+    """It uses the room up at once, and again and again."""
+    room, clock, loop, _ = make(DEFAULT)
+    flood = One(room, clock, 0.001, Account("203.0.113.7"))
+    loop.run(2.0, [flood])
+    before = flood.reads
+    loop.run(20.0, [flood])
+    assert 20 * 0.045 < (flood.reads - before) * 0.001 < 20 * 0.055
+
+
+def test_an_even_publisher_goes_on_at_its_own_rate_when_a_flood_comes():
+    """It does not pay for what it was let have before, and the flood has no more than it would have alone."""
+    room, clock, loop, _ = make(DEFAULT)
+    even, flood = (One(room, clock, work_s, Account(str(work_s))) for work_s in (0.0001, 0.001))
+    waited_s = most_s = 0.0
+    for number in range(10_000):
+        began = clock()
+        loop.run(0.0009, [flood] if number >= 5000 else [])
+        if not even.waits:
+            even.read()
+        waited_s = waited_s + clock() - began if even.waits else 0.0
+        most_s = max(most_s, waited_s)
+        if number == 5000:
+            before, since = even.reads, clock()
+    took_s = clock() - since
+    assert most_s < LENT_S + 0.1
+    assert (even.reads - before) * 0.0001 > took_s * 0.045
+    assert flood.reads * 0.001 < (took_s + OWED_S) * 0.06
+
+
+def test_without_a_rate_of_all_there_is_no_room():
+    """Nobody has said what the hub can spare."""
+    room, clock, loop, noted = make(Rates.of_ms(50, 100, 0))
+    one = One(room, clock, 0.0001, Account("203.0.113.7"))
+    loop.run(2.0, [one])
+    assert noted and one.reads * 0.0001 < (2.0 + OWED_S) * 0.05 + 0.01
 
 
 def test_those_who_were_put_off_come_back_in_small_pieces():
@@ -277,6 +330,9 @@ async def test_a_connection_that_costs_too_much_is_left_unread_and_then_read_on(
     connection.work_s = connection.later_s = 0.0
     clock.advance(10.0)
     timers.pop()()
+    theirs.send(b"calm")
+    await until(lambda: connection.received.endswith(b"calm"))
+    assert connection.read_bytes == READ_BYTES, "it is not busy any more"
     theirs.send(b"end")
     await until(lambda: connection.received.endswith(b"end"))
     theirs.close()

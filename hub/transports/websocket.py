@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from tornado import iostream
 
 from .. import deflate, entrance, errors, frames, handshake, httpd, protocol
-from ..connection import Connection, take_over
+from ..connection import READ_BYTES, Connection, take_over
 from ..deflate import Agreement
 from ..entrance import Entrance, Visitor
 from ..errors import Close, HubError
@@ -109,9 +109,13 @@ class FramedConnection(Connection):
         """Speak what the handshake agreed on; before `begin`."""
         client = self._limits
         inflater = deflate.Inflater(agreement, client.message_bytes)
-        self.read_bytes = DEFLATED_READ_BYTES
         self._reader = frames.FrameReader(client.message_bytes, client.fragments, inflater)
         self.wire = forms[min(agreement.server_bits, deflate.WINDOWS[-1])]
+        self.read_bytes = self.usual_read_bytes
+
+    @property
+    def usual_read_bytes(self) -> int:
+        return DEFLATED_READ_BYTES if isinstance(self.wire, DeflatedForm) else READ_BYTES
 
     def begin(self, head: bytes, early: bytes) -> None:
         """Join the plane: send the handshake's answer, then handle what was pipelined behind the request."""
