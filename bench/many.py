@@ -129,7 +129,7 @@ def _tell_all(server: Server, groups: Sequence[Population], arguments: argparse.
     for group in groups:
         # Also to those that only read: by it they know where the time stands in a message.
         group.template(server.write(data(arguments.bytes)))
-        group.reset()
+        _begin_anew(group)
     began_cpu_s = server.cpu_s()
     deliveries, weighed, largest = 0, [0.0, 0.0], 0.0
     for _ in range(arguments.messages):
@@ -159,8 +159,14 @@ def _tell_once(groups: Sequence[Population]) -> list[Counts]:
         where = ", ".join(f"{seen.connections - seen.messages:,} of group {number}" for number, seen in missing)
         raise BenchError(f"a message has not reached {total:,} clients after {ARRIVAL_TIMEOUT_S:g} s: {where}")
     for group in others:
-        group.reset()
+        _begin_anew(group)
     return counts
+
+
+def _begin_anew(group: Population) -> None:
+    """Return when it has: what came before that would count as missed."""
+    group.reset()
+    group.stats()
 
 
 def _wait_arrived(group: Population, deadline: float) -> Counts:
