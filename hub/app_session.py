@@ -52,6 +52,10 @@ class Transport(StreamSubscriber, Protocol):
     def heard_at(self) -> float:
         """When the client's last byte came, in seconds of `Services.clock`."""
 
+    @property
+    def unread(self) -> bool:
+        """Something of the client's has come that has not been read yet."""
+
     def reply(self, message: bytes) -> None:
         """Queue one message of the native protocol, in order with everything else."""
 

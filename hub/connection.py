@@ -110,10 +110,13 @@ class Connection(Outgoing):
         return self
 
     @property
-    def unread(self) -> bool:
+    def held_up(self) -> bool:
         """Something of it waits that the hub does not read for now: so long its silence is the hub's doing."""
-        if not self._put_off:
-            return False
+        return self._put_off and self.unread
+
+    @property
+    def unread(self) -> bool:
+        """Something of it waits that the hub has not read yet, be it that the whole worker stood still."""
         if self._tls is not None and self._tls.pending:
             return True
         return any(fcntl.ioctl(self.fd, termios.FIONREAD, bytes(4)))
@@ -302,7 +305,7 @@ class Connection(Outgoing):
         if self.state != OPEN:
             self.abort()
             return
-        if self._put_off and self.unread:
+        if self.held_up:
             self.heard_at = now
         try:
             self.on_deadline(now)

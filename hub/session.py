@@ -38,6 +38,8 @@ from .services import Services
 logger = logging.getLogger(__name__)
 
 TOO_OFTEN = CommandError(errors.TOO_MANY_REQUESTS)
+UNREAD_S = 1.0
+"""For a client whose pong may wait among what has not been read yet: so soon it is looked at again."""
 
 
 class Session(IdentifiedSession):
@@ -176,6 +178,9 @@ class Session(IdentifiedSession):
             self._transport.reply(protocol.PING)
             return now + self._services.client.pong_timeout_s
         elif self._transport.heard_at < self._pinged_at:
+            # A worker that stood still sees its deadlines before it reads what has come meanwhile.
+            if self._transport.unread:
+                return now + UNREAD_S
             self._transport.close(errors.CLOSE_NO_PONG)
         else:
             pinged_at, self._pinged_at = self._pinged_at, None

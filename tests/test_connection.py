@@ -89,12 +89,14 @@ async def read(sock: socket.socket, size: int) -> bytes:
 
 @async_test
 async def test_bytes_reach_the_wire_and_count_as_life():
-    """on_bytes gets what the client sent; heard_at moves."""
+    """on_bytes gets what the client sent; heard_at moves; until then they are known to wait."""
     async with pair() as (connection, theirs, reactor):
         before = reactor.clock()
+        assert not connection.unread
         theirs.send(b"hello")
+        assert connection.unread and not connection.held_up
         await until(lambda: connection.received == b"hello")
-        assert connection.heard_at >= before
+        assert connection.heard_at >= before and not connection.unread
 
 
 @async_test

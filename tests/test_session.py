@@ -32,6 +32,7 @@ class Transport:
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
         self.heard_at = clock()
+        self.unread = False
         self.said: list = []
         self.closed: Close | None = None
         self.woken: list[float] = []
@@ -397,6 +398,27 @@ def test_pings_come_at_their_interval_and_any_byte_answers_them():
     assert rig.transport.said[-1] == {}
     rig.clock.now = due
     rig.session.on_deadline(due)
+    assert rig.transport.closed.code == 3012
+
+
+def test_a_client_whose_pong_waits_to_be_read_is_not_silent():
+    """A worker that stood still for longer than pong_timeout_s looks again a second later; who is silent is ended."""
+    rig = Rig(connect_timeout_s=10, ping_interval_s=25, pong_timeout_s=10)
+    rig.connect()
+    rig.session.on_deadline(rig.clock())
+    rig.clock.now += 25
+    rig.session.on_deadline(rig.clock())
+    assert rig.transport.said[-1] == {}
+    rig.clock.now += 60
+    rig.transport.unread = True
+    assert rig.session.on_deadline(rig.clock()) == rig.clock() + 1.0 and rig.transport.closed is None
+    rig.transport.unread, rig.transport.heard_at = False, rig.clock()
+    rig.clock.now += 1
+    rig.session.on_deadline(rig.clock())  # it has been heard; the next ping is due already
+    rig.session.on_deadline(rig.clock())
+    assert rig.transport.said[-2:] == [{}, {}] and rig.transport.closed is None
+    rig.clock.now += 10
+    rig.session.on_deadline(rig.clock())
     assert rig.transport.closed.code == 3012
 
 

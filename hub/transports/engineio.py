@@ -349,7 +349,7 @@ class EngineConnection(FramedConnection):
         self.end(errors.CLOSE_BY_PEER)
 
     def on_due(self, now: float) -> None:
-        if now >= self._pong_due and self.unread:
+        if now >= self._pong_due and self.held_up:
             self._pong_due = now + self.engine.settings.ping_timeout_ms / TO_MS  # it may be there, unread
         elif now >= self._pong_due:
             self.close(errors.CLOSE_NO_PONG)

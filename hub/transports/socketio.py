@@ -77,6 +77,10 @@ class Branch:
         return self._connection.heard_at
 
     @property
+    def unread(self) -> bool:
+        return self._connection.unread
+
+    @property
     def waiting_bytes(self) -> int:
         return self._connection.waiting_bytes
 

@@ -181,7 +181,7 @@ class FramedConnection(Connection):
 
     def on_deadline(self, now: float) -> None:
         unfinished = self._begun_at is not None and now >= self._begun_at + self._limits.message_timeout_s
-        if unfinished and not self.unread:
+        if unfinished and not self.held_up:
             self.close(Close(errors.CLOSE_POLICY.code, "message not finished in time"))
             return
         if now >= self.next_due():
