@@ -89,7 +89,8 @@ class Bequest:
         """Make the exec. Raises OSError, and then all goes on; returns where SIGHUP came with it, or the settings file
         is another one than when the check began.
 
-        An heir ends, and with it all workers, where it finds settings that are no good: they may have changed.
+        An heir begins with the settings of the check, whatever the file says; so who has changed them meanwhile would
+        have them in force only after one more word.
         """
         self._host.watchdog.feed()  # what follows takes a second
         with self._host.signals.held():

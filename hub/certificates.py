@@ -91,17 +91,21 @@ class Certificates:
         pairs: Sequence[Pair],
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        contents: Contents | None = None,
     ) -> None:
-        """Raises ConfigError with a line for each pair that is no good."""
+        """contents: of pairs that were checked when they were read, by `read_contents`; None: the files of now.
+
+        Raises ConfigError with a line for each pair that is no good.
+        """
         self._pairs = tuple(pairs)
         self._clock = clock
         self._wall_clock = wall_clock
-        self._marks = _stat(self._pairs)
+        self._marks = _stat(self._pairs) if contents is None else contents.marks
         self._loaded_at = clock()
         self._begins_at = inf
         """When one that is not valid yet will be, in seconds since 1970; the first of them that has failed to load."""
         # Of old contexts nobody asks any more, but for handshakes under way, for which the new names are as good.
-        self._names, self.context, self.ends_at = self._load(self._pairs)
+        self._names, self.context, self.ends_at = self._load(self._pairs, contents)
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, period_s: float) -> None:

@@ -122,18 +122,21 @@ def serve(path: Path | None) -> int:
     \b
     Example:  hub serve --config /etc/hub/hub.toml
     """
-    settings = load_own(path)
+    from . import serve as server
+
+    start = server.begin(lambda: load_own(path), os.environ)
+    settings = start.settings
     # After the settings: a mistake in them is told at once.
     from . import log, worker
-    from . import serve as server
     from .deploy import program
 
     log.configure(settings.log_level, settings.log_format, settings.log_burst)
-    for line in _exposed(settings, path):
+    # Of settings that were checked before a deploy that was told then, and the file may be another one by now.
+    for line in _exposed(settings, path) if start.checked is None else ():
         logger.warning("%s", line)
     started = program(sys.argv, sys.orig_argv) if sys.argv[1:2] == ["serve"] else None
     where = (path or DEFAULT_PATH).absolute()
-    return server.run(settings, os.environ, worker.main, _announce, program=started, path=where)
+    return server.run(start, os.environ, worker.main, _announce, program=started, path=where)
 
 
 def _announce(line: str) -> None:

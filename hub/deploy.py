@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from . import __version__
 from .config import Settings
-from .inheritance import VARIABLE, Estate, Tally, seal
+from .inheritance import VARIABLE, Estate, Tally, open_checked, seal, seal_checked
 from .prctl import die_with_parent
 from .processes import NEVER, Ended, WorkerProcess
 from .seat import RETIRE
@@ -100,14 +100,24 @@ class Refused(Exception):
     """The new version does not take over; the text says why, in lines."""
 
 
+class Approval(NamedTuple):
+    """Of a check. version: that may take over. checked: the file with the settings that it has found good, sealed; who
+    has the approval closes it.
+    """
+
+    version: str
+    checked: int
+
+
 class Check:
     """`hub check --boot` of the new version, as a child. `due_s`: when it is given up."""
 
     def __init__(self, program: Program, estate: Estate, due_s: float) -> None:
         """Start it. Raises OSError when there is no such program, or no room."""
         self.due_s = due_s
-        words = seal(estate)
         self._output, self._errors = _bounded_file("hub-check"), _bounded_file("hub-check-errors")
+        self._checked = open_checked()
+        words = seal(estate.model_copy(update={"checked": self._checked}))
         parent_pid = os.getpid()
         try:
             self._process = subprocess.Popen(
@@ -115,7 +125,7 @@ class Check:
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._errors,
-                pass_fds=(words,),
+                pass_fds=(words, self._checked),
                 env={**os.environ, VARIABLE: str(words)},
                 # Ctrl-C at a terminal is ours to judge.
                 start_new_session=True,
@@ -127,8 +137,8 @@ class Check:
         finally:
             os.close(words)
 
-    def outcome(self, now: float) -> str | None:
-        """The version that may take over; None while the check runs. Raises Refused."""
+    def outcome(self, now: float) -> Approval | None:
+        """None while the check runs. Raises Refused."""
         status = self._process.poll()
         if status is None and now < self.due_s:
             return None
@@ -136,13 +146,16 @@ class Check:
             self.end()
             raise Refused("the check was not done in time (deploy_timeout_s)")
         output, errors = _content(self._output), _content(self._errors)
-        self.close()
         try:
             found = json.loads(output)
             if status == 0 and found["ok"] and found["boot"]:
-                return str(found["version"])
-        except (ValueError, KeyError, TypeError):
+                if not seal_checked(self._checked):
+                    raise Refused("the check did not say which settings it has checked")
+                return Approval(str(found["version"]), os.dup(self._checked))
+        except (ValueError, KeyError, TypeError, OSError):
             pass  # whatever it was, it did not say yes
+        finally:
+            self.close()
         raise Refused(_reason(errors, status))
 
     def end(self) -> None:
@@ -155,8 +168,8 @@ class Check:
         self.close()
 
     def close(self) -> None:
-        os.close(self._output)
-        os.close(self._errors)
+        for file in (self._output, self._errors, self._checked):
+            os.close(file)
 
 
 def _bounded_file(name: str) -> int:
@@ -292,22 +305,25 @@ class Deploy:
 
     def _follow(self, check: Check, now: float) -> None:
         try:
-            version = check.outcome(now)
+            approval = check.outcome(now)
         except Refused as refused:
             self._check = None
             self._refuse(str(refused))
             return
-        if version is None:
+        if approval is None:
             return
         self._check = None
         assert self._program is not None
-        logger.info("version %s takes over from %s in this process", version, __version__)
+        logger.info("version %s takes over from %s in this process", approval.version, __version__)
         try:
-            self._replace(self._program, self._estate(self.tally))
+            estate = self._estate(self.tally).model_copy(update={"checked": approval.checked})
+            self._replace(self._program, estate)
         except OSError as error:
             self._refuse(f"{self._program.command[0]} cannot be run: {error.strerror}")
         else:
             self._repeat = True
+        finally:
+            os.close(approval.checked)
 
     def _refuse(self, reason: str) -> None:
         self.tally = self.tally.model_copy(update={"failed": self.tally.failed + 1})

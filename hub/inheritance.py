@@ -2,10 +2,12 @@
 
     supervisor of the old version ── Estate, sealed in a memory file ──▶ execve ──▶ supervisor of the new version
                                   └─────────── the same bytes ────────▶ `hub check --boot` of the new version, before
+    `hub check --boot`  ── the settings that it has checked, in a memory file of their own ──▶ the same supervisor
 
 Does: say what is handed on, write it into a sealed memory file (memfd_create(2)), read it, compare settings that can't
 change without a restart.
-Does not: exec, or know what the heirs do with it (deploy, supervisor, listeners, embedded).
+Does not: exec, know what the heirs do with it (deploy, supervisor, listeners, embedded), or what checked settings look
+like (reloadable): the old version holds their file, and only the new one reads in it.
 Called by: supervisor, serve, deploy, rehearsal.
 Never break: descriptors are inherited by the exec alone, and no child of the heir gets them. A change of what an Estate
 means, or of what is in it, needs another FORMAT: a reader that does not know it refuses in the check, where that costs
@@ -23,11 +25,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import BootError, ConfigError
 
-FORMAT = 2
+FORMAT = 3
 VARIABLE = "_HUB_INHERITED"
 """Of the environment: the memory file's descriptor. Not HUB_…, which are settings."""
 MAX_BYTES = 4_194_304
 """About 300 bytes for each worker and 1,000 for each address: more is no estate."""
+MAX_CHECKED_BYTES = 67_108_864
+"""Of checked settings with what their files hold, as instructions.MAX_DATA_BYTES for those of a reload."""
 
 
 class _Record(BaseModel):
@@ -94,7 +98,8 @@ class Tally(_Record):
 class Estate(_Record):
     """Everything. fixed: settings that can't change with it, by name. state_lock: of the state directory, -1 for none.
 
-    next_generation: a number that no worker of this hub has had. board: status.Board, a descriptor.
+    next_generation: a number that no worker of this hub has had. board: status.Board, a descriptor. checked: the file
+    for the settings that were found good: the check writes it, its heir reads it; -1: nobody has checked any.
     """
 
     format: int = FORMAT
@@ -109,6 +114,7 @@ class Estate(_Record):
     internal: list[ListenerRecord]
     valkey: ValkeyRecord | None
     tally: Tally
+    checked: int = -1
 
     def descriptors(self) -> Iterator[int]:
         """All that the exec has to leave open, each once."""
@@ -116,6 +122,8 @@ class Estate(_Record):
         yield self.board
         if self.state_lock >= 0:
             yield self.state_lock
+        if self.checked >= 0:
+            yield self.checked
         for listener in (*self.public, *self.internal):
             yield from listener.sockets
         for worker in self.workers:
@@ -150,7 +158,7 @@ def take(environ: MutableMapping[str, str]) -> Estate | None:
 
 
 def peek(environ: MutableMapping[str, str]) -> Estate | None:
-    """The same in a check, which gets the words alone: its descriptors mean nothing there."""
+    """The same in a check, which gets the words and `checked`: the other descriptors mean nothing there."""
     text = environ.pop(VARIABLE, "")
     if not text:
         return None
@@ -174,6 +182,39 @@ def read(data: bytes) -> Estate:
         raise BootError(
             f"what the running hub leaves can't be read ({error.error_count()} mistakes): restart"
         ) from None
+
+
+def open_checked() -> int:
+    """A memory file for what a check writes by `write_checked`; its descriptor. Raises OSError."""
+    file = os.memfd_create("hub-checked", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(file, MAX_CHECKED_BYTES)
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    return file
+
+
+def write_checked(file: int, data: bytes) -> None:
+    """In the check: leave them, whole. Raises ConfigError for too many."""
+    if len(data) >= MAX_CHECKED_BYTES:
+        raise ConfigError(f"keys and certificates: found {len(data)} bytes; allowed: less than {MAX_CHECKED_BYTES}")
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+    # The last step, so that a file of another size is one that nobody has finished.
+    os.ftruncate(file, len(data))
+
+
+def seal_checked(file: int) -> bool:
+    """Whether a check has left them there; nobody can change them any more. Raises OSError."""
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK)
+    return os.fstat(file).st_size < MAX_CHECKED_BYTES
+
+
+def take_checked(file: int) -> bytes:
+    """In the heir: what the check has left, once; the file is closed."""
+    try:
+        return os.pread(file, os.fstat(file).st_size, 0)
+    finally:
+        os.close(file)
 
 
 def _format_of(data: bytes) -> object:

@@ -154,6 +154,15 @@ class Listeners:
         listeners.warnings += _warnings(settings.tcp, [*mine, *own], somaxconn)
         return listeners
 
+    @staticmethod
+    def left_internal(
+        settings: Settings, public: Iterable[ListenerRecord], internal: Iterable[ListenerRecord]
+    ) -> list[Address]:
+        """The actual addresses at which the internal pages would be served after `inherit`; takes nothing over."""
+        named = set(map(parse_address, settings.internal))
+        both = (one for one in public if (asked := parse_address(one.setting)) in named and not _any_port(asked))
+        return [parse_address(one.address) for one in (*both, *internal)]
+
     def records(self) -> tuple[list[ListenerRecord], list[ListenerRecord]]:
         """Of the public and of the internal ones, for `inherit`."""
         return [group.record() for group in self._public], [group.record() for group in self._internal]

@@ -3,7 +3,7 @@
 Does: compare with a running hub that asks whether this version may take over, build a worker's rooms with the
 application loaded, reach Redis, open the doors of no listener, take everything down.
 Does not: subscribe, register, lead a ticker, start the application or write anywhere: a running hub of the same
-settings notices nothing.
+settings notices nothing. One that asks gets the settings, so that the new version begins with these and no others.
 Called by: cli (`hub check --boot`), which the supervisor of a running hub runs for a deploy.
 Never break: it ends, in bounded time; what it opens is closed, and its directory removed.
 """
@@ -19,10 +19,11 @@ from . import __version__, inheritance
 from .config import Settings
 from .embedded import running_url
 from .heartbeat import open_pipe
-from .listeners import Slot
+from .listeners import Listeners, Slot
 from .relay import Home
+from .reloadable import pack
 from .seat import Seat
-from .serve import fixed_settings, load_certificates, needs_embedded
+from .serve import check_guarded, fixed_settings, gather, needs_embedded, present
 from .state import state_dir
 from .worker import Worker
 
@@ -36,6 +37,9 @@ def rehearse(settings: Settings, environ: MutableMapping[str, str]) -> dict[str,
     estate = inheritance.peek(environ)
     if estate is not None:
         inheritance.check_fixed(estate.fixed, fixed_settings(settings, environ))
+        # Those of systemd stand in no settings, and an heir that found them open to others would have to end.
+        check_guarded(settings, Listeners.left_internal(settings, estate.public, estate.internal))
+    fresh = gather(settings)
     url = _redis_url(settings, environ, estate)
     reaches = bool(url or settings.redis.sentinels)
     home = Home.make(environ)
@@ -50,13 +54,16 @@ def rehearse(settings: Settings, environ: MutableMapping[str, str]) -> dict[str,
             redis_url=url or "unix:///nowhere",
             heartbeat=heartbeat,
             home=home,
-            certificates=load_certificates(settings),
+            certificates=present(fresh),
+            keys=fresh.keys,
         )
         uvloop.run(Worker(settings, seat).rehearse(asks_redis=reaches))
     finally:
         pulse.close()
         heartbeat.close()
         home.remove()
+    if estate is not None and estate.checked >= 0:
+        inheritance.write_checked(estate.checked, pack(fresh))
     return {"boot": True, "version": __version__, "redis": "reached" if reaches else "not running, not asked"}
 
 

@@ -1,10 +1,12 @@
 """Serve: from checked settings to a running hub, and in one line where it is.
 
-Does: check what settings alone can't tell, take the state directory, open the listeners, run the supervisor; let go of
-all of it.
+Does: find what a start goes by, check what settings alone can't tell, take the state directory, open the listeners, run
+the supervisor; let go of all of it.
 Does not: read settings (config) or know what a worker does: `worker_main` is handed in.
 Called by: cli (`hub serve`, `hub check`).
-Never break: nothing is left behind when a step fails; one ready line, and only when every worker accepts.
+Never break: nothing is left behind when a step fails; one ready line, and only when every worker accepts. Who takes
+over from an earlier version goes by what was checked for it, and by no file: one that has become bad since, or can't be
+read for a moment, would end a hub that serves.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import ssl
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
+from typing import NamedTuple
 
 from . import __version__, activation, inheritance, keyfiles
 from .app import load as load_application
@@ -25,7 +28,7 @@ from .deploy import Lineage, Program
 from .embedded import Embedded
 from .errors import BootError, ConfigError
 from .listeners import Listeners
-from .reloadable import Fresh, pairs_of
+from .reloadable import Fresh, pairs_of, unpack
 from .seat import WorkerMain
 from .sources import check_source, own_source
 from .state import lock_state_dir, state_dir
@@ -84,6 +87,12 @@ def _unguarded(settings: Settings, addresses: list[Address]) -> list[str]:
     return [f"internal: found {address}, which other machines may reach; {allowed}" for address in reached]
 
 
+def check_guarded(settings: Settings, internal: list[Address]) -> None:
+    """Raise ConfigError where others reach one of these addresses and nothing guards the server API."""
+    if lines := _unguarded(settings, internal):
+        raise ConfigError("\n".join(lines))
+
+
 def check_application(settings: Settings) -> None:
     """Load the application, and the ticker's source of the operator's own, where there are any. Raises ConfigError.
 
@@ -109,8 +118,47 @@ def read_anew(path: Path | None) -> Fresh:
     settings = load(path)
     check(settings)
     load_certificates(settings)
+    return gather(settings)
+
+
+def gather(settings: Settings) -> Fresh:
+    """Checked settings with what the files hold that they name. Raises ConfigError."""
     pairs = pairs_of(settings)
     return Fresh(settings, keyfiles.read(settings.auth), read_contents(pairs) if pairs else None)
+
+
+def present(fresh: Fresh) -> Certificates | None:
+    """The certificates of `gather`; None where there are none. Raises ConfigError."""
+    if fresh.certificates is None:
+        return None
+    return Certificates(pairs_of(fresh.settings), contents=fresh.certificates)
+
+
+class Start(NamedTuple):
+    """What `run` goes by. checked: what a check has found good for this start, and left; None: files are to be read.
+
+    estate: of the version before in this process, None for one that was simply started.
+    """
+
+    settings: Settings
+    checked: Fresh | None = None
+    estate: inheritance.Estate | None = None
+
+
+def begin(read: Callable[[], Settings], environ: MutableMapping[str, str]) -> Start:
+    """Find what a start goes by: what the version before has left, else what `read` finds. Once in a process.
+
+    Raises ConfigError, and BootError for an estate that can't be read.
+    """
+    estate = inheritance.take(environ)
+    checked = None
+    if estate is not None and estate.checked >= 0:
+        try:
+            checked = unpack(inheritance.take_checked(estate.checked))
+        except Exception as error:
+            # Whatever it was: another version was installed since the check, and a file of settings is there too.
+            logger.warning("what the check has left can't be read, so the settings file is: %s", error)
+    return Start(read() if checked is None else checked.settings, checked, estate)
 
 
 def needs_embedded(settings: Settings) -> bool:
@@ -140,7 +188,7 @@ def fixed_settings(settings: Settings, environ: Mapping[str, str]) -> dict[str, 
 
 
 def run(
-    settings: Settings,
+    start: Start,
     environ: MutableMapping[str, str],
     worker_main: WorkerMain,
     announce: Callable[[str], None],
@@ -154,34 +202,34 @@ def run(
     was started, path: its settings file, for those that come after. Raises ConfigError, or BootError when this machine
     stands in the way.
     """
-    estate = inheritance.take(environ)
-    fixed = fixed_settings(settings, environ)
-    if estate is not None:
-        inheritance.check_fixed(estate.fixed, fixed)  # again, as the file may have changed since the check
-    check(settings)
-    keys = keyfiles.read(settings.auth)
+    settings, checked, estate = start
     # Before the workers are forked: one that is forked while a file is broken has what the hub was started with.
-    certificates = load_certificates(settings)
+    if checked is None or estate is None:
+        fixed = fixed_settings(settings, environ)
+        if estate is not None:
+            inheritance.check_fixed(estate.fixed, fixed)  # again, as the file may have changed since the check
+        check(settings)
+        keys, certificates = keyfiles.read(settings.auth), load_certificates(settings)
+    else:
+        fixed, keys, certificates = estate.fixed, checked.keys, present(checked)
     with contextlib.ExitStack() as stack:
         embedded, lock = None, -1
         if needs_embedded(settings):
             embedded, lock = _take_embedded(settings, environ, stack, estate)
-        workers = settings.worker_count()
         if estate is not None:
-            listeners = Listeners.inherit(settings, workers, estate.public, estate.internal)
+            # As the check has found it, of a machine whose CPUs may be others by now.
+            listeners = Listeners.inherit(settings, int(fixed["workers"]), estate.public, estate.internal)
         else:
-            listeners = Listeners.open(settings, workers, handed=activation.take(environ))
+            listeners = Listeners.open(settings, settings.worker_count(), handed=activation.take(environ))
         stack.callback(listeners.close)
-        if lines := _unguarded(settings, [*listeners.combined, *listeners.internal]):
-            raise ConfigError("\n".join(lines))
+        check_guarded(settings, [*listeners.combined, *listeners.internal])
         for warning in listeners.warnings:
             logger.warning("%s", warning)
         internal = [*listeners.combined, *listeners.internal]
 
         def reread() -> Fresh:
             fresh = read_anew(path)
-            if lines := _unguarded(fresh.settings, internal):
-                raise ConfigError("\n".join(lines))
+            check_guarded(fresh.settings, internal)
             return fresh
 
         supervisor = Supervisor(

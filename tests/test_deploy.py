@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from hub.deploy import REASON_CHARS, Check, Program, program
+from hub.inheritance import open_checked
 from hub.whereabouts import Standing, read
 from tests.test_supervisor import alive, greeting, wait_until
 
@@ -51,6 +52,9 @@ if sys.argv[1] == "check":
         sys.exit("x" * 100_000)
     if version.get("check") == "silent":
         sys.exit(0)
+    if version.get("check") != "keeps":
+        from hub import inheritance
+        inheritance.write_checked(inheritance.peek(os.environ).checked, (directory / "settings").read_bytes())
     print(json.dumps({"ok": True, "boot": True, "version": version["name"]}))
     sys.exit(0)
 
@@ -71,8 +75,8 @@ supervisor.GRACE_S = supervisor.FAST_GRACE_S = 0.5
 options = json.loads((directory / "options").read_text())
 
 
-def read():
-    found = json.loads((directory / "settings").read_text())
+def read(checked=None):
+    found = json.loads(checked or (directory / "settings").read_text())
     if not isinstance(found, dict):
         raise ConfigError("the settings are no table")
     return Settings(listen=["127.0.0.1:0"], internal=["127.0.0.1:0"], **{**options, **found})
@@ -109,8 +113,11 @@ class Bequest(bequest.Bequest):
 
 supervisor.Bequest = Bequest
 
+estate = inheritance.take(os.environ)
+if version.get("spoils"):
+    (directory / "settings").write_text("1")
 try:
-    settings = read()
+    settings = read(estate and inheritance.take_checked(estate.checked))
 except ConfigError as error:
     sys.exit(str(error))
 
@@ -144,7 +151,6 @@ def work(settings, seat):
         seat.heartbeat.beat()
     return 0
 
-estate = inheritance.take(os.environ)
 if estate is None:
     listeners = Listeners.open(settings, options["workers"])
 else:
@@ -309,6 +315,7 @@ def test_what_waits_in_the_accept_queue_is_served(hub: Callable[..., Hub]) -> No
         ("refuse", "limits: found 1 | auth: found 2"),
         ("broken", "SyntaxError: invalid syntax"),
         ("silent", "the check ended with status 0 and said nothing"),
+        ("keeps", "the check did not say which settings it has checked"),
         ("long", "x" * REASON_CHARS),
     ],
 )
@@ -483,8 +490,9 @@ def test_a_check_that_not_even_a_kill_ends_is_not_waited_for() -> None:
     check = object.__new__(Check)
     check._process = Undying()  # type: ignore[assignment]
     check._output, check._errors = os.pipe()
+    check._checked = open_checked()
     check.end()
-    for descriptor in (check._output, check._errors):
+    for descriptor in (check._output, check._errors, check._checked):
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
 

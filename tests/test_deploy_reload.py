@@ -112,6 +112,19 @@ def test_settings_that_turn_out_bad_between_check_and_exec_end_nobody(hub: Calla
     assert one.workers() == before and one.process.poll() is None
 
 
+def test_settings_that_turn_out_bad_after_the_exec_are_not_read(hub: Callable[..., Hub]) -> None:
+    """The heir begins with what its check has found good; the file's turn is the next reload."""
+    one = hub()
+    one.version("two", spoils=True)
+    one.settings(limits={"connections": 5})
+    one.deploy()
+    one.wait_for("^deployed version two")
+    assert one.process.poll() is None
+    assert Asking(one).outcome()["errors"] == ["the settings are no table"]
+    one.settings(limits={"connections": 6})
+    assert Asking(one).outcome()["changed"] == ["limits.connections"]
+
+
 def test_a_settings_file_that_changes_during_the_check_is_checked_too(hub: Callable[..., Hub]) -> None:
     """Nobody has said that it has, and what the heir reads has to be what was found good."""
     one = hub()

@@ -21,10 +21,14 @@ from hub.inheritance import (
     WorkerRecord,
     check_fixed,
     digest,
+    open_checked,
     peek,
     read,
     seal,
+    seal_checked,
     take,
+    take_checked,
+    write_checked,
 )
 
 
@@ -97,8 +101,34 @@ def test_an_heirs_children_inherit_nothing() -> None:
 
 def test_all_that_has_to_stay_open_is_named() -> None:
     """Locks, listeners, pipes: what is forgotten here is closed by the exec."""
-    full = estate(3, 4, 5, state_lock=6)
-    assert sorted({*full.descriptors()}) == [3, 4, 5, 6]
+    full = estate(3, 4, 5, state_lock=6, checked=7)
+    assert sorted({*full.descriptors()}) == [3, 4, 5, 6, 7]
+
+
+def test_checked_settings_are_left_whole_and_for_good() -> None:
+    """What the check has written is what its heir reads, and nobody changes it in between."""
+    file = open_checked()
+    write_checked(file, b"settings" * 1000)
+    assert seal_checked(file)
+    for change in (lambda: os.pwrite(file, b"x", 0), lambda: os.ftruncate(file, 0)):
+        with pytest.raises(PermissionError):
+            change()
+    assert take_checked(file) == b"settings" * 1000
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(file)
+
+
+def test_a_check_that_has_left_nothing_or_too_much_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing, or half of it, is no settings; too many are refused by the check itself, where that costs nothing."""
+    silent, half = open_checked(), open_checked()
+    os.write(half, b"half")
+    assert not seal_checked(silent) and not seal_checked(half)
+    monkeypatch.setattr(inheritance, "MAX_CHECKED_BYTES", 1000)
+    full = open_checked()
+    with pytest.raises(ConfigError, match="found 1000 bytes; allowed: less than 1000"):
+        write_checked(full, b"x" * 1000)
+    for file in (silent, half, full):
+        os.close(file)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +175,7 @@ def test_the_format_is_the_one_that_was_agreed() -> None:
     """Whoever changes the fields changes the number too, and then this list."""
     models = {name: model for name, model in vars(inheritance).items() if hasattr(model, "model_fields")}
     fields = {name: sorted(model.model_fields) for name, model in models.items()}
-    assert FORMAT == 2
+    assert FORMAT == 3
     assert fields == {
         "BaseModel": [],
         "_Record": [],
@@ -159,6 +189,6 @@ def test_the_format_is_the_one_that_was_agreed() -> None:
         "Estate": sorted(Estate.model_fields),
     }
     assert sorted(Estate.model_fields) == [
-        *("board", "fixed", "format", "home", "internal", "next_generation", "public"),
+        *("board", "checked", "fixed", "format", "home", "internal", "next_generation", "public"),
         *("state_lock", "tally", "valkey", "version", "workers"),
     ]

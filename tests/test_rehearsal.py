@@ -9,10 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from redis import Redis
 
-from hub.inheritance import VARIABLE, Estate, seal
+from hub import serve
+from hub.config import Settings
+from hub.inheritance import VARIABLE, Estate, ListenerRecord, open_checked, seal, seal_checked, take_checked
+from hub.reloadable import unpack
 from tests.hubs import BASE, clean_environment, merged, to_toml
+from tests.pki import Authority
 from tests.test_inheritance import estate
 
 
@@ -26,10 +32,11 @@ def check(
     env = {**clean_environment(), "XDG_RUNTIME_DIR": str(path), **environ}
     if words:
         env[VARIABLE] = str(words[0])
+    kept = [left.checked] if left is not None and left.checked >= 0 else []
     try:
         return subprocess.run(
             [sys.executable, "-m", "hub", "check", "--boot", "--json", "--config", str(file)],
-            capture_output=True, text=True, timeout=60, env=env, pass_fds=words,
+            capture_output=True, text=True, timeout=60, env=env, pass_fds=[*words, *kept],
         )  # fmt: skip
     finally:
         for descriptor in words:
@@ -96,8 +103,47 @@ def test_a_running_hub_is_compared_with(tmp_path: Path) -> None:
     assert "hub: redis: found changed; needs a restart\n" in done.stderr
 
 
+def test_a_running_hub_gets_the_settings_that_were_checked(tmp_path: Path) -> None:
+    """With what the files hold that they name, so that its heir has nothing left to read."""
+    key = tmp_path / "key.pem"
+    public = Ed25519PrivateKey.generate().public_key()
+    key.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    pair = Authority(tmp_path).issue().write(tmp_path)
+    settings: dict[str, object] = {
+        "state_dir": str(tmp_path / "state"),
+        "listen": ["tls:127.0.0.1:0"],
+        "auth": {"keys": [f"a={key}"]},
+    }
+    certificates = [{"cert": pair.cert, "key": pair.key}]
+    fixed = serve.fixed_settings(Settings(**merged(BASE, {**settings, "tls": {"certificates": certificates}})), {})
+    file = open_checked()
+    left = estate(fixed=fixed, checked=file, valkey=None)
+    done = check(tmp_path, settings, left, HUB_TLS__CERTIFICATES=json.dumps(certificates))
+    assert done.returncode == 0, done.stderr
+    assert seal_checked(file)
+    found = unpack(take_checked(file))
+    assert found.settings.auth.keys == [f"a={key}"] and found.keys == {str(key): key.read_bytes()}
+    assert found.certificates is not None
+    assert found.certificates.files == {str(path): Path(path).read_bytes() for path in pair}
+
+
+def test_a_server_api_that_would_be_open_to_others_is_refused_here(tmp_path: Path) -> None:
+    """By the addresses that the running hub has, which stand in no settings where systemd made them."""
+    open_to_all = ListenerRecord(address="0.0.0.0:8001", setting="systemd:api", sockets=[3], shared=False, handed=True)
+    settings: dict[str, object] = {
+        "state_dir": str(tmp_path / "state"),
+        "internal": ["systemd:api"],
+        "api": {"key": ""},
+    }
+    fixed = serve.fixed_settings(Settings(**merged(BASE, settings)), {})
+    for public, internal in (([], [open_to_all]), ([open_to_all], [])):
+        done = check(tmp_path, settings, estate(fixed=fixed, public=public, internal=internal, valkey=None))
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("hub: internal: found 0.0.0.0:8001, which other machines may reach")
+
+
 def test_what_is_left_in_another_format_is_refused(tmp_path: Path) -> None:
     """Here, where it costs nothing."""
     done = check(tmp_path, {}, estate(format=99))
     assert done.returncode == 3
-    assert done.stderr == "hub: the running hub leaves its workers in format 99, this version reads 2: restart\n"
+    assert done.stderr == "hub: the running hub leaves its workers in format 99, this version reads 3: restart\n"

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hub import serve
 from hub.config import Settings
@@ -214,6 +216,37 @@ def read_until(process: subprocess.Popen[bytes], text: bytes) -> bytes:
         assert chunk, found
         found += chunk
     return found
+
+
+SPOILED = """
+import os, pathlib, sys
+from hub import cli, inheritance
+if sys.argv[1] == "serve" and inheritance.VARIABLE in os.environ:
+    for path in map(pathlib.Path, sys.argv[3:]):
+        path.write_text("nonsense")
+        path.with_name("key.pem").unlink()
+sys.exit(cli.run(sys.argv[1:]))
+"""
+
+
+def test_a_deploy_goes_by_what_was_checked_and_not_by_files_that_turn_bad(short_dir: Path) -> None:
+    """In the half second after the check: the settings file and a key that it names are no good any more."""
+    program = short_dir / "program.py"
+    program.write_text(SPOILED)
+    with HubProcess({"workers": 1}, program=[sys.executable, str(program)]) as hub:
+        key = hub.directory / "key.pem"
+        public = Ed25519PrivateKey.generate().public_key()
+        key.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        auth = {**hub.settings["auth"], "keys": [f"a={key}"]}
+        hub.config_path.write_text(to_toml({**hub.settings, "auth": auth, "drain_window_s": 0.1}))
+        done = run_hub("deploy", "--config", str(hub.config_path))
+        assert done.returncode == 0, done.stderr + hub.stderr
+        assert hub.config_path.read_text() == "nonsense" and not key.exists()
+        assert "deployed version" in hub.logged("the last worker of the old generation has gone")
+        # Its settings hold, and a file that is good again is compared with them.
+        changed = hub.reload({"limits": {"connections": 7}})["changed"]
+        assert changed == ["drain_window_s", "auth.keys", "limits.connections"]
+        assert hub.process.poll() is None
 
 
 # The summary
