@@ -88,6 +88,7 @@ class Settings(BaseSettings):
     proxy_protocol: list[AddressText] = Field([], description="of listen: there a proxy sends PROXY v1 first")
     fast_upgrade: bool = Field(True, description="WebSocket handshakes without Tornado")
     drain_window_s: Number = Field(30.0, ge=0, le=3600, description="SIGTERM: clients are closed evenly over this time")
+    shutdown_delay_s: Number = Field(0.0, ge=0, le=3600, description="SIGTERM: /readyz is 503 so long before the drain")
     deploy_timeout_s: Number = Field(60.0, ge=1, le=3600, description="SIGUSR2: for the check, and for the new workers")
     log_addresses: bool = Field(False, description="clients' IP addresses in the log: personal data")
     heartbeat_timeout_s: Number = Field(10.0, ge=1, le=600, description="a worker silent for so long is replaced")

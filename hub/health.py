@@ -77,7 +77,8 @@ class Health:
     def ready(self) -> Verdict:
         """Whether clients should be sent here; a plain call."""
         reasons, degraded = dict(self.live().reasons), dict[str, str]()
-        if self.draining():
+        # All workers learn it from the supervisor at once, and those that it forks meanwhile, too (shutdown_delay_s).
+        if self.draining() or facts.read(self.home).get("stopping"):
             reasons["draining"] = "this process is about to end"
         living = self.living()
         if living < self.min_workers:

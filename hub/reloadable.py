@@ -57,6 +57,7 @@ SETTINGS: dict[str, When] = {
     "proxy_protocol": RESTART,
     "fast_upgrade": RESTART,
     "drain_window_s": IN_PLACE,
+    "shutdown_delay_s": IN_PLACE,
     "log_addresses": NEWCOMERS,
     "heartbeat_timeout_s": RESTART,
     "deploy_timeout_s": IN_PLACE,

@@ -108,6 +108,8 @@ class Supervisor:
         self._stage = Stage.BOOTING
         self._status = EXIT_OK
         self._failure = ""
+        self._stop_s = NEVER
+        """When a stop begins that was asked for, and waits for balancers to notice (shutdown_delay_s)."""
         self._home: Home | None = None
         self._valkey: KeptValkey | None = None
         self._kill_all_s = NEVER
@@ -273,7 +275,7 @@ class Supervisor:
         for key, _ in events:
             key.data(now)
         self._judge(now)
-        if self._stage is Stage.SERVING and not self._is_reloading():
+        if self._stage is Stage.SERVING and not self._is_reloading() and self._stop_s == NEVER:
             self._deploy.turn(now, GRACE_S)
         self._start_due(now)
         self._reload.turn(now)
@@ -283,8 +285,8 @@ class Supervisor:
     def _wait_s(self) -> float:
         """Seconds to sleep: until the first thing is due, at most TURN_S."""
         valkey_s = self._valkey.start_s if self._valkey else NEVER
-        once_s = min(self._kill_all_s, self._watchdog.due_s, self._reload.due_s())
-        deploy_s = NEVER if self._is_reloading() else self._deploy.due_s()
+        once_s = min(self._stop_s, self._kill_all_s, self._watchdog.due_s, self._reload.due_s())
+        deploy_s = NEVER if self._is_reloading() or self._stop_s < NEVER else self._deploy.due_s()
         # Who is due to be forked waits for a generation that boots, and is no reason to be awake meanwhile.
         heeded = (worker for worker in self._all() if worker.pid or not self._deploy.rising)
         due_s = min(once_s, valkey_s, deploy_s, *(worker.due_s() for worker in heeded))
@@ -304,6 +306,8 @@ class Supervisor:
     def _judge(self, now: float) -> None:
         for worker in self._living():
             worker.judge(now)
+        if self._stop_s <= now:
+            self._say_goodbye(now)
         if self._kill_all_s <= now:
             self._kill_all()
 
@@ -470,14 +474,24 @@ class Supervisor:
     # Stop
 
     def _stop(self, number: signal.Signals, now: float) -> None:
-        if self._stage is not Stage.STOPPING:
-            logger.info("%s: stopping, clients are closed within %g s", number.name, self._settings.drain_window_s)
-            goodbye_s = max((worker.goodbye_s for worker in self._living()), default=0.0)
-            self._begin_stop(now, goodbye_s + GRACE_S)
-        else:
+        delay_s = self._settings.shutdown_delay_s
+        if self._stage is Stage.STOPPING:
             logger.info("%s: stopping at once", number.name)
             self._tell_workers(signal.SIGTERM)
             self._kill_all_s = min(self._kill_all_s, now + FAST_GRACE_S)
+        elif self._stage is Stage.SERVING and delay_s and self._stop_s == NEVER:
+            self._stop_s = now + delay_s
+            self._facts.note(stopping=1)
+            logger.info("%s: /readyz answers 503, and the hub serves on for %g s", number.name, delay_s)
+            self._deploy.abandon()
+            self._notifier.stopping()
+        else:
+            logger.info("%s: stopping, clients are closed within %g s", number.name, self._settings.drain_window_s)
+            self._say_goodbye(now)
+
+    def _say_goodbye(self, now: float) -> None:
+        goodbye_s = max((worker.goodbye_s for worker in self._living()), default=0.0)
+        self._begin_stop(now, goodbye_s + GRACE_S)
 
     def _fail_boot(self, text: str) -> None:
         self._failure = text
@@ -485,7 +499,7 @@ class Supervisor:
         self._begin_stop(self._clock(), FAST_GRACE_S)
 
     def _begin_stop(self, now: float, grace_s: float) -> None:
-        self._stage = Stage.STOPPING
+        self._stage, self._stop_s = Stage.STOPPING, NEVER
         self._deploy.abandon()
         self._notifier.stopping()
         self._kill_all_s = now + grace_s

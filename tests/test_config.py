@@ -256,6 +256,7 @@ BAD_VALUES = [
     ("drain_window_s = -1", "drain_window_s: found -1; allowed: a number from 0 to 3600"),
     ("drain_window_s = nan", "drain_window_s: found nan; allowed: a number from 0 to 3600"),
     ("drain_window_s = inf", "drain_window_s: found inf; allowed: a number from 0 to 3600"),
+    ("shutdown_delay_s = -1", "shutdown_delay_s: found -1; allowed: a number from 0 to 3600"),
     ("deploy_timeout_s = 0.5", "deploy_timeout_s: found 0.5; allowed: a number from 1 to 3600"),
     ("drain_window_s = false", "drain_window_s: found False; allowed: a number from 0 to 3600"),
     ('log_level = "loud"', "log_level: found 'loud'; allowed: one of 'debug', 'info', 'warning', 'error'"),

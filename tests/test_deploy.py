@@ -471,6 +471,25 @@ def test_a_stop_in_the_middle_ends_everything(hub: Callable[..., Hub], moment: s
     assert not any(map(alive, pids))
 
 
+def test_a_hub_that_waits_to_stop_begins_no_deploy(hub: Callable[..., Hub]) -> None:
+    """With shutdown_delay_s: one that goes on is given up, and another is not begun."""
+    one = hub(shutdown_delay_s=3600)
+    one.version("two", check="wait")
+    one.deploy()
+    one.wait_for("checking the new version")
+    one.process.send_signal(signal.SIGTERM)
+    one.wait_for("^deploy refused, version one goes on: the hub stops$")
+    one.deploy()
+    one.go()
+    with one.connect() as client:
+        assert greeting(client)[0] in one.workers()
+    os.kill(one.workers()[0], signal.SIGKILL)
+    one.wait_for("^worker . started", 3)  # a turn later, and nothing else has begun
+    assert len(one.said("checking the new version")) == 1 and not one.said("takes over|^spins$")
+    one.process.send_signal(signal.SIGTERM)
+    assert one.process.wait(10) == 0
+
+
 class Undying:
     """A process in a system call that never returns."""
 

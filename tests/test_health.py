@@ -39,6 +39,14 @@ class Rig:
         self.facts.beat()
 
 
+def test_a_hub_that_is_about_to_stop_takes_no_newcomers(tmp_path: Path) -> None:
+    """In all workers, once the supervisor has been told; it lives on, and is not to be killed for it."""
+    rig = Rig(tmp_path)
+    rig.facts.note(stopping=1)
+    assert list(rig.health.ready().reasons) == ["draining"]
+    assert rig.health.live().good
+
+
 def test_all_is_well(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     assert rig.health.live().about() == rig.health.ready().about() == {"status": "ok"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -216,6 +219,26 @@ def read_until(process: subprocess.Popen[bytes], text: bytes) -> bytes:
         assert chunk, found
         found += chunk
     return found
+
+
+def test_before_a_stop_readyz_says_no_while_everybody_is_let_in() -> None:
+    """With shutdown_delay_s; the second SIGTERM ends the wait."""
+    with HubProcess({"workers": 2, "shutdown_delay_s": 3600}) as hub:
+        ready = hub.api_url.removesuffix("/api") + "/readyz"
+        with urllib.request.urlopen(ready, timeout=10) as answer:
+            assert answer.status == 200
+        hub.process.terminate()
+        hub.logged("/readyz answers 503, and the hub serves on for 3600 s")
+        for _ in range(4):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(ready, timeout=10)
+            assert refused.value.code == 503
+            assert "draining" in json.loads(refused.value.read())["reasons"]
+            host, port = hub.ws_url.removeprefix("ws://").partition("/")[0].split(":")
+            with socket.create_connection((host, int(port)), timeout=10) as newcomer:
+                newcomer.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert newcomer.recv(100).startswith(b"HTTP/1.1 ")
+        assert hub.stop() == EXIT_OK
 
 
 SPOILED = """

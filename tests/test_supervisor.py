@@ -340,6 +340,43 @@ def test_new_clients_are_refused_while_the_workers_still_drain(hub: Callable[...
     assert listeners_of(pid) == 2
 
 
+def test_before_the_listeners_close_balancers_have_their_time(hub: Callable[..., Hub]) -> None:
+    """The hub says so and serves on, also where a worker dies; a second signal ends the wait, and all end well."""
+    program = hub(drain_window_s=7, shutdown_delay_s=3600)
+    program.wait_ready()
+    [home] = [
+        each for each in Path("/tmp").glob("hub-relay-*") if facts.read(str(each)).get("pid") == program.process.pid
+    ]
+    assert "stopping" not in facts.read(str(home))
+    program.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: program.lines("^SIGTERM: /readyz answers 503, and the hub serves on for 3600 s$"))
+    assert facts.read(str(home))["stopping"] == 1
+    os.kill(program.pids()[0], signal.SIGKILL)
+    wait_until(lambda: len(program.lines("^worker 0 started")) == 2)
+    for _ in range(4):
+        with program.connect() as client:
+            assert greeting(client)[0] in program.pids()
+    assert not program.lines("closed within")
+    assert program.stop() == 0
+    assert program.lines("^SIGTERM: stopping, clients are closed within 7 s$")
+
+
+def test_the_time_of_balancers_ends_by_itself(hub: Callable[..., Hub]) -> None:
+    program = hub(shutdown_delay_s=0.5)
+    program.wait_ready()
+    begun = time.monotonic()
+    assert program.stop() == 0
+    assert time.monotonic() - begun >= 0.5
+    with pytest.raises(ConnectionRefusedError):
+        program.connect()
+
+
+def test_a_start_that_fails_does_not_wait_for_balancers(hub: Callable[..., Hub]) -> None:
+    """Nobody has ever been sent here."""
+    program = hub("boot error", shutdown_delay_s=3600)
+    assert program.process.wait(10.0) == 3
+
+
 def listeners_of(pid: int) -> int:
     """How many TCP listeners a process holds."""
     listening = {

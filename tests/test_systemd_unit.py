@@ -137,7 +137,7 @@ def test_the_kernel_settings_are_those_that_hub_tune_names() -> None:
 def test_the_times_fit_the_defaults() -> None:
     """systemd waits longer than a drain, and kills no supervisor that is busy replacing a hung worker."""
     settings = load(None)
-    assert float(value("TimeoutStopSec")) > settings.drain_window_s + 15
+    assert float(value("TimeoutStopSec")) > settings.shutdown_delay_s + settings.drain_window_s + 15
     assert float(value("WatchdogSec")) > settings.heartbeat_timeout_s + 2
 
 
