@@ -8,8 +8,10 @@ import json
 import os
 import re
 import signal
+import subprocess
 import urllib.error
 import urllib.request
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -187,6 +189,34 @@ def test_the_dashboard_and_the_alerts_ask_for_what_there_is():
     assert len(asked) >= 20 and dashboard["title"] and dashboard["uid"]
     for each in (*asked, text, (CONFIG / "prometheus-alerts.yml").read_text()):
         assert queried(each) and not queried(each) - known, each
+
+
+PROMTOOL = pytest.mark.needs("promtool", "apt-get install --no-install-recommends prometheus")
+ALERTS, ALERT_TESTS = CONFIG / "prometheus-alerts.yml", Path(__file__).parent.parent / "prometheus-alerts-test.yml"
+
+
+@PROMTOOL
+def test_prometheus_takes_the_alerts():
+    """As Prometheus checks them when it starts; a warning of a duplicate is a fault, too."""
+    done = subprocess.run(["promtool", "check", "rules", str(ALERTS)], capture_output=True, text=True, timeout=60)
+    count = len(re.findall("- alert: ", ALERTS.read_text()))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"SUCCESS: {count} rules found" in done.stdout
+
+
+@PROMTOOL
+def test_each_alert_fires_when_it_should_and_not_before():
+    """By Prometheus' own evaluation: for a hub that is in trouble, and not for the one beside it."""
+    done = subprocess.run(["promtool", "test", "rules", str(ALERT_TESTS)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_alert_is_without_its_test():
+    """One time at which it does not fire, and one at which it does."""
+    alerts = re.findall(r"- alert: (\w+)", ALERTS.read_text())
+    text = ALERT_TESTS.read_text()
+    cases = re.findall(r"alertname: (\w+),? *(?:\n +)?eval_time: \w+,? *(?:\n +)?exp_alerts:( \[\])?", text)
+    assert Counter(cases) == Counter((name, quiet) for name in alerts for quiet in (" []", ""))
 
 
 def test_who_may_ask():
