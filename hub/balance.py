@@ -45,14 +45,16 @@ Take = Callable[[socket.socket, int, int], None]
 class Loads:
     """One row for each slot, in memory that forks share: generation, connections (-1: takes none), said when.
 
-    given: how many connections each worker has given to each other one, all that go to one side by side.
+    given: how many connections each worker has given to each other one, all that go to one side by side. queued: the
+    same of those that wait for a place in the other's queue; what a killed worker leaves there, its heir takes back.
     """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        memory = memoryview(mmap.mmap(-1, 8 * workers * (FIELDS + workers))).cast("q")
+        memory = memoryview(mmap.mmap(-1, 8 * workers * (FIELDS + 2 * workers))).cast("q")
         # Each number is written by one machine instruction, so that nobody reads half of one; nothing else is promised.
-        self.rows, self.given = memory[: FIELDS * workers], memory[FIELDS * workers :]
+        self.rows, rest = memory[: FIELDS * workers], memory[FIELDS * workers :]
+        self.given, self.queued = rest[: workers * workers], rest[workers * workers :]
         for slot in range(workers):
             self.rows[FIELDS * slot + COUNT] = -1
 
@@ -81,6 +83,7 @@ class Balance:
         """handover: of this room's own. owner: this worker. count: of its connections; cheap, asked at each accept."""
         self._rows = loads.rows
         self._given = loads.given
+        self._queued = loads.queued
         self._workers = loads.workers
         self._settled = 0
         """Of those that others have given to this slot: taken here, or lost with an earlier worker."""
@@ -102,12 +105,15 @@ class Balance:
         self._take = take
         self._handover.start(self._receive)
         self._rows[FIELDS * self._owner.slot + GENERATION] = self._owner.generation
-        self._settled = self._given_to_us()
+        self._settled = self._sum_to_us(self._given)
+        for slot in range(self._workers):
+            # Of the worker before in this slot, with which they have gone.
+            self._queued[slot * self._workers + self._owner.slot] = 0
         self.tell()
 
-    def _given_to_us(self) -> int:
+    def _sum_to_us(self, numbers: memoryview) -> int:
         first = self._owner.slot * self._workers
-        return sum(self._given[first : first + self._workers])
+        return sum(numbers[first : first + self._workers])
 
     def tell(self) -> None:
         """Say how many there are now; call several times in FRESH_S."""
@@ -115,7 +121,8 @@ class Balance:
             return
         at = FIELDS * self._owner.slot
         # With what is on its way here: who was given more by everybody at once would soon have the most.
-        self._rows[at + COUNT] = self._count() + max(0, self._given_to_us() - self._settled)
+        coming = max(0, self._sum_to_us(self._given) - self._settled) + self._sum_to_us(self._queued)
+        self._rows[at + COUNT] = self._count() + coming
         self._rows[at + SAID_MS] = int(self._clock() * 1000)
 
     def rest(self) -> None:
@@ -128,11 +135,8 @@ class Balance:
         self.rest()
         if self._retry is not None:
             self._retry.cancel()
-        for one in self._waiting:
-            # The other one would count it for as long as it lives, and be given so many fewer.
-            self._given[one.slot * self._workers + self._owner.slot] -= 1
-            one.sock.close()
-        self._waiting.clear()
+        while self._waiting:
+            self._next().sock.close()
         self._take = None
         self._handover.close()
 
@@ -159,16 +163,23 @@ class Balance:
             if len(self._waiting) >= MAX_WAITING:
                 return False
             self._waiting.append(one)
+            self._queued[slot * self._workers + self._owner.slot] += 1
             self._try_again_soon()
         # Its own count comes with its next turn; until then it is not given what everybody has.
         rows[FIELDS * slot + COUNT] += 1
-        self._given[slot * self._workers + self._owner.slot] += 1
         return True
+
+    def _next(self) -> _Waiting:
+        """The first of those that wait, who does so no more."""
+        one = self._waiting.popleft()
+        self._queued[one.slot * self._workers + self._owner.slot] -= 1
+        return one
 
     def _offer(self, one: _Waiting) -> bool:
         owner = self._owner._replace(slot=one.slot, generation=self._rows[FIELDS * one.slot + GENERATION])
         if not self._handover.offer(owner, one.sock.fileno(), b"%d %d" % (one.kind, one.place)):
             return False
+        self._given[one.slot * self._workers + self._owner.slot] += 1
         self.passed += 1
         one.sock.close()
         return True
@@ -186,9 +197,10 @@ class Balance:
                 if self._clock() < one.until:
                     self._try_again_soon()
                     return
-                self._given[one.slot * self._workers + self._owner.slot] -= 1
+                self._next()
                 self._take(one.sock, one.kind, one.place)
-            self._waiting.popleft()
+            else:
+                self._next()
 
     def _receive(self, fd: int, words: bytes) -> None:
         sock = socket.socket(fileno=fd)

@@ -158,7 +158,7 @@ async def test_one_that_was_killed_is_noticed_and_the_connection_stays():
         hub.clock.advance(KEEP_S)
         await until(lambda: hub.workers[0].taken)
         assert hub.workers[0].taken == [(server, 3, 4)]
-        assert hub.loads.given.tolist() == [0, 0, 0, 0]
+        assert hub.loads.given.tolist() == hub.loads.queued.tolist() == [0, 0, 0, 0]
         client.close()
 
 
@@ -173,7 +173,7 @@ async def test_one_that_takes_nothing_keeps_nobody_waiting():
         assert 0 < one.passed < 40 and len(one._waiting) == 40 - one.passed
         hub.clock.advance(KEEP_S)
         await until(lambda: len(hub.workers[0].taken) == 40 - one.passed)
-        assert hub.loads.given.tolist()[2] == one.passed
+        assert hub.loads.given.tolist()[2] == one.passed and not any(hub.loads.queued)
         for client, _ in pairs:
             client.close()
 
@@ -202,9 +202,33 @@ async def test_what_was_never_given_is_counted_by_nobody():
         giver.balance.close()
         hub.workers.remove(giver)
         client.close()
-        assert hub.loads.given.tolist() == [0, 0, 0, 0]
+        assert hub.loads.given.tolist() == hub.loads.queued.tolist() == [0, 0, 0, 0]
         taker.has(10)
         assert hub.loads.rows[FIELDS + COUNT] == 10
+
+
+@async_test
+async def test_what_waited_in_a_killed_worker_is_forgotten_with_it():
+    """It is expected as long as it may come, and its heir knows that it will not."""
+    with rig(100, 0) as hub:
+        giver, taker = hub.workers
+        os.unlink(taker.path)
+        pairs = [socket.socketpair() for _ in range(3)]
+        assert all(giver.balance.passes(server, 0, 0) for _, server in pairs)
+        taker.has(10)
+        assert hub.loads.rows[FIELDS + COUNT] == 13
+        # As SIGKILL leaves it: nothing is said any more.
+        giver.balance._retry.cancel()
+        heir = Owner(HUB, 0, 9)
+        successor = Balance(hub.loads, Handover(hub.home, heir, NEWCOMERS), heir, lambda: 0, hub.clock)
+        successor.open(lambda *_: None)
+        taker.has(10)
+        assert hub.loads.rows[FIELDS + COUNT] == 10
+        successor.close()
+        giver.balance._waiting.clear()
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
 
 
 @async_test
