@@ -261,6 +261,9 @@ def _until(params: Params) -> float:
     """`expire_at`; 0 and nothing are never."""
     expire_at = params.get("expire_at") or 0
     _time("expire_at", expire_at)
+    if 0 < expire_at <= time.time():
+        # It would be over before it began, and whoever asks would take somebody for kept out who is not.
+        raise _bad("expire_at", expire_at, "a time to come, in seconds since 1970; 0 or none for ever")
     return float(expire_at) or float("inf")
 
 

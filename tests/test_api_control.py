@@ -553,6 +553,9 @@ BAD: list[tuple[str, dict, int, str]] = [
     ("revoke_token", {}, 107, "uid: found None"),
     ("revoke_token", {"uid": "j" * 256}, 107, "uid: found"),
     ("revoke_token", {"uid": "j", "expire_at": -1}, 107, "expire_at: found -1"),
+    ("revoke_token", {"uid": "j", "expire_at": 1764000000}, 107, "found 1764000000; allowed: a time to come"),
+    ("invalidate_user_tokens", {"user": "a", "expire_at": 5}, 107, "expire_at: found 5; allowed: a time to come"),
+    ("block_user", {"user": "a", "expire_at": 0.5}, 107, "expire_at: found 0.5; allowed: a time to come"),
     ("invalidate_user_tokens", {"user": ""}, 107, "user: found ''; allowed: a text of 1 to 255"),
     ("invalidate_user_tokens", {"user": "a", "issued_before": "x"}, 107, "issued_before: found 'x'"),
     (
