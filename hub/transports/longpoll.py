@@ -10,6 +10,7 @@ its subscriptions end with it.
     200 {"messages":[{"channel":"chat:a","pub":{"offset":17,"data":…}}],"cursor":"1~…"}       also as Hub-Cursor
         with "lost":["chat:a"] where something is missing that can't be had: reload; the cursor goes on behind it
         with "left_out":{"ticker:$watch":3} where so many symbols of a watch list do not fit
+        where that is all that there is to say, "messages":[]: a 204 has no body to say it in
     204 nothing within `wait` seconds; Hub-Cursor is the one to come back with
     400, 401, 403, 404, 503 as plain has them
 
@@ -381,7 +382,7 @@ class PollHandler(PlainHandler):
         text = poll.cursor
         if text:
             self.set_header(CURSOR_HEADER, text)
-        if not poll.messages and not poll.lost:
+        if not (poll.messages or poll.lost or poll.omitted):
             self.set_header("Cache-Control", "no-store")
             self.set_status(204)
             self.finish()
