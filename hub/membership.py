@@ -16,7 +16,7 @@ from functools import partial
 from sys import intern
 from typing import Any, Protocol
 
-from . import errors, log, wants, wishes
+from . import errors, log, protocol, wants, wishes
 from .audience import Terms, WireForm
 from .channels import Channels, Namespace
 from .errors import CommandError, HubError
@@ -409,8 +409,10 @@ def change_rate(member: Member, channel: str, hz: float) -> float:
 
 
 def narrow_rate(member: Member, channel: str) -> None:
-    """Hold a channel at the rate that its client may have now, if that is less. Raises CommandError 103 where it has
-    every value, and may not.
+    """Hold a channel at the rate that its client may have now, if that is less, and tell it which that is. Raises
+    CommandError 103 where it has every value, and may not.
+
+        {"push":{"message":{"data":{"hub":{"rate":{"channel":"ticker:$watch","hz":5.0}}}}}}
     """
     entry = member.entries.get(channel)
     if not isinstance(entry, Namespace | Held) or namespace_of(entry).mode != "latest":
@@ -419,6 +421,8 @@ def narrow_rate(member: Member, channel: str) -> None:
     granted = wants.capped(held.wants, held.namespace, member.max_hz)
     if granted.hz < held.wants.hz:
         _go_on_with(member, channel, held, granted)
+        notice = {"hub": {"rate": {"channel": channel, "hz": granted.hz}}}
+        member.put(member.wire.encode_message(protocol.encode_message(notice)))
 
 
 def _narrow_newcomer(member: Member, channel: str) -> None:

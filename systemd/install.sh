@@ -280,7 +280,9 @@ if ! enabled; then
   step "enable hub.service" manager enable hub.service
   if [ "$start" = yes ] && [ -z "$root" ]; then step "start hub.service" manager start hub.service; fi
 elif [ "${upgraded:-no}" = yes ]; then
-  say "The hub that runs is still the old one: systemctl restart hub, when it suits its clients."
+  say "The hub that runs is still the old one. To have it take up the new one, with nobody refused:"
+  say "      $prefix/bin/hub deploy --config /etc/hub/hub.toml"
+  say "What has changed in the units holds from the next restart on: systemctl restart hub, when it suits its clients."
 fi
 if [ "$yes" = yes ] && [ -d "$releases" ] && [ "${upgraded:-no}" = yes ]; then remove_old_releases; fi
 ending

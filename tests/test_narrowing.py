@@ -37,6 +37,12 @@ async def out(one: Client) -> str:
     return push["channel"]
 
 
+async def rate(one: Client) -> tuple[str, float]:
+    """The channel that it has more slowly from now on, and how many values a second."""
+    told = (await one.push())["message"]["data"]["hub"]["rate"]
+    return told["channel"], told["hz"]
+
+
 @async_test
 async def test_channels_that_may_be_had_no_more_are_left(valkey_url, prefix):
     """Those that the token before allowed and this one does not; who asks anew is told why."""
@@ -88,6 +94,8 @@ async def test_what_may_be_had_more_slowly_only_is_slowed_down(valkey_url, prefi
         await subscribe(one, "ticker:R", mode="raw")
         await one.subscribe("open:a")
         await refresh(one, token(max_hz=1))
+        # Each is told its new rate, and nothing is said of the one that was slow enough.
+        assert [await rate(one), await rate(one)] == [("ticker:P", 1), ("ticker:$watch", 1)]
         assert await out(one) == "ticker:R"
         [session] = hub.services.users.of("ann")
         rates = {name: entry.wants.hz for name, entry in session.entries.items() if name.startswith("ticker:")}
@@ -124,6 +132,7 @@ async def test_a_subscription_under_way_is_narrowed_too(valkey_url, prefix, data
             assert not session.entries
         else:
             assert [entry.wants.hz for entry in session.entries.values()] == [2]
+            assert await rate(one) == ("ticker:A", 2)
 
 
 @async_test

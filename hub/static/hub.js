@@ -44,8 +44,9 @@ const now = () => performance.now();
       | {name: "waiting", code: number, reason: string, retryAt: number} | {name: "closed", code: number, reason: string}} State */
 /** `lost`: what is missing can't be had any more. `error`: the hub does not grant this subscription; it has ended.
     `join` and `leave` come over WebSocket, and over event streams where all channels ask for them; never over polls.
-    `leftOut`: so many symbols of a watch list do not fit into it now; 0 once all do.
-    @typedef {{publication: Publication, join: ClientInfo, leave: ClientInfo, lost: null, error: HubError, leftOut: number}}
+    `leftOut`: so many symbols of a watch list do not fit into it now; 0 once all do. `rate`: the hub sends this channel
+    so many times a second at most from now on, as a token allows no more.
+    @typedef {{publication: Publication, join: ClientInfo, leave: ClientInfo, lost: null, error: HubError, leftOut: number, rate: number}}
       ChannelEvents */
 /** `notice`: to all connections of this user. `dropped`: so many publications of `none` channels we were too slow for.
     @typedef {{state: State, notice: any, dropped: number}} HubEvents */
@@ -250,9 +251,10 @@ class Wire {
 
   /** What the hub tells of us, or somebody tells all connections of this user. */
   note(data) {
-    const { dropped, left_out: leftOut } = data?.hub ?? {};
+    const { dropped, left_out: leftOut, rate } = data?.hub ?? {};
     if (dropped) this.link.emit("dropped", dropped);
     else if (leftOut) this.link.subs.get(leftOut.channel)?._tellLeftOut(leftOut.count);
+    else if (rate) this.link.subs.get(rate.channel)?.emit("rate", rate.hz);
     else this.link.emit("notice", data);
   }
 

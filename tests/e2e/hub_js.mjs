@@ -451,6 +451,19 @@ async function leftOut(url, wire) {
   hub.close();
 }
 
+/** A fresh token that allows less: the page hears how often values come from now on. */
+async function slowed(url, secret) {
+  const tokens = [mint(secret, 5), mint(secret, 60, { max_hz: 2 })];
+  const hub = new Hub({ url, wires: ["websocket"], token: () => tokens.shift() });
+  const told = [];
+  hub.subscribe("value:a").on("rate", (hz) => told.push(hz));
+  hub.on("notice", (data) => assert.fail(JSON.stringify(data)));
+  hub.open();
+  await until(() => told.length, "the rate");
+  assert.deepEqual(told, [2]);
+  hub.close();
+}
+
 /** Opens and closes leave nothing behind: no socket, timer or request, and no memory that grows with them. */
 async function cycles(url, wire) {
   const hub = new Hub({ url, wires: [wire] });
@@ -632,7 +645,7 @@ async function cyclesInPage(url, wire) {
 }
 
 const SCENARIOS = {
-  keys, talks, survives, changes, fallsBack, queues, refreshes, expired, watches, asks, lists, grants, leftOut, cycles, demo,
+  keys, talks, survives, changes, fallsBack, queues, refreshes, expired, watches, asks, lists, grants, leftOut, slowed, cycles, demo,
   offline, hidden, survivesInPage, cyclesInPage,
 };
 

@@ -140,6 +140,12 @@ def test_it_tells_how_many_symbols_of_a_list_are_left_out(hub: HubProcess, wire:
     run(hub, "leftOut", wire)
 
 
+@node_test
+def test_it_tells_how_slowly_values_come_by_a_lesser_token(hub: HubProcess) -> None:
+    """As an event of the subscription, and not among the notices that a page shows."""
+    run(hub, "slowed", SECRET)
+
+
 @WIRES
 @node_test
 def test_a_thousand_connections_leave_nothing_behind(hub: HubProcess, wire: str) -> None:
