@@ -195,7 +195,8 @@ def test_an_upgrade_keeps_what_is_the_operators(machine: Machine, tmp_path: Path
     with subprocess.Popen([python, "-c", "input()"], stdin=subprocess.PIPE) as running:
         for version in ("7.0.0", "7.0.1"):
             machine.wheel = make_wheel(tmp_path, version)
-            assert "systemctl restart hub" in machine.install("--yes")
+            said = machine.install("--yes")
+            assert "/opt/hub/bin/hub deploy --config /etc/hub/hub.toml\n" in said and "systemctl restart hub" in said
             assert machine.releases()[:-1] == releases
             releases = machine.releases()
             assert releases[-1].startswith(f"{version}-")
