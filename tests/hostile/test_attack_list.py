@@ -161,6 +161,7 @@ ROWS = {
             "test_curb.py::test_an_address_is_kept_out_for_a_while_and_no_other",
             "test_quotas.py::test_what_a_client_is_closed_for_counts_against_its_address",
             "test_reactor.py::test_while_publications_are_on_their_way_slices_are_smaller",
+            "transports/test_websocket.py::test_who_has_gone_needs_no_look_for_garbage",
             "test_acceptor.py::test_too_many_handshakes_in_a_second_are_answered_503",
             "transports/test_plain.py::test_too_many_requests_at_a_time_are_turned_away",
             "transports/test_polling.py::test_too_many_handshakes_are_told_to_come_back",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import os
 
 import pytest
@@ -12,7 +13,10 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from hub import auth, frames
+from hub.connection import Connection
 from hub.message import Publication
+from hub.quotas import Meter
+from hub.session import Session
 from hub.transports import websocket
 from tests.nodes import until
 from tests.plane import SECRET, Client, client, plane
@@ -104,6 +108,27 @@ async def test_frames_behind_the_handshake_are_not_lost(valkey_url, prefix, fast
         assert answer.startswith(b"HTTP/1.1 101 ")
         assert b'{"id":1,"connect":{"client":' in await asyncio.wait_for(reader.readuntil(b"}}"), 5)
         writer.close()
+
+
+@async_test
+async def test_who_has_gone_needs_no_look_for_garbage(valkey_url, prefix):
+    """Nothing of a client is in a cycle, or in a storm the loop would wait for the garbage of those that went."""
+    async with plane(valkey_url, prefix) as hub:
+        gc.collect()
+        gc.disable()
+        try:
+            async with client(hub.url) as one:
+                await one.subscribe("open:a")
+                assert len(parts_of_clients()) == 4
+            await until(lambda: not hub.reactor.connections)
+            await until(lambda: not parts_of_clients())
+        finally:
+            gc.enable()
+
+
+def parts_of_clients() -> list[object]:
+    """What there is for each client, as the interpreter knows it."""
+    return [one for one in gc.get_objects() if isinstance(one, Connection | Session | Meter | frames.FrameReader)]
 
 
 @pytest.mark.parametrize(
