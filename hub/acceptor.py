@@ -268,10 +268,11 @@ class Acceptor:
             self._to_tornado(sock, address, since, place)
             return
         place.leave()  # what comes of it is counted as a connection
-        sock.recv(len(data))  # the very bytes that were peeked at
         visitor = self._judge(address, head, token)
         if isinstance(visitor, Visitor):
-            open_connection(self._door, sock.detach(), head.headers, data[head.size :], visitor)
+            # What is behind that has its turn on the plane, like everything that comes later.
+            early = sock.recv(head.size + self._door.most_early(head.headers))[head.size :]
+            open_connection(self._door, sock.detach(), head.headers, early, visitor)
             self.reactor.tally.handshakes.observe(self.reactor.clock() - since)
         else:
             _turn_away(sock, _encode(visitor))

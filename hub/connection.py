@@ -44,6 +44,8 @@ DEAF_S = 1.0
 """For a peer that broke the wire to read why, before it is cut."""
 DEAF_BYTES = 65_536
 """What it may send meanwhile: behind that it is cut at once, as reading a flood to its end is what the flood is for."""
+DEAF_READ_BYTES = 16_384
+"""In one turn of these: nothing is done with them, and each turn costs as much as that of somebody who is heard."""
 OFFENCES = frozenset(
     close.code
     for close in (
@@ -103,6 +105,11 @@ class Connection(Outgoing):
     def usual_read_bytes(self) -> int:
         """At the most, in one turn, while it is not taken for busy."""
         return READ_BYTES
+
+    @property
+    def busy_read_bytes(self) -> int:
+        """The same, once it was put off."""
+        return BUSY_READ_BYTES
 
     @property
     def socket(self) -> Connection:
@@ -176,7 +183,7 @@ class Connection(Outgoing):
         Not at once: unread bytes would make it a reset, which can overtake the last words.
         """
         if self.state == CLOSING:
-            self._deaf = DEAF_BYTES
+            self._deaf, self.read_bytes = DEAF_BYTES, DEAF_READ_BYTES
             self.reactor.schedule(self, self.reactor.clock() + DEAF_S)
 
     def finish(self) -> None:
@@ -263,6 +270,15 @@ class Connection(Outgoing):
             if self._deaf <= 0:
                 self.abort()
 
+    def hear(self, data: bytes) -> None:
+        """Bytes that were read before it was on the plane: as on_readable has those that it reads."""
+        fairness = self.reactor.fairness
+        now = self.heard_at = self.reactor.clock()
+        fairness.to_come_s = 0.0
+        self.receive(data)
+        if fairness.price and self.state != GONE:
+            fairness.pay(self, now, self.reactor.clock() - now + fairness.to_come_s)
+
     # What fairness calls.
 
     def calm(self) -> None:
@@ -272,7 +288,7 @@ class Connection(Outgoing):
     def put_off(self) -> None:
         """Read nothing until `read_again`."""
         self._put_off = True
-        self.read_bytes = min(self.read_bytes, BUSY_READ_BYTES)
+        self.read_bytes = min(self.read_bytes, self.busy_read_bytes)
         self._wait()
 
     def read_again(self) -> None:

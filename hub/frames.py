@@ -1,7 +1,8 @@
 r"""Frames: RFC 6455 bytes from clients become whole messages, and messages become the bytes that clients read.
 
 Does: cut what a client sent into messages and control frames, hold it to every rule of RFC 6455 §5, §7.4 and §8.1
-and to the limits on bytes and fragments, and name the first fault; encode frames; compute the handshake's accept key.
+and to the limits on bytes and fragments, and name the first fault; say where few bytes stand for much work; encode
+frames; compute the handshake's accept key.
 Does not: read or write sockets, answer pings or closes, keep time, know JSON, or inflate (deflate does). Where
 compression was not agreed on, RSV1 is a fault like the other two.
 Called by: transports.websocket, with what one read brought and for frames to send; handshake, for keys.
@@ -18,6 +19,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import Protocol
 
 from tornado.util import _websocket_mask  # in C where Tornado was compiled with its speedups
 
@@ -47,6 +49,12 @@ OPCODES = frozenset({CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
 WHOLE_TEXT = FIN | TEXT
 WHOLE_PONG = FIN | PONG
 EMPTY_PONG: Event = (PONG, b"")
+FRAGMENT_S = 0.00001
+"""Of the loop's time, what each frame of a message behind its first is charged: some ten times what it takes. Nobody
+needs many; who cuts messages into single bytes is to be known after one read of them."""
+INFLATED_BYTE_S = 4e-8
+"""The same for each byte that a message inflates to; here, too, some ten times what it takes. A client that sends as
+much as limits.bytes_per_s allows keeps within limits.loop_ms_per_s by that, both as they are by default."""
 SHORT_HEAD = 6
 """Bytes before the payload of a masked frame of up to 125 bytes: two, and the masking key."""
 
@@ -146,28 +154,48 @@ def is_sendable_code(code: int) -> bool:
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
+class Charged(Protocol):
+    """Who counts what clients cost."""
+
+    def charge(self, work_s: float) -> None:
+        """What is being read counts for so much more of the loop's time."""
+
+
 class FrameReader:
     """One client's bytes in, its messages out.
 
     While nothing is partial it holds no buffer, so that an idle connection costs these few slots.
     """
 
-    __slots__ = ("_held", "_inflater", "_message", "_over", "_short", "failed", "max_fragments", "max_message_bytes")
+    __slots__ = ("_charged", "_held", "_inflater", "_message", "_short", "failed", "max_fragments", "max_message_bytes")
 
-    def __init__(self, max_message_bytes: int, max_fragments: int, inflater: Inflater | None = None) -> None:
+    def __init__(
+        self,
+        max_message_bytes: int,
+        max_fragments: int,
+        inflater: Inflater | None = None,
+        charged: Charged | None = None,
+    ) -> None:
         """Read messages of up to `max_message_bytes` of payload, in up to `max_fragments` frames (both at least 1).
 
-        inflater: where compression was agreed on; it holds inflated messages to the same limit.
+        inflater: where compression was agreed on; it holds inflated messages to the same limit. charged: told, within
+        `feed`, of what is to cost its client more than the time that it takes.
         """
         self.max_message_bytes = max_message_bytes
         self.max_fragments = max_fragments
         self._inflater = inflater
         self.failed: ProtocolError | None = None
         """The first fault of this client, once there is one; its `close` is what to end the connection with."""
+        self._charged = charged
         self._short = min(MAX_CONTROL_BYTES, max_message_bytes)
+        """The longest payload that goes the short way; -1: nothing is read any more."""
         self._held: bytes | None = None  # an unfinished head or control frame as it came; at most 130 bytes
         self._message: _Message | None = None
-        self._over = False
+
+    @property
+    def inflates(self) -> bool:
+        """Its client may compress what it sends."""
+        return self._inflater is not None
 
     @property
     def pending(self) -> bool:
@@ -184,7 +212,7 @@ class FrameReader:
         to twice its size for the moment in which it is completed.
         """
         events: list[Event] = []
-        if self._over:
+        if self._short < 0:
             return events
         if self._held is not None:
             data = self._held + data
@@ -259,7 +287,9 @@ class FrameReader:
         """Read the data frame of which the payload goes from `start` to `end`, as far as it is there."""
         opcode, final, key = data[pos] & 0x0F, data[pos] >= FIN, data[start - 4 : start]
         message = self._message
-        if message is None:
+        if message is not None:
+            self._charge(FRAGMENT_S)
+        else:
             compressed = data[pos] & RSV1
             if final and end <= len(data) and not compressed:
                 payload = _websocket_mask(key, data[start:end])
@@ -274,7 +304,13 @@ class FrameReader:
     def _fill(self, message: _Message, data: bytes, pos: int, events: list[Event]) -> int:
         """Give `message` what `data` has of its open frame from `pos` on; return where that ends."""
         part = data[pos : pos + message.left]
-        message.take(part)
+        before = len(message.body)
+        try:
+            message.take(part)
+        finally:
+            # Also of what goes over the limit: a bomb ends its connection, and its address goes on paying for it.
+            if message.inflater is not None:
+                self._charge((len(message.body) - before) * INFLATED_BYTE_S)
         if message.ended:
             events.append((message.opcode, bytes(message.body)))
             self._message = None
@@ -323,6 +359,10 @@ class FrameReader:
             if size > most:
                 raise ProtocolError(errors.CLOSE_TOO_BIG, f"message of {size} bytes or more, allowed are {most}")
 
+    def _charge(self, work_s: float) -> None:
+        if self._charged is not None:
+            self._charged.charge(work_s)
+
     def _hold(self, data: bytes, pos: int) -> int:
         """Keep the rest of `data` until more of it is here."""
         self._held = data[pos:]
@@ -330,7 +370,7 @@ class FrameReader:
 
     def _end(self) -> None:
         """Read nothing any more, and let go of what was partial."""
-        self._over = True
+        self._short = -1
         self._held = None
         self._message = None
         self._inflater = None

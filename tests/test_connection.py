@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ import pytest
 
 from hub import connection as room
 from hub import journal
-from hub.connection import DEAF_BYTES, Connection, take_over
+from hub.connection import DEAF_BYTES, DEAF_READ_BYTES, Connection, take_over
 from hub.errors import CLOSE_NORMAL, CLOSE_SHUTDOWN, Close
 from hub.log import PatientHandler
 from hub.outbox import Limits
@@ -267,3 +268,20 @@ async def test_who_goes_on_sending_to_deaf_ears_is_cut(monkeypatch):
                 sent += theirs.send(b"x" * 4096)
             await asyncio.sleep(0)
         assert sent >= DEAF_BYTES and connection.received == b""
+
+
+@async_test
+async def test_what_goes_to_deaf_ears_is_read_in_large_pieces(monkeypatch):
+    """Each read is a turn of the plane, and nothing is done with any of it."""
+    monkeypatch.setattr("hub.connection.DEAF_S", 600.0)
+    sizes = []
+    async with pair(close_timeout_s=60) as (connection, theirs, _):
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 262_144)
+        connection.read_bytes = 100
+        connection.close(CLOSE_NORMAL)
+        connection.stop_listening()
+        theirs.send(b"x" * (DEAF_BYTES - 1))
+        read_some = os.read
+        monkeypatch.setattr(os, "read", lambda fd, size: sizes.append(size) or read_some(fd, size))
+        await until(lambda: connection._deaf == 1)
+    assert len(sizes) == -(-DEAF_BYTES // DEAF_READ_BYTES) and not connection.received

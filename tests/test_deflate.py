@@ -15,8 +15,9 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 
 from hub import deflate
 from hub.deflate import TAIL, Agreement, Inflater, compress, negotiate, parse_offers
-from hub.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Event, FrameReader
-from tests.test_frames import all_cuts, cut, frame, head, read
+from hub.frames import BINARY, CLOSE, CONTINUATION, INFLATED_BYTE_S, PING, PONG, TEXT, Event, FrameReader
+from hub.sections import LimitSettings
+from tests.test_frames import Counted, all_cuts, cut, frame, head, read
 
 MAX_BYTES = 1000
 MAX_FRAGMENTS = 4
@@ -304,6 +305,24 @@ def test_a_bomb_takes_no_more_memory_than_a_message() -> None:
             assert tracemalloc.get_traced_memory()[1] < 6 * 65_536
         finally:
             tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [1, 50, 100_000])
+def test_what_a_message_inflates_to_is_charged_as_so_many_bytes(size: int) -> None:
+    """However it is cut into reads; of a bomb as much as was inflated, and of what is not compressed nothing."""
+    counted = Counted()
+    peer = FrameReader(65_536, MAX_FRAGMENTS, Inflater(FRESH, 65_536), counted)
+    assert read([frame(TEXT, b"x" * 1000)], peer)[1] is None and not counted.work_s
+    assert read(cut(packed(TEXT, pack(b" " * 60_000)), [size]), peer)[1] is None
+    assert round(counted.work_s / INFLATED_BYTE_S) == 60_000
+    assert read(cut(packed(BINARY, pack(bytes(10_000_000))), [size]), peer)[1] == 1009
+    assert round(counted.work_s / INFLATED_BYTE_S) == 60_000 + 65_537
+
+
+def test_a_client_within_its_bytes_keeps_within_its_share_of_the_loop() -> None:
+    """By the defaults: compression is no reason to be read later."""
+    limits = LimitSettings()
+    assert limits.bytes_per_s * INFLATED_BYTE_S <= limits.loop_ms_per_s / 1000
 
 
 @settings(deadline=None)

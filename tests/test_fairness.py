@@ -340,6 +340,26 @@ async def test_a_connection_that_costs_too_much_is_left_unread_and_then_read_on(
     reactor.stop()
 
 
+@pytest.mark.parametrize(("work_s", "later_s"), [(0.06, 0.0), (0.0, 0.06)])
+@async_test
+async def test_what_came_before_it_was_on_the_plane_costs_as_much(work_s, later_s):
+    """What is pipelined behind a handshake is no way round."""
+    clock = FakeClock()
+    room = Fairness(clock, lambda delay_s, callback: None, EACH)
+    reactor = Reactor(asyncio.get_running_loop(), clock=clock, fairness=room)
+    ours, theirs = socket.socketpair()
+    connection = Costly(take_over(ours), reactor)
+    connection.work_s, connection.later_s = work_s, later_s
+    reactor.adopt(connection)
+    room.charge(99.0)  # what somebody else was read for
+    clock.advance(1.0)
+    connection.hear(b"x")
+    assert connection.received == b"x" and connection.heard_at == clock() - work_s
+    assert room.waiting == 1 and connection.busy_at == pytest.approx(clock() - work_s + 0.6)
+    theirs.close()
+    reactor.stop()
+
+
 @async_test
 async def test_one_that_goes_while_it_is_not_read_is_let_go():
     """Nothing is called on it behind its end."""

@@ -18,7 +18,19 @@ from websockets.server import ServerProtocol
 
 from hub import frames
 from hub.errors import Close, ProtocolError
-from hub.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Event, FrameReader, encode_close, encode_frame
+from hub.frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    FRAGMENT_S,
+    PING,
+    PONG,
+    TEXT,
+    Event,
+    FrameReader,
+    encode_close,
+    encode_frame,
+)
 
 MAX_BYTES = 1000
 MAX_FRAGMENTS = 4
@@ -219,6 +231,29 @@ def test_too_many_fragments_are_named_to_the_client() -> None:
     reader = FrameReader(MAX_BYTES, 1)
     reader.feed(first(TEXT) + last())
     assert reader.failed is not None and reader.failed.close == Close(1008, "too many fragments")
+
+
+class Counted:
+    """Adds up what it is told."""
+
+    def __init__(self) -> None:
+        self.work_s = 0.0
+
+    def charge(self, work_s: float) -> None:
+        self.work_s += work_s
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_each_frame_of_a_message_behind_its_first_is_charged(size: int) -> None:
+    """However they are cut into reads; what comes whole is charged nothing beyond its own time."""
+    counted = Counted()
+    reader = FrameReader(MAX_BYTES, 3, charged=counted)
+    whole = frame(TEXT, b"abc") + frame(PING, b"p") + frame(TEXT, b"a" * 200)
+    assert read(cut(whole, [size]), reader)[1] is None and not counted.work_s
+    assert read(cut(first(TEXT, b"abc") + middle() + last(b"d"), [size]), reader)[1] is None
+    assert round(counted.work_s / FRAGMENT_S) == 2
+    assert read(cut(first(TEXT) + middle() + middle() + middle(), [size]), reader)[1] == 1008
+    assert round(counted.work_s / FRAGMENT_S) == 4
 
 
 def test_a_small_limit_holds_for_small_messages() -> None:

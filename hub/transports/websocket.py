@@ -21,7 +21,7 @@ from typing import cast
 from tornado import iostream
 
 from .. import deflate, entrance, errors, frames, handshake, httpd, protocol
-from ..connection import READ_BYTES, Connection, take_over
+from ..connection import BUSY_READ_BYTES, READ_BYTES, Connection, take_over
 from ..deflate import Agreement
 from ..entrance import Entrance, Visitor
 from ..errors import Close, HubError
@@ -43,6 +43,8 @@ PONGS = object()
 DEFLATED_READ_BYTES = 256
 """In one turn from a client that compresses: they may become a thousand times as many. Of messages that inflate to the
 limit of 64 KB these are three, which hold the loop for 1 ms; 4096 bytes were 46, and 15 times as long."""
+BUSY_DEFLATED_READ_BYTES = 128
+"""The same once it was put off: one such message, or two."""
 
 
 class NativeForm:
@@ -99,7 +101,7 @@ class FramedConnection(Connection):
     def __init__(self, fd: Descriptor, reactor: Reactor, client: ClientSettings, outbox: Limits) -> None:
         super().__init__(fd, reactor, outbox)
         self._limits = client
-        self._reader = frames.FrameReader(client.message_bytes, client.fragments)
+        self._reader = frames.FrameReader(client.message_bytes, client.fragments, charged=reactor.fairness)
         self._begun_at: float | None = None
         """When the message began that has not ended yet."""
         self._pinged_until = 0.0
@@ -110,13 +112,13 @@ class FramedConnection(Connection):
         """Speak what the handshake agreed on; before `begin`."""
         client = self._limits
         inflater = deflate.Inflater(agreement, client.message_bytes)
-        self._reader = frames.FrameReader(client.message_bytes, client.fragments, inflater)
+        self._reader = frames.FrameReader(client.message_bytes, client.fragments, inflater, self.reactor.fairness)
         self.wire = forms[min(agreement.server_bits, deflate.WINDOWS[-1])]
         self.read_bytes = self.usual_read_bytes
 
     @property
     def usual_read_bytes(self) -> int:
-        return DEFLATED_READ_BYTES if isinstance(self.wire, DeflatedForm) else READ_BYTES
+        return DEFLATED_READ_BYTES if self._reader.inflates else READ_BYTES
 
     def begin(self, head: bytes, early: bytes) -> None:
         """Join the plane: send the handshake's answer, then handle what was pipelined behind the request."""
@@ -128,7 +130,7 @@ class FramedConnection(Connection):
         """The handshake's answer goes out; what came behind the request is handled, and answered in the same write."""
         self.put(head)
         if early:
-            self.receive(early)
+            self.hear(early)
 
     # What a protocol fills in.
 
@@ -153,6 +155,10 @@ class FramedConnection(Connection):
         """It is closed for its pings."""
 
     # What the plane calls.
+
+    @property
+    def busy_read_bytes(self) -> int:
+        return BUSY_DEFLATED_READ_BYTES if self._reader.inflates else BUSY_READ_BYTES
 
     def on_bytes(self, data: bytes) -> None:
         events = self._reader.feed(data)
@@ -378,6 +384,10 @@ class Door:
         """A connection for a client whose handshake is good."""
         return WebSocketConnection(fd, self.reactor, self.services, visitor)
 
+    def most_early(self, headers: handshake.Headers) -> int:
+        """Bytes behind a request that are to be taken with it, at the most: the others wait for their turn."""
+        return DEFLATED_READ_BYTES if self.forms and headers.get("sec-websocket-extensions", "") else READ_BYTES
+
 
 class WebSocketHandler(httpd.Handler):
     """GET /connection/websocket: the opening handshake of RFC 6455 §4.2."""
@@ -419,7 +429,9 @@ def open_connection(door: Door, fd: Descriptor, headers: handshake.Headers, earl
     """
     # The access log of both ways in; without the query, which may hold a token.
     logger.debug("GET %s 101", handshake.PATH)
-    answer, agreement = handshake.accept(headers, compress=bool(door.forms))
+    # Nobody knows of compression before our answer, so nobody's bytes are compressed until then; and what is here is
+    # read in one go, as larger pieces of compressed bytes must not be.
+    answer, agreement = handshake.accept(headers, compress=bool(door.forms) and len(early) <= DEFLATED_READ_BYTES)
     connection = door.new_connection(fd, visitor)
     if agreement is not None:
         connection.compress(agreement, door.forms)

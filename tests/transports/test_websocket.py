@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gc
 import os
+import re
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient
@@ -13,7 +14,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from hub import auth, frames
-from hub.connection import Connection
+from hub.connection import READ_BYTES, Connection
+from hub.fairness import Rates
 from hub.message import Publication
 from hub.quotas import Meter
 from hub.session import Session
@@ -107,6 +109,49 @@ async def test_frames_behind_the_handshake_are_not_lost(valkey_url, prefix, fast
         reader, writer, answer = await raw(hub.port, request)
         assert answer.startswith(b"HTTP/1.1 101 ")
         assert b'{"id":1,"connect":{"client":' in await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+        writer.close()
+
+
+@async_test
+async def test_of_what_is_pipelined_no_more_is_taken_than_in_any_turn(valkey_url, prefix, monkeypatch):
+    """The others wait in the socket; nothing is lost, and the order is kept."""
+    pieces: list[int] = []
+    receive = Connection.receive
+
+    def watched(connection: Connection, data: bytes) -> None:
+        pieces.append(len(data))
+        receive(connection, data)
+
+    monkeypatch.setattr(Connection, "receive", watched)
+    commands = [b'{"id":%d,"rpc":{"method":"hub.time"}}' % number for number in range(2, 160)]
+    request = head() + b"".join(masked(frames.TEXT, text) for text in [b'{"id":1,"connect":{}}', *commands])
+    assert READ_BYTES + len(head()) < len(request) < 8000, "as much as is peeked at"
+    async with plane(valkey_url, prefix) as hub:
+        reader, writer, _ = await raw(hub.port, request)
+        text = await asyncio.wait_for(reader.readuntil(b'"id":159'), 5)
+        assert re.findall(rb'"id":(\d+)', text) == [b"%d" % number for number in range(1, 160)]
+        writer.close()
+    assert pieces[0] == READ_BYTES and sum(pieces) == len(request) - len(head())
+
+
+@pytest.mark.parametrize("pipelined", [True, False])
+@async_test
+async def test_who_cuts_messages_into_single_bytes_is_left_unread_sooner(valkey_url, prefix, monkeypatch, pipelined):
+    """By a clock that stands still nothing takes any time; where the bytes come behind the handshake's request, too."""
+    piece = b"\0\x81\0\0\0\0 "
+    message = b"\x01\x81\0\0\0\0{" + piece * 62 + b"\x80\x81\0\0\0\0}"
+    connecting = masked(frames.TEXT, b'{"id":1,"connect":{}}')
+    async with plane(valkey_url, prefix) as hub:
+        stopped = hub.reactor.clock()
+        monkeypatch.setattr(hub.reactor, "clock", lambda: stopped)
+        monkeypatch.setattr(hub.reactor.fairness, "_clock", lambda: stopped)
+        hub.reactor.fairness.retune(Rates.of_ms(1, 0, 0))
+        reader, writer, _ = await raw(hub.port, head() + connecting + (message * 2 if pipelined else b""))
+        await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+        if not pipelined:
+            assert not hub.reactor.fairness.waiting
+            writer.write(message * 2)
+        await until(lambda: hub.reactor.fairness.waiting == 1)
         writer.close()
 
 

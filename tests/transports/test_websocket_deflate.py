@@ -10,6 +10,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 
 from hub import deflate, frames
 from hub.connection import READ_BYTES, Connection
+from hub.fairness import Rates
 from hub.transports import websocket
 from tests.plane import client, plane
 from tests.support import async_test
@@ -130,3 +131,65 @@ async def test_a_client_that_compresses_is_read_in_small_pieces(valkey_url, pref
             await asyncio.wait_for(reader.readuntil(b"\x8a\x03end"), 20)
             writer.close()
     assert max(sizes[True]) == websocket.DEFLATED_READ_BYTES < max(sizes[False]) <= READ_BYTES
+
+
+def compressed(text: bytes) -> bytes:
+    """A client's frame."""
+    sent = masked(frames.TEXT, deflate.compress(text, 9, 15))
+    return bytes([sent[0] | frames.RSV1]) + sent[1:]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@async_test
+async def test_few_bytes_that_become_many_are_left_unread_sooner(valkey_url, prefix, fast, monkeypatch):
+    """By a clock that stands still nothing takes any time, and a read of three such messages is put off all the same:
+    by its share, and in smaller pieces from then on. Everything is heard in the end.
+    """
+    message = b"{" + b" " * 65_000 + b"}"
+    async with plane(valkey_url, prefix, client=DEFLATE, fast=fast) as hub:
+        put_off: list[Connection] = []
+        monkeypatch.setattr(hub.reactor.fairness, "_on_put_off", lambda: put_off.append(connection))
+        reader, writer, _ = await raw(hub.port, head(Sec_WebSocket_Extensions="permessage-deflate"))
+        writer.write(masked(frames.TEXT, b'{"id":1,"connect":{}}'))
+        await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+        [connection] = [one for one in hub.reactor.connections.values() if isinstance(one, Connection)]
+        hub.reactor.fairness.retune(Rates.of_ms(50, 0, 200))
+        stopped = hub.reactor.clock()
+        monkeypatch.setattr(hub.reactor, "clock", lambda: stopped)
+        monkeypatch.setattr(hub.reactor.fairness, "_clock", lambda: stopped + 10)
+        assert connection.read_bytes == websocket.DEFLATED_READ_BYTES
+        writer.write(compressed(message) * 12 + masked(frames.PING, b"end"))
+        await asyncio.wait_for(reader.readuntil(b"\x8a\x03end"), 20)
+        assert put_off and connection.read_bytes == websocket.BUSY_DEFLATED_READ_BYTES
+        writer.close()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@async_test
+async def test_what_comes_before_the_answer_is_not_inflated_in_one_go(valkey_url, prefix, fast, monkeypatch):
+    """A client that offers compression may pipeline its first commands; what is behind a small piece of that waits for
+    its turn on the fast way in, and on the other one its offer is passed over.
+    """
+    pieces: list[int] = []
+    receive = Connection.receive
+
+    def watched(connection: Connection, data: bytes) -> None:
+        pieces.append(len(data))
+        receive(connection, data)
+
+    monkeypatch.setattr(Connection, "receive", watched)
+    commands = b"".join(
+        masked(frames.TEXT, b'{"id":%d,"rpc":{"method":"hub.time"}}' % number) for number in range(2, 60)
+    )
+    request = head(Sec_WebSocket_Extensions="permessage-deflate") + masked(frames.TEXT, b'{"id":1,"connect":{}}')
+    async with plane(valkey_url, prefix, client=DEFLATE | {"deflate_min_bytes": 10_000}, fast=fast) as hub:
+        reader, writer, found = await raw(hub.port, request)
+        assert answered(found) == "permessage-deflate", "a short piece"
+        await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+        writer.close()
+        pieces.clear()
+        reader, writer, found = await raw(hub.port, request + commands)
+        assert answered(found) == ("permessage-deflate" if fast else None)
+        await asyncio.wait_for(reader.readuntil(b'"id":59'), 5)
+        assert (max(pieces) <= websocket.DEFLATED_READ_BYTES) == fast
+        writer.close()
