@@ -33,7 +33,7 @@ from .errors import Close, HubError
 from .httpd import Server, Stream, TlsStream
 from .log import Brake
 from .quotas import NOWHERE, Place
-from .reactor import BRISK_S, SLICE_S, Reactor
+from .reactor import Reactor
 from .tls import TlsSocket
 from .tls_handshake import Greeter
 from .transports.websocket import Door, open_connection
@@ -318,7 +318,7 @@ class Acceptor:
 
     def _accept(self, listener: socket.socket) -> None:
         clock = self.reactor.clock
-        stop_at = clock() + (BRISK_S if self.reactor.lively else SLICE_S) + self.reactor.begun_s
+        stop_at = clock() + self.reactor.newcomers_s + self.reactor.begun_s
         for _ in range(ACCEPT_BATCH):
             try:
                 sock, address = listener.accept()

@@ -37,9 +37,11 @@ READ = select.EPOLLIN | select.EPOLLRDHUP
 EVENTS_PER_TURN = 512
 SLICE_S = 0.002
 """How long reading, and how long deadlines, may hold the loop before everybody else has a turn."""
-BRISK_S = 0.0005
+BRISK_S = 0.00025
 """The same while publications are on their way, for newcomers, of whom a storm brings thousands: a publication takes
 four turns of the loop from its publisher to its subscribers."""
+BRISK_SHARE = 0.25
+"""Or so much of what the turn before took to write: where that is all that the loop does, they come in as well."""
 BRISK_READ_S = 0.001
 """And for reading clients."""
 LIVELY_S = 0.25
@@ -185,6 +187,8 @@ class Reactor:
         self._unread: dict[Pollable, None] = {}
         self._graves: list[int] = []
         self._flush_armed = False
+        self._wrote_s = 0.0
+        """What the last flush took."""
         self._wheel = TimerWheel(clock, tick_s)
         self._tick: asyncio.TimerHandle | None = None
         self._on_empty: Callable[[], None] | None = None
@@ -290,6 +294,11 @@ class Reactor:
         return self.clock() - self.batches.began_at < LIVELY_S
 
     @property
+    def newcomers_s(self) -> float:
+        """How long those who come, and those who have yet to say what they want, may hold the loop in this turn."""
+        return max(BRISK_S, self._wrote_s * BRISK_SHARE) if self.lively else SLICE_S
+
+    @property
     def begun_s(self) -> float:
         """Work that newcomers have begun since their last slice began."""
         return self._newcomers.begun_s
@@ -302,7 +311,7 @@ class Reactor:
         self._ready.serve(self.clock, BRISK_READ_S if self.lively else SLICE_S)
 
     def _drain_newcomers(self) -> None:
-        self._newcomers.serve(self.clock, BRISK_S if self.lively else SLICE_S)
+        self._newcomers.serve(self.clock, self.newcomers_s)
 
     def _read_unread(self) -> None:
         """In slices, as `_drain`: who has the most to say has one turn in each."""
@@ -321,12 +330,14 @@ class Reactor:
 
     def _flush(self) -> None:
         self._flush_armed = False
+        began_at = self.clock()
         self.batches.begin()
         dirty, self._dirty = self._dirty, []
         for connection in dirty:
             connection.flush()
         self.batches.run()
         self._bury()
+        self._wrote_s = self.clock() - began_at
 
     def _bury(self) -> None:
         graves, self._graves = self._graves, []

@@ -11,7 +11,7 @@ import pytest
 
 from hub.connection import READ_BYTES, take_over
 from hub.errors import CLOSE_SHUTDOWN
-from hub.reactor import EVENTS_PER_TURN, LIVELY_S, SLICE_S, Reactor
+from hub.reactor import BRISK_S, EVENTS_PER_TURN, LIVELY_S, SLICE_S, NoBatches, Reactor
 from tests.support import FakeClock, async_test
 from tests.test_connection import Recorder, until
 
@@ -294,7 +294,7 @@ class Slow(Recorder):
         self.reactor.clock.advance(0.0003)
 
 
-@pytest.mark.parametrize(("newcomer", "lively", "most"), [(False, False, 7), (False, True, 4), (True, True, 2)])
+@pytest.mark.parametrize(("newcomer", "lively", "most"), [(False, False, 7), (False, True, 4), (True, True, 1)])
 @async_test
 async def test_while_publications_are_on_their_way_slices_are_smaller(newcomer, lively, most):
     """Those of newcomers most of all: they have to wait, and nobody waits for them."""
@@ -319,6 +319,32 @@ async def test_while_publications_are_on_their_way_slices_are_smaller(newcomer, 
     reactor.stop()
     for sock in theirs:
         sock.close()
+
+
+class Writing(NoBatches):
+    """A fan-out that takes a while for each turn's writes."""
+
+    def __init__(self, clock: FakeClock, work_s: float) -> None:
+        self.began_at = clock()
+        self._clock, self._work_s = clock, work_s
+
+    def run(self) -> None:
+        self._clock.advance(self._work_s)
+
+
+@pytest.mark.parametrize(("wrote_s", "share_s"), [(0.0, BRISK_S), (0.0001, BRISK_S), (0.002, 0.0005)])
+@async_test
+async def test_where_writing_is_all_that_the_loop_does_newcomers_have_a_share_of_that(wrote_s, share_s):
+    """So that a worker that is behind lets them in; without publications they have as much as all others."""
+    clock = FakeClock()
+    reactor = Reactor(asyncio.get_running_loop(), clock=clock)
+    reactor.batches = Writing(clock, wrote_s)
+    reactor._flush()
+    assert reactor.lively and reactor.newcomers_s == pytest.approx(share_s)
+    clock.advance(LIVELY_S)
+    assert not reactor.lively and reactor.newcomers_s == SLICE_S
+    reactor.start()
+    reactor.stop()
 
 
 @async_test
