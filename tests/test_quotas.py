@@ -737,7 +737,8 @@ async def test_busy_clients_of_an_address_share_an_account(valkey_url, prefix):
 async def test_a_worker_leaves_unread_who_keeps_its_loop_busy():
     """With a thousandth of it two hundred commands are seconds' worth; who says little is answered meanwhile."""
     commands = "\n".join(f'{{"id":{number},"history":{{"channel":"none:a"}}}}' for number in range(2, 202))
-    with HubProcess({"workers": 1, "limits": {"loop_ms_per_s": 1}}) as hub:
+    settings = {"workers": 1, "limits": {"loop_ms_per_s": 1}, "worker": {"busy_ms_per_s": 5}}
+    with HubProcess(settings) as hub:
         async with connect(hub.ws_url) as busy, connect(hub.ws_url) as quiet:
             for one in (busy, quiet):
                 await one.send('{"id":1,"connect":{}}')
