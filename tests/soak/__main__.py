@@ -30,8 +30,9 @@ from .slope import HOUR_S, Slope, Verdict, fit, is_steady
 
 BOUND_MB = 1.0
 """Per hour: promise P8."""
-STEP_MB = 1.5
-"""CPython's arenas have 1 MiB; jemalloc and malloc take less at a time."""
+STEP_MB = 4.0
+"""CPython's arenas have 1 MiB, of which a pause of the whole machine, and the burst after it, takes one or two for good;
+jemalloc and malloc take less at a time."""
 WARM_SHARE = 0.3
 MOST_WARM_S = 600.0
 MOST_SLOW = 0.05
