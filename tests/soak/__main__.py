@@ -31,8 +31,8 @@ from .slope import HOUR_S, Slope, Verdict, fit, is_steady
 BOUND_MB = 1.0
 """Per hour: promise P8."""
 STEP_MB = 4.0
-"""CPython's arenas have 1 MiB, of which a pause of the whole machine, and the burst after it, takes one or two for good;
-jemalloc and malloc take less at a time."""
+"""CPython's arenas have 1 MiB, of which a pause of the whole machine, and the burst after it, takes one or two for
+good; jemalloc and malloc take less at a time."""
 WARM_SHARE = 0.3
 MOST_WARM_S = 600.0
 MOST_SLOW = 0.05
@@ -75,7 +75,7 @@ def growths(rig: SoakRig) -> list[Growth]:
         own = [sample for sample in rig.samples if sample.name == name and sample.t >= rig.soak.warm_s]
         if not own:
             continue
-        values = [sample.pss / MB for sample in own]
+        values = [sample.rss / MB for sample in own]
         times = [sample.t for sample in own]
         hours = (times[-1] - times[0]) / HOUR_S
         slope, steady = fit(times, values), is_steady(times, values)
@@ -111,7 +111,7 @@ def text_of(soak: Soak, machine: dict[str, Any], rig: SoakRig, found: list[Growt
         [
             f"# Soak\n\n{load}.\n\n{report.machine_text(machine)}\n",
             report.table(head, [growth.row() for growth in found]),
-            "\nMemory is PSS under load, without what is mapped from files.",
+            "\nMemory is RSS under load, without what is mapped from files.",
             f"\nShort lives: {lives or 'none'}; {rig.slow} had no answer in time.\n",
             report.table(["checker", "count"], counts),
             "\nAt the end of each cycle these were back where they were at first: descriptors, links to the store, "

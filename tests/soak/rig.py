@@ -57,7 +57,7 @@ class Sample(NamedTuple):
 
     t: float
     name: str
-    pss: int
+    rss: int
 
 
 class SoakRig(Rig):
@@ -124,7 +124,7 @@ class SoakRig(Rig):
         while not number or time.monotonic() < deadline - self.soak.cycle_s / 2:
             number += 1
             await self.round(f"cycle {number}", True, SoakRig._load_on, 0.0)
-            memory = ", ".join(f"{name} {pss_of(pid) / MB:.1f}" for name, pid in self.processes().items())
+            memory = ", ".join(f"{name} {rss_of(pid) / MB:.1f}" for name, pid in self.processes().items())
             found = len(self.checker.findings) + len(self.wrong)
             print(
                 f"{time.strftime('%H:%M:%S')} cycle {number}: MB {memory}; {found} findings",
@@ -151,7 +151,7 @@ class SoakRig(Rig):
         for name, pid in self.processes().items():
             # A worker that has gone is told by the levels.
             with contextlib.suppress(OSError):
-                self.samples.append(Sample(now, name, pss_of(pid)))
+                self.samples.append(Sample(now, name, rss_of(pid)))
 
     def processes(self) -> dict[str, int]:
         """Pids, by what they are called in the table."""
@@ -183,11 +183,12 @@ class SoakRig(Rig):
         return [Level(now_s(), name, number, slack[name]) for name, number in total.items()]
 
 
-def pss_of(pid: int) -> int:
-    """Bytes of a process's own, what it shares divided among all who do (proc_pid_smaps(5)).
+def rss_of(pid: int) -> int:
+    """Bytes of anonymous and shared memory that a process has (proc_pid_status(5)).
 
-    Without what is mapped from files, such as libraries: its share changes whenever anybody on this machine starts a
-    Python, and it does not leak.
+    Without what is mapped from files, such as libraries, which do not leak. And not the proportional share (PSS): a
+    page that a fork shares counts in full from the start, so that it does not look like growth when somebody writes to
+    it at last, as a reference count does, or a garbage collection to many of them.
     """
-    with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith((b"Pss_Anon:", b"Pss_Shmem:")))
+    with open(f"/proc/{pid}/status", "rb") as file:
+        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith((b"RssAnon:", b"RssShmem:")))
