@@ -31,7 +31,7 @@ from .channels import NAMESPACE_NAME, Namespace
 from .errors import ConfigError
 from .mistakes import Number, Whole, as_table, bare, meant, sentences, short
 from .origin import EVERYBODY
-from .secret_files import CREDENTIALS_ENV, is_open, read_secret
+from .secret_files import CREDENTIALS_ENV, is_open, read_regular, read_secret
 from .sections import (
     ApiSettings,
     AppSettings,
@@ -230,7 +230,7 @@ class EnvironmentSource(EnvSettingsSource):
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         try:
             return super().decode_complex_value(field_name, field, value)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter: nested thousands deep
             return value  # the model refuses a text there, in the same words as for a text in the file
 
 
@@ -336,16 +336,16 @@ def _resolved(settings: Settings, base: Path) -> Settings:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: found more than {MAX_FILE_BYTES} bytes; allowed: a settings file")
+        # The empty device says "no settings but the environment's"; any other, or a named pipe, may be without an end.
+        data = b"" if os.path.realpath(path) == os.devnull else read_regular(path, MAX_FILE_BYTES)
         # As text mode has it: TOML knows no carriage return by itself.
         return tomllib.loads(data.decode().replace("\r\n", "\n"))
     except OSError as error:
         raise ConfigError(f"{path}: found {error.strerror or error}; allowed: a readable TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: found {error}; allowed: TOML in UTF-8 (https://toml.io)") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: found tables or lists nested hundreds deep; allowed: a settings file") from None
 
 
 def _unknown_environment() -> list[str]:

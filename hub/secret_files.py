@@ -2,7 +2,7 @@
 
 Does: refuse a file that others can read; read a secret from one; read what is a regular file, up to a bound.
 Does not: know which settings are secret (config), or keep anything.
-Called by: config (`auth.hmac_secret_file` and the like), certificates (private keys), keyfiles (public ones).
+Called by: config (`auth.hmac_secret_file` and the like; itself), certificates (private keys), keyfiles (public ones).
 Never break: nothing of a file's content is in a message, whatever is wrong with it; no path makes anybody wait: opening
 a named pipe would, until somebody writes there, and a device may be without end.
 

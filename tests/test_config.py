@@ -128,8 +128,26 @@ def test_a_missing_file_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_file_is_a_mistake(tmp_path: Path) -> None:
-    """So is what cannot be read as a file."""
+    """So is what cannot be read as a file; nobody waits for who writes into a pipe, or for the end of a device."""
     assert mistakes(tmp_path) == [f"{tmp_path}: found Is a directory; allowed: a readable TOML file"]
+    os.mkfifo(pipe := tmp_path / "pipe")
+    (endless := tmp_path / "endless").symlink_to("/dev/zero")
+    for path in (pipe, endless):
+        assert mistakes(path) == [f"{path}: found Not a regular file; allowed: a readable TOML file"]
+
+
+def test_a_link_and_the_empty_device_are_files(tmp_path: Path) -> None:
+    """One may lead to the settings; the other says that there are none but the environment's."""
+    (real := tmp_path / "real.toml").write_text("workers = 3")
+    (link := tmp_path / "hub.toml").symlink_to(real)
+    assert load(link).workers == 3 and load(Path("/dev/null")) == load(None)
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "listen = " + "{b=" * 900 + "1" + "}" * 900])
+def test_what_is_nested_too_deep_is_a_mistake(text: str, tmp_path: Path) -> None:
+    """One line, as for any other bad file."""
+    (path := tmp_path / "hub.toml").write_text(text)
+    assert mistakes(path) == [f"{path}: found tables or lists nested hundreds deep; allowed: a settings file"]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +186,7 @@ def test_an_unknown_variable_is_a_mistake(name: str, hint: str, monkeypatch: pyt
     [
         ("HUB_WORKERS", "many", "workers: found 'many'; allowed: 'auto' or a whole number from 1 to 1024"),
         ("HUB_LISTEN", "127.0.0.1:1", "listen: found '127.0.0.1:1'; allowed: a list of texts, length from 1"),
+        ("HUB_LISTEN", "[" * 99_999, f"listen: found '{'[' * 79}…; allowed: a list of texts, length from 1"),
         ("HUB_AUTH", f"{{{SECRET}", "auth: found a value that is not shown; allowed: a table"),
         ("HUB_NAMESPACES__A__X", "x", f"namespaces.a.x: unknown setting; allowed: {', '.join(Namespace.model_fields)}"),
         ("HUB_API__KEYS", "x", "api.keys: unknown setting; did you mean 'key'? allowed: key, key_file"),

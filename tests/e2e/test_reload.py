@@ -115,6 +115,10 @@ def endless(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
+def deep(path: Path) -> None:
+    path.write_text("a = " + "[" * 100_000)
+
+
 def cut_off(path: Path) -> None:
     path.write_text('workers = 2\nlisten = ["127.0.0.1:0"')
 
@@ -130,8 +134,10 @@ def unreadable(path: Path) -> None:
         (a_directory, "Is a directory"),
         (empty, "auth.hmac_secret, api.key: found neither"),
         (binary, "allowed: TOML in UTF-8"),
-        (huge, "more than 16777216 bytes"),
-        (endless, "more than 16777216 bytes"),
+        (huge, "More than 16777216 bytes"),
+        (endless, "Not a regular file"),
+        (os.mkfifo, "Not a regular file"),
+        (deep, "nested hundreds deep"),
         (cut_off, "allowed: TOML in UTF-8"),
         (unreadable, "allowed: a readable TOML file"),
     ],
