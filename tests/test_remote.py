@@ -29,10 +29,10 @@ def running() -> Iterator[HubProcess]:
         yield hub
 
 
-def start_tail(*arguments: str) -> subprocess.Popen[str]:
+def start_tail(*arguments: str, stdout: int | IO[bytes] = subprocess.PIPE) -> subprocess.Popen[str]:
     """A `hub tail` of its own process; use it as a context manager, which waits for its end."""
     command = [sys.executable, "-m", "hub", "tail", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment())
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=clean_environment())
 
 
 def publish(hub: HubProcess, channel: str, data: str, *arguments: str) -> int:
@@ -123,6 +123,17 @@ def test_a_timeout_ends_a_tail(running: HubProcess, capsys: pytest.CaptureFixtur
     assert capsys.readouterr() == ("", "")
     assert cli.run([*arguments, "--count", "2"]) == EXIT_FAILED
     assert capsys.readouterr() == ("", "hub: 0 of 2 messages came within 0.2 s\n")
+
+
+def test_a_tail_whose_output_is_full_ends_with_one_line(running: HubProcess) -> None:
+    """It is no break of the connection, after which it would try again."""
+    with open("/dev/full", "wb") as full:
+        tail = start_tail("chat:full", "--url", running.ws_url, "--json", stdout=full)
+        with tail:
+            publish_until(running, "chat:full", tail)
+            assert tail.stderr is not None
+            said = tail.stderr.read()
+    assert (tail.returncode, said) == (EXIT_FAILED, "hub: standard output: No space left on device\n")
 
 
 def test_ctrl_c_ends_a_tail_quietly_with_130(running: HubProcess) -> None:
