@@ -135,6 +135,11 @@ class Changes:
             parts += [f"{key} = {now} → {value}\n" for key, now, value in self._values_to_set(wanted)]
         return "".join(parts)
 
+    def check_record(self) -> None:
+        """Raise HubError where what was there before is noted, and the note is damaged."""
+        with _as_hub_errors(), contextlib.suppress(PermissionError):  # of whoever may only look (--dry-run)
+            self._read_record()
+
     # Doing it
 
     def apply(self, files: Sequence[NewFile], values: Mapping[str, str], *, force: bool = False) -> list[str]:
@@ -296,8 +301,9 @@ class Changes:
             return None
         try:
             return Record.from_json(text)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise HubError(f"{self._record_path}: is no record of this hub's ({error!r})") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            lost = "so --undo is lost; moved away, --apply begins a new one with what is there now"
+            raise HubError(f"{self._record_path}: is no record of this hub's ({error!r}), {lost}") from None
 
     def _write_record(self, record: Record) -> None:
         self._put(RECORD, State("file", record.to_json(), RECORD_MODE))

@@ -114,7 +114,7 @@ def read(proc: Path = Path("/proc"), sys: Path = Path("/sys"), pid: int | None =
         nofile=_nofile(_text(process / "limits")),
         files_open=_number((_text(proc / "sys/fs/file-nr") or "").partition("\t")[0]),
         sysctls=dict(_sysctls(proc)),
-        cpus=len(_cpu_list(_table(_text(process / "status")).get("Cpus_allowed_list"))) or None,
+        cpus=len(cpu_list(_table(_text(process / "status")).get("Cpus_allowed_list"))) or None,
         cpu_quota=_cpu_quota(process, sys),
         memory=_kilobytes(memory.get("MemTotal")),
         memory_available=_kilobytes(memory.get("MemAvailable")),
@@ -187,7 +187,7 @@ def _chosen(text: str | None) -> str | None:
     return match[1] if match else None
 
 
-def _cpu_list(text: str | None) -> frozenset[int]:
+def cpu_list(text: str | None) -> frozenset[int]:
     """'0-3,8' as numbers."""
     cpus: set[int] = set()
     for part in (text or "").split(","):
@@ -271,5 +271,5 @@ def _irq_cpus(proc: Path, interrupts: str, names: tuple[str, ...]) -> frozenset[
     for line in interrupts.splitlines():
         if match := pattern.match(line):
             irq = proc / "irq" / match[1]
-            cpus |= _cpu_list(_text(irq / "effective_affinity_list") or _text(irq / "smp_affinity_list"))
+            cpus |= cpu_list(_text(irq / "effective_affinity_list") or _text(irq / "smp_affinity_list"))
     return frozenset(cpus) or None

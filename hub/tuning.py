@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .errors import EXIT_FAILED, EXIT_OK, HubError
+from .machine import cpu_list
 from .tune import (
     LIMITS_PATH,
     OPEN_FILES,
@@ -36,12 +37,14 @@ if TYPE_CHECKING:
     from .changes import Changes, NewFile
 
 MACHINE = Path("/")
+CPUS_PRESENT = Path("/sys/devices/system/cpu/present")
+MOST_SHOWN = 8
 CPU_LIST = re.compile(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*")
 UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]*)?\.service")
 
 
 def _cpu_list(_: click.Context, __: click.Parameter, value: str | None) -> str:
-    if value and not CPU_LIST.fullmatch(value):
+    if value and not (CPU_LIST.fullmatch(value) and all(cpu_list(part) for part in value.split(","))):
         raise click.BadParameter(f"found {value!r}; allowed: numbers and ranges, such as 2-7 or 0,2-3")
     return value or ""
 
@@ -111,6 +114,8 @@ def tune(
     changes = Changes(root)
     if undo:
         return _undo(changes, now, dry_run, force)
+    if root == MACHINE:
+        _check_cpus(cpus)
     files = _files(root, nofile or OPEN_FILES, cpus, unit if with_unit else "")
     return _apply(changes, files, now, dry_run, force)
 
@@ -122,6 +127,17 @@ def _check(apply: bool, undo: bool, more: bool, now: bool, root: Path) -> None:
         raise click.UsageError("the other options need --apply or --undo")
     if now and root != MACHINE:
         raise click.UsageError("--now and --root: an image has no running kernel")
+
+
+def _check_cpus(cpus: str) -> None:
+    """A unit that may run on none but CPUs that are not there does not start. An image may be another machine's."""
+    try:
+        present = CPUS_PRESENT.read_text().strip()
+    except OSError:
+        return  # a container without /sys: then the unit has to show it
+    if missing := sorted(cpu_list(cpus) - cpu_list(present)):
+        shown = ",".join(map(str, missing[:MOST_SHOWN])) + (",…" if len(missing) > MOST_SHOWN else "")
+        raise click.UsageError(f"--cpus: found {shown}; allowed on this machine: {present}")
 
 
 def _given(context: click.Context, name: str) -> bool:
@@ -144,6 +160,7 @@ def _apply(changes: Changes, files: Sequence[NewFile], now: bool, dry_run: bool,
     values = assignments(files[0].content.decode()) if now else {}
     difference = changes.diff(files, values)
     click.echo(difference or "Nothing to change.\n", nl=False)
+    changes.check_record()  # also where nothing is to change: it would be missed when it is needed
     if dry_run or not difference:
         return EXIT_OK
     refused = changes.apply(files, values, force=force)

@@ -303,11 +303,18 @@ def test_one_at_a_time(changes: Changes, root: Path) -> None:
         os.close(fd)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1}', '{"version": 1, "files": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"version": 2}', '{"version": 1}', '{"version": 1, "files": []}', "[" * 99_999]
+)
 def test_a_record_that_is_none_is_one_line(text: str, changes: Changes, root: Path) -> None:
     (root / RECORD[1:]).parent.mkdir(parents=True)
     (root / RECORD[1:]).write_text(text)
-    for act in (lambda: changes.undo(values=True), lambda: changes.apply(FILES, {}), lambda: changes.undo_diff(True)):
+    for act in (
+        lambda: changes.undo(values=True),
+        lambda: changes.apply(FILES, {}),
+        lambda: changes.undo_diff(True),
+        changes.check_record,
+    ):
         with pytest.raises(HubError, match=r"record\.json: is no record of this hub's"):
             act()
     assert (root / SYSCTL[1:]).read_bytes().startswith(b"mine")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hub import cli, tuning
-from hub.changes import Changes
+from hub.changes import RECORD, Changes
 from hub.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from hub.tune import LIMITS_PATH, SYSCTL_PATH, limits_dropin, sysctl_dropin, systemd_dropin, systemd_path
 
@@ -112,6 +112,8 @@ def test_only_root_changes_this_machine(monkeypatch: pytest.MonkeyPatch, capsys:
         (["--cpus", "2"], "the other options need --apply or --undo"),
         (["--apply", "--cpus", "all"], "found 'all'; allowed: numbers and ranges"),
         (["--apply", "--cpus", "1\nUser=root"], "allowed: numbers and ranges"),
+        (["--apply", "--cpus", "3-2"], "found '3-2'; allowed: numbers and ranges"),
+        (["--apply", "--cpus", "0,9000-9999"], "--cpus: found 9000,9001,9002,9003,9004,9005,9006,9007,…; allowed on"),
         (["--apply", "--unit", "../../x.service"], "allowed: a service"),
         (["--apply", "--unit", "hub.timer"], "allowed: a service"),
         (["--apply", "--nofile", "10"], "10 is not in the range"),
@@ -122,6 +124,30 @@ def test_wrong_arguments_exit_with_2(arguments: list[str], text: str, capsys: py
     """And nothing is written."""
     assert run(*arguments, "--dry-run" if "--apply" in arguments else "--force") == EXIT_USAGE
     assert text in capsys.readouterr().err
+
+
+def test_a_machine_without_sys_takes_any_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There nobody can tell; where it shows them, those that it has are taken."""
+    monkeypatch.setattr(tuning, "CPUS_PRESENT", tmp_path / "present")
+    assert run("--apply", "--dry-run", "--cpus", "9999") == EXIT_OK
+    (tmp_path / "present").write_text("0-3,8\n")
+    assert run("--apply", "--dry-run", "--cpus", "1-3,8") == EXIT_OK
+    assert run("--apply", "--dry-run", "--cpus", "4") == EXIT_USAGE
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
+def test_a_record_that_is_damaged_is_told_also_where_nothing_is_to_change(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before it is needed."""
+    assert run("--apply", "--root", tmp_path) == EXIT_OK
+    record = tmp_path / RECORD[1:]
+    record.write_bytes(record.read_bytes()[:-100])
+    assert run("--apply", "--root", tmp_path, *arguments) == EXIT_FAILED
+    assert f"hub: {record}: is no record of this hub's" in (said := capsys.readouterr().err)
+    assert "so --undo is lost" in said
+    record.unlink()
+    assert run("--apply", "--root", tmp_path, *arguments) == EXIT_OK
 
 
 def test_an_image_has_no_running_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,8 +217,8 @@ state() {
 }
 state
 echo ----
-"$2" -m hub tune --apply --now --cpus 0-1 > /dev/null
-"$2" -m hub tune --apply --now --cpus 0-1
+"$2" -m hub tune --apply --now --cpus 0 > /dev/null
+"$2" -m hub tune --apply --now --cpus 0
 state
 echo ----
 "$2" -m hub tune --undo --now > /dev/null
