@@ -14,8 +14,9 @@ import click
 import orjson
 
 from .capacity import WIRES
-from .errors import EXIT_FAILED, EXIT_OK
+from .errors import EXIT_FAILED, EXIT_OK, ConfigError
 from .options import config_option, json_option, load_own
+from .status import is_hub
 
 DEFAULT_CONNECTIONS = 10_000
 MOST_CONNECTIONS = 100_000_000
@@ -52,6 +53,8 @@ def doctor(connections: int, wire: str, pid: int | None, everything: bool, path:
                hub doctor --json | jq '.findings[] | select(.severity == "breaks")'
     """
     settings = load_own(path)
+    if pid is not None and is_hub(pid) is False:
+        raise ConfigError(f"--pid: found {pid}, which is no hub; allowed: the pid of a hub's supervisor")
     from .diagnosis import diagnose
     from .examination import RULES, as_object, breaks, examine, text
 

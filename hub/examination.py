@@ -22,7 +22,7 @@ from . import hostrules, kernelrules, storerules
 from .config import Settings
 from .diagnosis import Case, Finding, Severity, holds, size
 from .embedded import running_url
-from .errors import HubError
+from .errors import ConfigError
 from .machine import read
 from .state import state_dir
 from .store import Store
@@ -46,9 +46,9 @@ def examine(
     proc: Path = Path("/proc"),
     sys: Path = Path("/sys"),
 ) -> Case:
-    """Collect the facts. Raises HubError where no process has that pid."""
+    """Collect the facts. Raises ConfigError where no process has that pid."""
     if pid is not None and not (proc / str(pid)).exists():
-        raise HubError(f"--pid: found {pid}; there is no such process")
+        raise ConfigError(f"--pid: found {pid}, which no process has; allowed: the pid of a hub's supervisor")
     addresses = dict.fromkeys([*settings.listen, *settings.internal])
     return Case(
         machine=read(proc, sys, pid),

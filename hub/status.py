@@ -4,7 +4,7 @@
 
 Does: keep the record, find the hubs of this machine, read a record whole.
 Does not: know what the record says (reload), or signal anybody (reloading).
-Called by: reload (Board), reloading (find, read).
+Called by: reload (Board), reloading (find, read), doctor (is_hub).
 Never break: a reader never holds the supervisor up, and what it reads is one record and not parts of two.
 
 No file of a directory: there is nothing to find a place for, to clear up or to fall for after a crash; another mount
@@ -73,10 +73,34 @@ def read(pid: int, proc: Path = PROC) -> dict[str, Any]:
                 found: dict[str, Any] = orjson.loads(whole[SUM_BYTES:])
                 return found
     except PermissionError:
-        raise HubError(f"process {pid} belongs to another user: run this as that one, or as root") from None
+        raise HubError(forbidden(pid)) from None
     except (FileNotFoundError, ProcessLookupError):
         raise HubError(f"process {pid} has ended, or there is none") from None
     raise HubError(f"process {pid}: its record can't be read")
+
+
+def forbidden(pid: int) -> str:
+    """What to say where the kernel does not let us at a process."""
+    if os.geteuid() == 0:  # of a container without the capability, or one inside that is told another namespace's pid
+        return f"process {pid} may not be looked at from here, not even as root (ptrace(2), CAP_SYS_PTRACE)"
+    return f"process {pid} belongs to another user: run this as that one, or as root"
+
+
+def is_hub(pid: int, proc: Path = PROC) -> bool | None:
+    """Whether a process is a supervisor, or its child, such as a worker; None where we may not see it, or it ended."""
+    try:
+        if any(_boards(pid, proc, strict=True)):
+            return True
+        parent = _parent(pid, proc)
+        return bool(parent) and any(_boards(parent, proc, strict=True))
+    except OSError:
+        return None
+
+
+def _parent(pid: int, proc: Path) -> int:
+    """0: none, or in another namespace. Raises OSError."""
+    # Behind the name, which may hold anything, come the state and the parent (proc(5)).
+    return int((proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _boards(pid: int, proc: Path, strict: bool = False) -> Iterator[Path]:

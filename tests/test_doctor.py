@@ -115,9 +115,15 @@ def test_wrong_settings_and_arguments_exit_with_2(
     assert capsys.readouterr().out == ""
 
 
-def test_a_pid_that_nobody_has_is_one_line(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["doctor", "--pid", "4194999", "--config", config()]) == EXIT_FAILED
-    assert capsys.readouterr().err == "hub: --pid: found 4194999; there is no such process\n"
+def test_a_pid_of_no_hub_is_a_wrong_argument(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its limits would be told as the hub's."""
+    for pid, words in ((4194999, "which no process has"), (os.getpid(), "which is no hub")):
+        assert cli.run(["doctor", "--pid", str(pid), "--config", config()]) == EXIT_USAGE
+        shown = capsys.readouterr()
+        assert (shown.out, shown.err) == (
+            "",
+            f"hub: --pid: found {pid}, {words}; allowed: the pid of a hub's supervisor\n",
+        )
 
 
 # A hub that is full

@@ -93,6 +93,29 @@ def test_processes_that_cant_be_looked_at_are_passed_over(tmp_path: Path) -> Non
     assert status.find(tmp_path) == [14]
 
 
+def test_who_may_not_look_is_told_as_whom_to_try(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Root, where even it may not, is not told to be root."""
+
+    def refuse(path: Path) -> Iterator[Path]:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for user, words in ((1000, "belongs to another user: run this as that one, or as root"), (0, "not even as root")):
+        monkeypatch.setattr(status.os, "geteuid", lambda user=user: user)
+        with pytest.raises(HubError, match=words):
+            status.read(1, tmp_path)
+    assert status.is_hub(1, tmp_path) is None
+
+
+def test_a_hub_is_a_supervisor_or_its_child(tmp_path: Path) -> None:
+    """Whatever a process calls itself; of one that has ended, or may not be looked at, nothing is known."""
+    for pid, parent, name in ((14, 1, "hub"), (15, 14, "x) S 99 ("), (16, 15, "hub"), (17, 0, "none above")):
+        (tmp_path / f"{pid}/fd").mkdir(parents=True)
+        (tmp_path / f"{pid}/stat").write_text(f"{pid} ({name}) S {parent} {pid} 0 0 -1")
+    (tmp_path / "14/fd/5").symlink_to(status.LINK)
+    assert [status.is_hub(pid, tmp_path) for pid in (14, 15, 16, 17, 18)] == [True, True, False, False, None]
+
+
 def test_who_takes_a_board_over_goes_on_with_what_it_shows(board: status.Board) -> None:
     """A new one shows nothing yet."""
     assert board.read() == {}
