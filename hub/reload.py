@@ -96,14 +96,17 @@ class Reload:
         notifier: Notifier,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        *,
+        config: str = "",
     ) -> None:
-        """reread: None where nothing can be read anew."""
+        """reread: None where nothing can be read anew. config: the settings file, by which the hub may be chosen."""
         self.counts = Counts()
         self._host = host
         self._reread = reread
         self._notifier = notifier
         self._clock = clock
         self._wall_clock = wall_clock
+        self._config = config
         self._board: Board | None = None
         self._stage = Stage.IDLE
         self._wanted = False
@@ -427,6 +430,7 @@ class Reload:
         self._board.write(
             {
                 "pid": os.getpid(),
+                "config": self._config,
                 "stage": self._stage.value,
                 "begun": self._number,
                 "ended": self._ended,

@@ -1,6 +1,7 @@
 """Reloading: `hub reload`: have a running hub read its settings anew, and hear what became of it.
 
-Does: find the hub, send SIGHUP, wait for the end of the reload that followed, print it.
+Does: find the hub, by its settings file or its pid where there are several; send SIGHUP, wait for the end of the reload
+that followed, print it.
 Does not: read or check settings: the hub does, with its own environment and as its own user.
 Called by: cli, which lists it.
 Never break: the exit status is 0 only where the new settings hold; nobody else's process gets a signal.
@@ -8,9 +9,11 @@ Never break: the exit status is 0 only where the new settings hold; nobody else'
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +21,7 @@ import click
 from . import status
 from .errors import ConfigError, HubError
 from .options import json_option, write_json
+from .whereabouts import is_same
 
 POLL_S = 0.05
 TIMEOUT_S = 60.0
@@ -25,7 +29,14 @@ TIMEOUT_S = 60.0
 
 
 @click.command(short_help="Have a running hub read its settings anew.")
-@click.option("--pid", type=click.IntRange(min=1), help="The supervisor's, where several hubs run on this machine.")
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The settings file of the hub that is meant, where several run on this machine.",
+)
+@click.option("--pid", type=click.IntRange(min=1), help="The supervisor's, likewise.")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -35,7 +46,7 @@ TIMEOUT_S = 60.0
     help="Seconds to wait for the outcome.",
 )
 @json_option("Print one JSON object.")
-def reload(pid: int | None, timeout_s: float, as_json: bool) -> None:
+def reload(path: Path | None, pid: int | None, timeout_s: float, as_json: bool) -> None:
     """Have a running hub read its settings anew, and wait for what becomes of it.
 
     Nobody is disconnected. Settings that can't change while it runs, and mistakes, are refused: each is one line on
@@ -45,9 +56,10 @@ def reload(pid: int | None, timeout_s: float, as_json: bool) -> None:
 
     \b
     Examples:  hub reload
+               hub reload --config /etc/hub/chat.toml
                hub reload --pid $(systemctl show --property MainPID --value hub) --json
     """
-    found = pid or _only()
+    found = locate(path, pid)
     last = outcome(found, timeout_s)
     if as_json:
         click.echo(write_json({"pid": found, **last}))
@@ -60,14 +72,32 @@ def reload(pid: int | None, timeout_s: float, as_json: bool) -> None:
         click.echo(f"reloaded in {last['seconds']:g} s: {changed}")
 
 
-def _only() -> int:
-    """The one hub of this machine. Raises HubError."""
-    pids = status.find()
-    if not pids:
+def locate(config: Path | None, pid: int | None) -> int:
+    """The pid of the one hub that is meant. config: only one that was started with this file. Raises HubError."""
+    if pid is not None:
+        if config is not None and not is_same(_config(pid), config):
+            raise HubError(f"process {pid} does not run with the settings of {config}")
+        return pid
+    configs = {}
+    for found in status.find():
+        with contextlib.suppress(HubError):  # it has ended meanwhile
+            configs[found] = _config(found)
+    if config is not None:
+        configs = {found: text for found, text in configs.items() if is_same(text, config)}
+        if not configs:
+            words = "or it is another user's: as root, or with --pid, those are found"
+            raise HubError(f"no hub runs with the settings of {config}, {words}")
+    if not configs:
         raise HubError("no hub of this user runs on this machine; as root, or with --pid, others are found")
-    if len(pids) > 1:
-        raise HubError(f"several hubs run on this machine, with the pids {', '.join(map(str, pids))}; choose by --pid")
-    return pids[0]
+    if len(configs) > 1:
+        shown = ", ".join(f"{found} ({text})" if text else str(found) for found, text in configs.items())
+        raise HubError(f"several hubs run on this machine: {shown}; choose by {'--pid' if config else '--config'}")
+    return next(iter(configs))
+
+
+def _config(pid: int) -> str:
+    """Its settings file; '' of a hub that does not say."""
+    return str(status.read(pid).get("config", ""))
 
 
 def outcome(pid: int, timeout_s: float) -> dict[str, Any]:
@@ -79,7 +109,7 @@ def outcome(pid: int, timeout_s: float) -> dict[str, Any]:
     try:
         os.kill(pid, signal.SIGHUP)
     except PermissionError:
-        raise HubError(f"process {pid} belongs to another user: run this as that one, or as root") from None
+        raise HubError(status.forbidden(pid)) from None
     except ProcessLookupError:
         raise HubError(f"process {pid} has ended") from None
     while int((now := status.read(pid))["ended"]) < wanted:

@@ -135,7 +135,7 @@ class Supervisor:
             adopt=self._adopt,
             ended=self._note_reload,
         )
-        return Reload(host, reread, self._notifier, self._clock)
+        return Reload(host, reread, self._notifier, self._clock, config=self._lineage.config)
 
     def _make_bequest(self) -> Bequest:
         host = bequest.Host(

@@ -2,7 +2,7 @@
 
 Does: keep one small file beside the workers' private sockets, find those of this machine's hubs, tell a living one.
 Does not: signal anybody (deploying) or know what an outcome means (deploy).
-Called by: supervisor (`write`), deploying (`find`).
+Called by: bequest (`write`), deploying (`find`), reloading (`is_same`).
 Never break: whoever reads may be root and the directory somebody else's: a file speaks for a process of its own owner
 only, so that nobody has another user's process signalled.
 """
@@ -75,9 +75,14 @@ def _is_held(descriptor: int) -> bool:
 
 def find(config: Path, environ: Mapping[str, str]) -> list[tuple[str, Standing]]:
     """The directories of living hubs with these settings, and what they say; usually one."""
-    wanted = str(config.absolute())
     found = ((str(path), read(path)) for base in _bases(environ) for path in sorted(base.glob("hub-relay-*")))
-    return [(path, standing) for path, standing in found if standing is not None and standing.config == wanted]
+    return [(path, standing) for path, standing in found if standing is not None and is_same(standing.config, config)]
+
+
+def is_same(said: str, config: Path) -> bool:
+    """Whether a hub that says it runs with this settings file, as an absolute path or '', is meant by that path."""
+    # The text too: what leads there from here may lead elsewhere in the hub's own namespace of mounts.
+    return said == str(config.absolute()) or (bool(said) and os.path.realpath(said) == os.path.realpath(config))
 
 
 def _bases(environ: Mapping[str, str]) -> Iterator[Path]:

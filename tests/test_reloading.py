@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import orjson
 import pytest
@@ -92,15 +93,41 @@ def test_a_worker_is_no_supervisor(hub: HubProcess) -> None:
     assert hub.pid in status.find() and worker not in status.find()
 
 
-def test_without_a_pid_there_must_be_one_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "find", list)
+def test_a_hub_is_chosen_by_its_settings_file(hub: HubProcess) -> None:
+    """However the path is written that leads there from where one is."""
+    write(hub, {"limits": {"connections": 65}})
+    for text in (str(hub.config_path), os.path.relpath(hub.config_path)):
+        done = run_hub("reload", "--config", text, "--json")
+        assert (done.returncode, orjson.loads(done.stdout)["pid"]) == (0, hub.pid), done.stderr
+    assert run_hub("reload", "--config", str(hub.config_path), "--pid", str(hub.pid)).returncode == 0
+    other = str(hub.config_path.with_name("other.toml"))
+    assert run_hub("reload", "--config", other).stderr.startswith(f"hub: no hub runs with the settings of {other}, or ")
+    done = run_hub("reload", "--config", other, "--pid", str(hub.pid))
+    assert done.stderr == f"hub: process {hub.pid} does not run with the settings of {other}\n" and done.returncode == 1
+
+
+def test_which_hub_is_meant_must_be_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ends while they are looked for is none."""
+    hubs: dict[int, dict] = {}
+
+    def read(pid: int) -> dict:
+        if not hubs[pid]:
+            raise HubError("it has ended")
+        return hubs[pid]
+
+    monkeypatch.setattr(status, "find", lambda: sorted(hubs))
+    monkeypatch.setattr(status, "read", read)
     with pytest.raises(HubError, match="no hub of this user runs on this machine"):
-        reloading._only()
-    monkeypatch.setattr(status, "find", lambda: [7, 8])
-    with pytest.raises(HubError, match="several hubs run on this machine, with the pids 7, 8; choose by --pid"):
-        reloading._only()
-    monkeypatch.setattr(status, "find", lambda: [7])
-    assert reloading._only() == 7
+        reloading.locate(None, None)
+    hubs |= {6: {}, 7: {"config": "/a"}}
+    assert reloading.locate(None, None) == 7
+    hubs |= {8: {"config": "/b"}, 9: {"of": "an older version"}}
+    with pytest.raises(HubError, match=r"several hubs run on this machine: 7 \(/a\), 8 \(/b\), 9; choose by --config"):
+        reloading.locate(None, None)
+    assert reloading.locate(Path("/b"), None) == 8 and reloading.locate(None, 9) == 9
+    hubs[10] = {"config": "/b"}
+    with pytest.raises(HubError, match=r"several hubs run on this machine: 8 \(/b\), 10 \(/b\); choose by --pid"):
+        reloading.locate(Path("/b"), None)
 
 
 def test_an_outcome_that_does_not_come_is_exit_status_1(hub: HubProcess) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hub.relay import Home
-from hub.whereabouts import NAME, Standing, find, read, write
+from hub.whereabouts import NAME, Standing, find, is_same, read, write
 
 
 @pytest.fixture
@@ -77,3 +77,18 @@ def test_a_link_leads_nowhere(base: Path, home: Home) -> None:
     link = base / "hub-relay-link"
     link.symlink_to(home.directory)
     assert read(link) is None
+
+
+def test_a_settings_file_is_the_same_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From another directory, or over a link; one that is not there, such as in another namespace, by its text."""
+    (tmp_path / "hub.toml").write_text("")
+    (tmp_path / "link.toml").symlink_to("hub.toml")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    for said in ("hub.toml", "link.toml", "below/../hub.toml"):
+        for path in (Path("../hub.toml"), tmp_path / "link.toml"):
+            assert is_same(str(tmp_path / said), path)
+    assert is_same("/nowhere/hub.toml", Path("/nowhere/hub.toml"))
+    assert not is_same(str(tmp_path / "other.toml"), tmp_path / "hub.toml")
+    assert not is_same("", tmp_path / "below")
+    assert not is_same("", Path())
