@@ -51,14 +51,15 @@ class Verdict(NamedTuple):
 class Health:
     """Of one worker.
 
-    home: the supervisor's directory. draining: it is about to end. living: how many workers there are now. min_workers:
-    with fewer nobody should be sent here. needs_redis: nor while Redis is away.
+    home: the supervisor's directory. draining: it is about to end. living: how many workers there are now, of workers.
+    min_workers: with fewer nobody should be sent here. needs_redis: nor while Redis is away.
     """
 
     rooms: Rooms
     home: str
     draining: Callable[[], bool]
     living: Callable[[], int]
+    workers: int
     min_workers: int
     needs_redis: bool
     clock: Callable[[], float] = time.monotonic
@@ -83,6 +84,8 @@ class Health:
         living = self.living()
         if living < self.min_workers:
             reasons["workers"] = f"{living} live; allowed: {self.min_workers} or more"
+        elif living < self.workers:
+            degraded["workers"] = f"{living} of {self.workers} live; newcomers wait in the others' listeners"
         if away := self._redis_away():
             (reasons if self.needs_redis else degraded)["redis"] = away
         return Verdict(reasons, degraded)

@@ -31,6 +31,8 @@ from .listeners import Slot
 logger = logging.getLogger(__name__)
 
 NEVER = math.inf
+VACANT_S = 60.0
+"""A slot in which no worker accepts is told of after so long: a restart takes a second, and a wait for Redis some."""
 DUMP_S = 2.0
 """Between SIGABRT, with which a hung worker writes its stack, and SIGKILL."""
 
@@ -100,6 +102,9 @@ class WorkerProcess:
         self._born_s = 0.0
         self._kill_s = NEVER
         self._doomed = False
+        self._vacant_s = NEVER
+        """Since when nobody accepts here."""
+        self._told = False
 
     def retune(self, settings: Settings) -> None:
         """The process that is here, or the next one, goes by these."""
@@ -202,6 +207,23 @@ class WorkerProcess:
         if self._instructor is not None:
             self._instructor.close()
             self._instructor = None
+
+    def note_vacancy(self, now: float) -> None:
+        """Tell once of a slot in which no worker has accepted for VACANT_S, and of the end of that.
+
+        Its listeners stay open for the next one, so the kernel gives them newcomers, who wait, and no error shows it.
+        """
+        vacant_s = now - self._vacant_s
+        if self.ready:
+            if self._told:
+                logger.warning("slot %d has a worker again, after %.0f s", self.slot.index, vacant_s)
+            self._vacant_s, self._told = NEVER, False
+        elif self._vacant_s == NEVER:
+            self._vacant_s = now
+        elif vacant_s >= VACANT_S and not self._told:
+            self._told = True
+            text = "slot %d has had no worker for %.0f s: newcomers that the kernel gives it wait; why is logged above"
+            logger.error(text, self.slot.index, vacant_s)
 
     def due_s(self) -> float:
         """When something is to be done about it: fork, judge or kill."""

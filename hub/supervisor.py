@@ -315,6 +315,8 @@ class Supervisor:
         for worker in self._workers:
             if worker.fork_s <= now and not self._deploy.rising:
                 self._fork(worker, now)
+            if self._stage is Stage.SERVING:
+                worker.note_vacancy(now)
         if self._valkey is not None:
             self._valkey.start_if_due(now)
 

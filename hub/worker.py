@@ -197,6 +197,7 @@ class Worker:
             home,
             draining=self._signs.stopping.is_set,
             living=partial(self._metrics.living, seat.workers),
+            workers=seat.workers,
             min_workers=min(settings.health.min_workers, seat.workers),
             needs_redis=settings.health.needs_redis,
         )

@@ -30,7 +30,7 @@ class Rig:
             draining=lambda: self.draining,
             living=lambda: self.workers,
             clock=self.clock,
-            **{"min_workers": 2, "needs_redis": True, **over},
+            **{"workers": 2, "min_workers": 2, "needs_redis": True, **over},
         )
 
     def pass_by(self, seconds: float) -> None:
@@ -97,6 +97,14 @@ def test_who_drains_or_is_alone_gets_nobody(tmp_path: Path) -> None:
         "draining": "this process is about to end",
         "workers": "1 live; allowed: 2 or more",
     }
+
+
+def test_a_worker_less_is_told_and_tolerated(tmp_path: Path) -> None:
+    """As long as there are as many as there have to be."""
+    verdict = Rig(tmp_path, workers=3).health.ready()
+    assert verdict.good and verdict.degraded == {"workers": "2 of 3 live; newcomers wait in the others' listeners"}
+    verdict = Rig(tmp_path, workers=3, min_workers=3).health.ready()
+    assert list(verdict.reasons) == ["workers"] and not verdict.degraded
 
 
 def test_without_the_supervisors_file_nothing_is_said_of_it(tmp_path: Path) -> None:

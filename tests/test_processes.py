@@ -115,6 +115,38 @@ def test_one_that_survives_sigabrt_is_killed_after_two_seconds(worker: WorkerPro
     assert worker.due_s() == NEVER
 
 
+def test_a_slot_that_is_without_a_worker_for_a_minute_is_told_of_once(
+    worker: WorkerProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that boots and never accepts is none; a new one that does is told of, too, if its lack was."""
+    caplog.set_level("WARNING")
+    kept: list[Heartbeat] = []
+
+    def told(*seconds: float) -> list[str]:
+        caplog.clear()
+        for now in seconds:
+            worker.note_vacancy(now)
+        return caplog.messages
+
+    assert told(100.0, 159.0) == []
+    worker.fork(sleeping_child(kept), now=159.5)
+    try:
+        words = "newcomers that the kernel gives it wait; why is logged above"
+        assert told(160.0, 161.0, 300.0) == [f"slot 0 has had no worker for 60 s: {words}"]
+        kept[0].ready()
+        assert worker.pulse is not None
+        worker.pulse.read(301.0)
+        assert told(301.0, 302.0) == ["slot 0 has a worker again, after 201 s"]
+        worker.pulse.ready = False
+        assert told(400.0, 459.0) == []
+        worker.pulse.ready = True
+        assert told(459.5) == []
+        worker.pulse.ready = False
+        assert told(460.0, 519.0) == []
+    finally:
+        kept[0].close()
+
+
 def test_what_the_pipe_held_at_the_end_is_not_lost(worker: WorkerProcess, heartbeat: Heartbeat) -> None:
     """The text of a failed boot is there when the death is reported; afterwards the slot is empty."""
     heartbeat.boot_failed("Redis is away")

@@ -25,7 +25,7 @@ from hub import facts
 PROGRAM = """
 import json, logging, os, select, signal, sys, time
 from pathlib import Path
-from hub import supervisor
+from hub import processes, supervisor
 from hub.config import Settings
 from hub.embedded import Embedded
 from hub.errors import BootError
@@ -35,6 +35,8 @@ from hub.systemd import Notifier
 behaviour, directory, options = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 supervisor.GRACE_S = supervisor.FAST_GRACE_S = 0.5
+if behaviour == "crash loop":
+    processes.VACANT_S = 0.3
 settings = Settings(listen=["127.0.0.1:0"], internal=["127.0.0.1:0"], **options)
 
 def work(settings, seat):
@@ -265,7 +267,7 @@ def test_a_worker_that_cannot_boot_stops_the_start(hub: Callable[..., Hub], beha
 
 
 def test_a_crash_loop_backs_off_and_the_rest_serves(hub: Callable[..., Hub]) -> None:
-    """Starts come 0.1, 0.2, 0.4 s after the deaths; the hub stays up and ends well."""
+    """Starts come 0.1, 0.2, 0.4 s after the deaths; the hub stays up, says who waits meanwhile, and ends well."""
     program = hub("crash loop")
     program.wait_ready()
     crashing, kept = program.pids()
@@ -273,6 +275,8 @@ def test_a_crash_loop_backs_off_and_the_rest_serves(hub: Callable[..., Hub]) -> 
     wait_until(lambda: len(program.lines("starts in")) == 3)
     assert program.lines(r"starts in (.*) s$") == ["0.1", "0.2", "0.4"]
     assert len(program.lines(r"^worker 0 \(pid \d+\) ended with status 7 ")) == 2
+    wait_until(lambda: program.lines("^slot 0 has had no worker for 0 s: newcomers"))
+    assert not program.lines("^slot 1 ")
     assert alive(kept) and program.stop() == 0
 
 
