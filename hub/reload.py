@@ -372,10 +372,11 @@ class Reload:
         shown = [line[:MAX_LINE_CHARACTERS] for line in lines[:MAX_LINES]]
         for line in shown:
             logger.error("settings were not changed: %s", line)
-        if len(lines) > len(shown):
-            logger.error("settings were not changed: %d more mistakes", len(lines) - len(shown))
+        more = len(lines) - len(shown)
+        if more:
+            logger.error("settings were not changed: %d more mistakes", more)
         self.counts = self.counts._replace(reloads_failed=self.counts.reloads_failed + 1)
-        self._finish(False, shown)
+        self._finish(False, shown, [], more)
 
     def _succeed(self) -> None:
         for fault in self._faults:
@@ -384,14 +385,17 @@ class Reload:
         what = _what(self._found)
         logger.info("settings were read anew: %s; %d workers in %.2f s", what, len(self._living()), took_s)
         self.counts = Counts(self.counts.reloads + 1, self.counts.reloads_failed, self._wall_clock())
-        self._finish(True, self._faults)
+        changed = [each.key for each in self._found[:MAX_LINES]]
+        self._finish(True, self._faults, changed, len(self._found) - len(changed))
 
-    def _finish(self, done: bool, lines: list[str]) -> None:
+    def _finish(self, done: bool, lines: list[str], changed: list[str], more: int) -> None:
+        """more: reasons, or changes, beyond those that are shown."""
         self._give_up_reader()
         self._last = {
             "ok": done,
             "errors": lines,
-            "changed": [each.key for each in self._found[:MAX_LINES]] if done else [],
+            "changed": changed,
+            "more": more,
             "seconds": round(self._clock() - self._began_s, 3),
             "at": self._wall_clock(),
         }
@@ -420,7 +424,7 @@ class Reload:
             logger.info("settings were not changed: the hub stops")
             self._give_up_reader()
             self._stage, self._due_s, self._wanted = Stage.IDLE, NEVER, False
-            self._last = {"ok": False, "errors": ["the hub stops"], "changed": [], "seconds": 0.0, "at": 0.0}
+            self._last = {"ok": False, "errors": ["the hub stops"], "changed": [], "more": 0, "seconds": 0.0, "at": 0.0}
             self._ended = self._number = self._number + 1
             self._show()
 

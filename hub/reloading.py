@@ -50,7 +50,8 @@ def reload(path: Path | None, pid: int | None, timeout_s: float, as_json: bool) 
     """Have a running hub read its settings anew, and wait for what becomes of it.
 
     Nobody is disconnected. Settings that can't change while it runs, and mistakes, are refused: each is one line on
-    standard error, and nothing has changed then.
+    standard error, and nothing has changed then. Of very many the first twenty are shown, and how many more there are
+    (with --json: "more"); of mistakes `hub check` shows all.
 
     Exit status: 0 the new settings hold, 1 there is no hub, or no outcome in time, 2 refused, or wrong arguments.
 
@@ -63,12 +64,13 @@ def reload(path: Path | None, pid: int | None, timeout_s: float, as_json: bool) 
     last = outcome(found, timeout_s)
     if as_json:
         click.echo(write_json({"pid": found, **last}))
+    rest = [f"… and {more:,} more"] if (more := last.get("more", 0)) else []
     if not last["ok"]:
-        raise ConfigError("\n".join(last["errors"]) or "refused")
+        raise ConfigError("\n".join([*last["errors"], *rest]) or "refused")
     for line in last["errors"]:
         click.echo(f"hub: warning: {line}", err=True)
     if not as_json:
-        changed = ", ".join(last["changed"]) or "nothing is different"
+        changed = ", ".join([*last["changed"], *rest]) or "nothing is different"
         click.echo(f"reloaded in {last['seconds']:g} s: {changed}")
 
 

@@ -57,10 +57,27 @@ def test_json_says_all_of_it(hub: HubProcess) -> None:
     done = reload(hub, "--json")
     found = orjson.loads(done.stdout)
     assert (done.returncode, found["ok"], found["pid"]) == (0, True, hub.pid)
-    assert set(found) == {"pid", "ok", "errors", "changed", "seconds", "at"}
+    assert set(found) == {"pid", "ok", "errors", "changed", "more", "seconds", "at"}
     hub.config_path.write_text("limits = 1")
     done = reload(hub, "--json")
     assert done.returncode == 2 and orjson.loads(done.stdout)["errors"] == [done.stderr.removeprefix("hub: ").strip()]
+
+
+def test_of_very_many_the_first_twenty_are_shown_and_the_rest_counted(hub: HubProcess) -> None:
+    """Changes, and mistakes."""
+    write(hub, {})
+    assert reload(hub).returncode == 0  # whatever an earlier test has left
+    write(hub, {"namespaces": {f"n{number}": {} for number in range(2000)}})
+    shown = ", ".join(f"namespaces.n{number}" for number in range(20))
+    assert reload(hub).stdout.endswith(f" s: {shown}, … and 1,980 more\n")
+    write(hub, {})
+    found = orjson.loads(reload(hub, "--json").stdout)
+    assert (len(found["changed"]), found["more"]) == (20, 1980)
+    hub.config_path.write_text("".join(f"x{number} = 1\n" for number in range(30)))
+    lines = reload(hub).stderr.splitlines()
+    assert len(lines) == 21 and lines[0].startswith("hub: x0: ") and lines[-1].startswith("hub: … and ")
+    write(hub, {})
+    assert orjson.loads(reload(hub, "--json").stdout)["more"] == 0
 
 
 def test_the_record_counts_what_became_of_them(hub: HubProcess) -> None:
