@@ -262,7 +262,7 @@ class Acceptor:
             sock.close()
             place.leave()
             return
-        head = handshake.read_head(data) if self._fast else None
+        head = handshake.read_head(data, self._server.bounds) if self._fast else None
         token = self._token(head) if head is not None else None
         if head is None or token is None:
             self._to_tornado(sock, address, since, place)
@@ -299,7 +299,7 @@ class Acceptor:
 
     def _enter(self, tls: TlsSocket, data: bytes, address: object, since: float, place: Place) -> None:
         """The same for one whose TLS handshake is done. data: what came first."""
-        head = handshake.read_head(data) if self._fast else None
+        head = handshake.read_head(data, self._server.bounds) if self._fast else None
         token = self._token(head) if head is not None else None
         if head is None or token is None:
             self._tls_to_tornado(tls, data, address, since, place)

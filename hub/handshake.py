@@ -57,6 +57,17 @@ class Head(NamedTuple):
     query: str = ""
 
 
+class Bounds(NamedTuple):
+    """What a head may have to be read in place; http.header_bytes, header_fields and query_fields of the settings."""
+
+    head_bytes: int = 16_384
+    fields: int = 100
+    query_fields: int = 256
+
+
+BOUNDS = Bounds()
+
+
 class Refusal(NamedTuple):
     """Status, one line of text and headers of a refused handshake."""
 
@@ -65,17 +76,20 @@ class Refusal(NamedTuple):
     headers: dict[str, str]
 
 
-def read_head(data: bytes) -> Head | None:
-    """The head at the front of `data`, if it is a whole and plain GET of PATH; None for everything else."""
+def read_head(data: bytes, bounds: Bounds = BOUNDS) -> Head | None:
+    """The head at the front of `data`, if it is a whole and plain GET of PATH; None for everything else.
+
+    Also for what is beyond `bounds`, which heads refuses by the same settings.
+    """
     end = data.find(b"\r\n\r\n")
-    if end < 0 or not data.startswith(START):
+    if end < 0 or end + 4 > bounds.head_bytes or not data.startswith(START):
         return None
     text = data[:end].decode("latin-1")
     if LINES.fullmatch(text) is None:
         return None
     first, *lines = text.split("\r\n")
     target = TARGET.fullmatch(first)
-    if target is None:
+    if target is None or len(lines) > bounds.fields or first.count("&") >= bounds.query_fields:
         return None
     headers: dict[str, str] = {}
     for line in lines:

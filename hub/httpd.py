@@ -31,7 +31,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, StreamClosedError
 
 from . import heads
-from .handshake import Refusal
+from .handshake import Bounds, Refusal
 from .quotas import NOWHERE, Place
 from .sections import HttpSettings
 from .tls import TlsSocket, shut_down
@@ -188,6 +188,8 @@ class Server(HTTPServer):
         self._next_request = copy.copy(self.conn_params)
         self._next_request.header_timeout = settings.idle_timeout_s
         self._settings = settings
+        self.bounds = Bounds(settings.header_bytes, settings.header_fields, settings.query_fields)
+        """Of heads that are read in place, before anything is served here."""
 
     @property
     def kept(self) -> int:

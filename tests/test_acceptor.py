@@ -55,6 +55,28 @@ async def test_other_addresses_are_served_on_the_same_listener(valkey_url, prefi
         writer.close()
 
 
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    ("request_line", "fields", "answer"),
+    [
+        ("/connection/websocket", {f"X-{number}": "y" for number in range(12)}, b"HTTP/1.1 431 "),
+        ("/connection/websocket?" + "&".join("a" * 17), {}, b"HTTP/1.1 400 "),
+        ("/connection/websocket", {"X": "y" * 1024}, b"HTTP/1.1 431 "),
+        ("/connection/websocket?" + "&".join("a" * 16), {f"X-{number}": "y" for number in range(11)}, b"HTTP/1.1 101 "),
+    ],
+)
+@async_test
+async def test_a_head_beyond_its_bounds_is_refused_on_both_ways(valkey_url, prefix, fast, request_line, fields, answer):
+    """What is read in place has the same settings; the last one has as much as it may have."""
+    bounds = {"header_fields": 16, "query_fields": 16, "header_bytes": 1024}
+    request = head().replace(b"/connection/websocket", request_line.encode(), 1)
+    extra = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
+    async with plane(valkey_url, prefix, fast=fast, http=bounds) as hub:
+        _, writer, found = await raw(hub.port, request[:-2] + extra + b"\r\n")
+        assert found.startswith(answer), found
+        writer.close()
+
+
 @async_test
 async def test_a_newcomer_that_says_nothing_is_closed_at_its_deadline(valkey_url, prefix):
     """And one that goes without a word leaves nothing behind."""
@@ -129,10 +151,10 @@ async def test_who_is_gone_before_its_answer_leaves_nothing(valkey_url, prefix):
         sock.sendall(head())
         peek = handshake.read_head
 
-        def gone_meanwhile(data: bytes) -> handshake.Head | None:
+        def gone_meanwhile(data: bytes, bounds: handshake.Bounds) -> handshake.Head | None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
-            return peek(data)
+            return peek(data, bounds)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(handshake, "read_head", gone_meanwhile)

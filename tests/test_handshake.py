@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tornado.httputil import HTTPHeaders
 
-from hub.handshake import accept, read_head, refuse
+from hub.handshake import Bounds, accept, read_head, refuse
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 FIELDS = {
@@ -155,3 +155,20 @@ def test_compression_is_agreed_on_only_where_it_is_on_and_offered():
     for headers, compress in ((offer, False), ({"sec-websocket-key": KEY}, True)):
         answer, agreement = accept(headers, compress)
         assert agreement is None and b"Extensions" not in answer
+
+
+@pytest.mark.parametrize(
+    ("bounds", "query"),
+    [
+        (Bounds(fields=len(FIELDS)), ""),
+        (Bounds(query_fields=3), "?a&b&c"),
+        (Bounds(head_bytes=len(head())), ""),
+    ],
+)
+def test_a_head_beyond_the_bounds_is_not_read_here(bounds, query):
+    """As many fields, parameters and bytes as it may have are read; one more, and heads refuses it."""
+    start = "GET /connection/websocket{} HTTP/1.1"
+    assert read_head(head(start.format(query)), bounds) is not None
+    assert (
+        read_head(head(start.format(query + "&" if query else ""), extra="" if query else "x: y\r\n"), bounds) is None
+    )
