@@ -263,7 +263,7 @@ class Acceptor:
             place.leave()
             return
         head = handshake.read_head(data, self._server.bounds) if self._fast else None
-        token = self._token(head) if head is not None else None
+        token = self._token(head, secure=False) if head is not None else None
         if head is None or token is None:
             self._to_tornado(sock, address, since, place)
             return
@@ -277,11 +277,11 @@ class Acceptor:
         else:
             _turn_away(sock, _encode(visitor))
 
-    def _token(self, head: handshake.Head) -> str | None:
+    def _token(self, head: handshake.Head, *, secure: bool) -> str | None:
         """Of its query, '' for none; None where Tornado has to answer: an upgrade that is refused, or with a ticket,
         which is asked for at Redis, and nobody waits for that here.
         """
-        if handshake.refuse("HTTP/1.1", head.headers, self._door.entrance.origins) is not None:
+        if handshake.refuse("HTTP/1.1", head.headers, self._door.entrance.origins, secure=secure) is not None:
             return None
         return query_token(head.query) if head.query else ""
 
@@ -300,7 +300,7 @@ class Acceptor:
     def _enter(self, tls: TlsSocket, data: bytes, address: object, since: float, place: Place) -> None:
         """The same for one whose TLS handshake is done. data: what came first."""
         head = handshake.read_head(data, self._server.bounds) if self._fast else None
-        token = self._token(head) if head is not None else None
+        token = self._token(head, secure=True) if head is not None else None
         if head is None or token is None:
             self._tls_to_tornado(tls, data, address, since, place)
             return

@@ -441,7 +441,7 @@ class AdminHandler(httpd.Handler):
         headers, door = self.request.headers, self._door
         address = door.entrance.address_of(self.peer, headers)
         # Not allowed_origins: those pages are applications.
-        refusal = handshake.refuse(self.request.version, headers, Origins())
+        refusal = handshake.refuse(self.request.version, headers, Origins(), secure=self.secure)
         if refusal is None and door.entrance.draining():
             refusal = entrance.BUSY
         if refusal is None and (reason := door.services.quotas.admit(address)):

@@ -24,17 +24,20 @@ WANTS_JSON = "Content-Type: allowed is application/json"
 PRINTABLE = re.compile(r"[\x21-\x7e]+")
 
 
-def allowed_origin(text: str | None, host: str, allowed_origins: Collection[str]) -> str | None:
+def allowed_origin(
+    text: str | None, host: str, allowed_origins: Collection[str], *, secure: bool = False
+) -> str | None:
     """What may be put into an answer's Access-Control-Allow-Origin: the request's Origin; '' where it has none.
 
     '*', with or without an Origin, where pages of all origins may ask; None: pages of that origin may not.
+    secure: as `origin.allowed` has it.
     """
     if origin.EVERYBODY in allowed_origins:
         return origin.EVERYBODY
     if not text:
         return ""
     # It goes into our own header, so what `origin` overlooks (a URL's parser drops tabs) ends here.
-    if not PRINTABLE.fullmatch(text) or not origin.allowed(text, host, allowed_origins):
+    if not PRINTABLE.fullmatch(text) or not origin.allowed(text, host, allowed_origins, secure=secure):
         return None
     return text
 
@@ -72,7 +75,9 @@ class CorsHandler(httpd.Handler):
 
     def prepare(self) -> None:
         request = self.request.headers
-        self.allowed = allowed_origin(request.get("Origin"), request.get("Host", ""), self.allowed_origins)
+        self.allowed = allowed_origin(
+            request.get("Origin"), request.get("Host", ""), self.allowed_origins, secure=self.secure
+        )
         self._set_cors()
         if self.allowed is None:
             self.refusals.count("origins")

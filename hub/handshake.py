@@ -109,8 +109,8 @@ def _new_name(spelling: str) -> str:
     return name if name not in BODY and NAME.fullmatch(name) else ""
 
 
-def refuse(version: str, headers: Headers, allowed_origins: Collection[str]) -> Refusal | None:
-    """Why a request must not be upgraded; None if it may. version: 'HTTP/1.1'."""
+def refuse(version: str, headers: Headers, allowed_origins: Collection[str], *, secure: bool = False) -> Refusal | None:
+    """Why a request must not be upgraded; None if it may. version: 'HTTP/1.1'. secure: as `origin.allowed` has it."""
     if version != "HTTP/1.1" or headers.get("upgrade", "").lower() != "websocket":
         return Refusal(426, "this address speaks WebSocket only", UPGRADE)
     connection = headers.get("connection", "")
@@ -121,7 +121,7 @@ def refuse(version: str, headers: Headers, allowed_origins: Collection[str]) -> 
     if not frames.is_well_formed_key(headers.get("sec-websocket-key", "")):
         return Refusal(400, "Sec-WebSocket-Key: expected 16 bytes in base64", {})
     page = headers.get("origin", "")
-    if page and not origin.allowed(page, headers.get("host", ""), allowed_origins):
+    if page and not origin.allowed(page, headers.get("host", ""), allowed_origins, secure=secure):
         return Refusal(403, "this Origin is not allowed; see allowed_origins in the settings", {})
     return None
 

@@ -377,6 +377,11 @@ class Handler(web.RequestHandler):
         """Who is at the other end of the connection, as `socket.accept` has it; perhaps a proxy."""
         return getattr(getattr(self.request.connection, "context", None), "address", None)
 
+    @property
+    def secure(self) -> bool:
+        """It came by a TLS listener of ours. What a proxy says of itself is not looked at."""
+        return self.request.protocol == "https"
+
     def turn_away(self, refusal: Refusal) -> None:
         """Finish with why the request is refused."""
         for name, value in refusal.headers.items():

@@ -33,11 +33,13 @@ class Origins(frozenset[str]):
         return EVERYBODY in self
 
 
-def allowed(origin: str | None, host: str, allowed_origins: Collection[str]) -> bool:
-    """Whether a page of `origin` may connect to `host` (the Host header).
+def allowed(origin: str | None, host: str, allowed_origins: Collection[str], *, secure: bool = False) -> bool:
+    """Whether a page of `origin` may connect to `host` (the Host header). secure: by a TLS listener of the hub's own.
 
-    No Origin header: no browser, allowed. The same host: allowed. 'null' (sandboxed frames, files) and anything else
-    only if it stands in `allowed_origins`, where 'null' can't stand; with EVERYBODY there, all of them.
+    No Origin header: no browser, allowed. The same host: allowed; of a secure one its https pages only, as anybody on
+    the way can write an http page of that host. Without TLS here a proxy may have ended it: both schemes do.
+    'null' (sandboxed frames, files) and anything else only if it stands in `allowed_origins`, where 'null' can't stand;
+    with EVERYBODY there, all of them.
     'https://*.example.com' there allows subdomains of any depth, with the same scheme and port; not example.com itself.
     """
     if origin is None or EVERYBODY in allowed_origins:
@@ -49,7 +51,9 @@ def allowed(origin: str | None, host: str, allowed_origins: Collection[str]) -> 
         parts = urlsplit(text)
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and bool(parts.netloc) and parts.netloc == host.lower()
+    if parts.scheme != "https" and (secure or parts.scheme != "http"):
+        return False
+    return bool(parts.netloc) and parts.netloc == host.lower()
 
 
 def _is_subdomain(text: str, allowed_origins: Collection[str]) -> bool:

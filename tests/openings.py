@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 
 from tests.emulated import http, opening, read_head
@@ -48,15 +49,15 @@ class Opened:
         self.writer.close()
 
 
-async def begin(port: int, request: bytes) -> Opened:
-    """Send it on a connection of its own."""
-    streams = await asyncio.open_connection("127.0.0.1", port)
+async def begin(port: int, request: bytes, trust: ssl.SSLContext | None = None) -> Opened:
+    """Send it on a connection of its own. trust: over TLS."""
+    streams = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
     streams[1].write(request)
     return Opened(*await read_head(streams[0]), streams)
 
 
-async def status_of(port: int, request: bytes) -> int:
+async def status_of(port: int, request: bytes, trust: ssl.SSLContext | None = None) -> int:
     """The same for who wants to know no more."""
-    opened = await begin(port, request)
+    opened = await begin(port, request, trust)
     opened.close()
     return opened.status

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from hub.certificates import Certificates
 from hub.origin import Origins, allowed
 from tests.emulated import http
 from tests.openings import GOOD, OPENINGS, status_of
+from tests.pki import Authority
 from tests.plane import plane
 from tests.support import async_test
 
@@ -40,6 +42,23 @@ LIST = frozenset({"https://shop.example", "http://localhost:3000"})
 def test_an_origin_is_judged_by_host_and_list(origin, host, verdict):
     """Absent, same host and listed are allowed, everything else is not."""
     assert allowed(origin, host, LIST) is verdict
+
+
+@pytest.mark.parametrize(
+    ("origin", "verdict"),
+    [
+        (None, True),
+        ("https://hub.example", True),
+        ("http://hub.example", False),
+        ("HTTP://hub.example", False),
+        ("wss://hub.example", False),
+        ("http://localhost:3000", True),
+        ("https://shop.example", True),
+    ],
+)
+def test_of_a_secure_host_only_its_https_pages_are_its_own(origin, verdict):
+    """Listed ones say their scheme."""
+    assert allowed(origin, "hub.example", LIST, secure=True) is verdict
 
 
 WILD = Origins({"https://*.shop.example", "http://*.shop.example:3000"})
@@ -109,6 +128,22 @@ async def test_all_wires_let_the_same_pages_in(valkey_url, prefix, fast):
                 assert status in (GOOD if good else {403}), (wire, origin, status)
         posted = http("POST", "/emulation", b"{}", Origin="https://evil.example")
         assert await status_of(hub.port, posted) == 403
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@async_test
+async def test_http_pages_of_the_same_host_stay_out_of_all_wires_with_tls(valkey_url, prefix, tmp_path, fast):
+    """Anybody on the way could write such a page; one that is listed may come."""
+    authority = Authority(tmp_path)
+    certificates = Certificates([authority.issue().write(tmp_path)])
+    pages = {"https://127.0.0.1": True, "http://127.0.0.1": False, "http://old.example": True}
+    async with plane(valkey_url, prefix, fast=fast, origins=("http://old.example",), certificates=certificates) as hub:
+        for wire, request in OPENINGS.items():
+            for origin, good in pages.items():
+                status = await status_of(hub.port, request(Origin=origin), authority.client())
+                assert status in (GOOD if good else {403}), (wire, origin, status)
+        posted = http("POST", "/emulation", b"{}", Origin="http://127.0.0.1")
+        assert await status_of(hub.port, posted, authority.client()) == 403
 
 
 @async_test

@@ -131,7 +131,9 @@ class PlainHandler(httpd.Handler):
     def prepare(self) -> None:
         """Origin first, as all else is only for pages that may read the answer."""
         request = self.request.headers
-        page = cors.allowed_origin(request.get("Origin"), request.get("Host", ""), self._door.entrance.origins)
+        page = cors.allowed_origin(
+            request.get("Origin"), request.get("Host", ""), self._door.entrance.origins, secure=self.secure
+        )
         self.set_header("Vary", "Origin")
         if page is None:
             self._door.entrance.quotas.refusals.count("origins")

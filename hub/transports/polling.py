@@ -284,7 +284,9 @@ class EngineIOHandler(httpd.Handler):
     def prepare(self) -> None:
         headers = self.request.headers
         entrance = self._address.door.entrance
-        allowed = cors.allowed_origin(headers.get("Origin"), headers.get("Host", ""), entrance.origins)
+        allowed = cors.allowed_origin(
+            headers.get("Origin"), headers.get("Host", ""), entrance.origins, secure=self.secure
+        )
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
         for name, value in cors.headers(allowed or "", bool(entrance.cookie)).items():
@@ -379,7 +381,9 @@ class EngineIOHandler(httpd.Handler):
 
     async def _open_websocket(self) -> None:
         headers, query = self.request.headers, self._query
-        refused = handshake.refuse(self.request.version, headers, self._address.door.entrance.origins)
+        refused = handshake.refuse(
+            self.request.version, headers, self._address.door.entrance.origins, secure=self.secure
+        )
         answer, visitor = None, NOBODY
         if refused is not None:
             answer = refusal(engineio.BAD_REQUEST)

@@ -397,7 +397,7 @@ class WebSocketHandler(httpd.Handler):
 
     async def get(self) -> None:
         headers, door, visitor = self.request.headers, self._door, entrance.NOBODY
-        refusal = handshake.refuse(self.request.version, headers, door.entrance.origins)
+        refusal = handshake.refuse(self.request.version, headers, door.entrance.origins, secure=self.secure)
         if refusal is None:
             refusal = door.entrance.admit(door.entrance.address_of(self.peer, headers))
         elif refusal.status == FORBIDDEN:
