@@ -115,6 +115,7 @@ class PatternList(WatchList):
         "_calls",
         "_closed",
         "_entries",
+        "_going_on",
         "_holder",
         "_left_out",
         "_lenient",
@@ -147,6 +148,7 @@ class PatternList(WatchList):
         """Those that wait until the symbols are known; as many as a client may have commands under way."""
         self._watching = self._opening = self._opened = self._closed = False
         """The symbols are known, or asked for; the first call has been answered; the list is over."""
+        self._going_on = False
         self._left_out = self._told_left_out = 0
         self._telling = False
 
@@ -185,12 +187,18 @@ class PatternList(WatchList):
 
     def _go_on(self) -> None:
         """Calls in their order; those behind one for which the symbols have to be asked for wait with it."""
-        while self._calls and not self._opening:
-            if self._watching or not any(map(is_pattern, self._calls[0].add)):
-                self._carry_out()
-            else:
-                self._opening = True
-                self._subscriptions.symbols.watch(self._name, self._namespace, self, self._known)
+        if self._going_on:
+            return  # answered at once: hundreds of calls, each within the one before, would be too deep
+        self._going_on = True
+        try:
+            while self._calls and not self._opening:
+                if self._watching or not any(map(is_pattern, self._calls[0].add)):
+                    self._carry_out()
+                else:
+                    self._opening = True
+                    self._subscriptions.symbols.watch(self._name, self._namespace, self, self._known)
+        finally:
+            self._going_on = False
 
     def _known(self, error: HubError | None) -> None:
         """Which symbols there are is known, or can't be."""

@@ -36,6 +36,9 @@ SCAN_COUNT = 1000
 """Keys that Redis looks at in one go, some hundred microseconds; of the whole store, whatever they are."""
 LINGER_S = 30.0
 """So long a namespace is kept after the last list with patterns: polls come and go."""
+OVERFULL_S = 60.0
+"""So long a namespace that was found to have too many is refused without a look. They hardly ever become fewer, and
+whoever asks again and again would have all of Redis read each time."""
 RETRY_S = 1.0
 """After a SCAN that Redis has refused, while somebody has patterns."""
 APPEAR_AT_ONCE = 256
@@ -127,6 +130,8 @@ class Symbols:
         self._books: dict[str, _Book] = {}
         self._known: set[str] = set()
         """Channels of all books."""
+        self._too_many: dict[str, asyncio.TimerHandle] = {}
+        """Namespaces that have more than `MAX_SYMBOLS`, until they are looked at again; they have no book."""
         self._rechecks: dict[Watcher, None] = {}
         self._trouble = Brake()
 
@@ -141,6 +146,9 @@ class Symbols:
         `ready(BrokerUnavailable)` where Redis does not answer now, CommandError 106 for a namespace with too many; the
         list is not a watcher then.
         """
+        if name in self._too_many:
+            ready(_verdict())
+            return
         book = self._books.get(name)
         if book is None:
             book = self._books[name] = _Book(name, rules)
@@ -213,10 +221,11 @@ class Symbols:
     def close(self) -> None:
         """Ask no more; who waits is not answered, as the worker ends."""
         books, self._books = self._books, {}
+        too_many, self._too_many = self._too_many, {}
         self._rechecks = {}
-        for book in books.values():
-            if book.timer is not None:
-                book.timer.cancel()
+        for timer in (*too_many.values(), *(book.timer for book in books.values())):
+            if timer is not None:
+                timer.cancel()
 
     def _span(self, name: str, prefix: str) -> tuple[int, int]:
         order = self._books[name].order
@@ -266,12 +275,12 @@ class Symbols:
         return found
 
     def _overfull(self, book: _Book) -> None:
-        error = CommandError(errors.LIMIT_EXCEEDED, f"patterns: allowed in namespaces of up to {MAX_SYMBOLS} symbols")
         self._trouble.warning(logger, "namespace %s has more than %d symbols, so no patterns", book.name, MAX_SYMBOLS)
         waiting, watchers = book.waiting, [one for one in book.watchers if one not in book.waiting]
         self._forget(book)
+        self._too_many[book.name] = self._call_later(OVERFULL_S, self._too_many.pop, book.name)
         for ready in waiting.values():
-            ready(error)
+            ready(_verdict())
         for watcher in watchers:
             watcher.overfull()
 
@@ -375,3 +384,7 @@ class Symbols:
             self._rechecks.pop(watcher, None)
         if book.held:
             self.feeds.release(book.feed, book.rules)
+
+
+def _verdict() -> CommandError:
+    return CommandError(errors.LIMIT_EXCEEDED, f"patterns: allowed in namespaces of up to {MAX_SYMBOLS} symbols")

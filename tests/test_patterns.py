@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from itertools import chain
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hub import symbols as room
 from hub.audience import Terms
 from hub.channels import Namespace
 from hub.errors import LIMIT_EXCEEDED, BrokerUnavailable, CommandError
@@ -409,6 +411,21 @@ async def test_a_wire_may_hold_less():
     wide = Rig(*(f"A{i}" for i in range(8)), lenient=True, most=100)
     wide.alter("A*")
     assert len(wide.list) == MOST
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_all_that_wait_for_a_namespace_with_too_many_symbols_are_refused(monkeypatch):
+    """However many a client has under way: they are answered one after the other, and Redis is read once."""
+    monkeypatch.setattr(room, "MAX_SYMBOLS", 1)
+    rig = Rig("A1", "A2")
+    rig.store.at_once = False
+    for _ in range(1000):
+        rig.alter("A*")
+    rig.store.answer_scan()
+    assert [error.reply for error in rig.answers] == [LIMIT_EXCEEDED] * 1000 and rig.store.scans == []
+    rig.store.at_once = True
+    assert rig.alter("B") == [] and rig.inside == "B"
 
 
 @async_test

@@ -13,7 +13,7 @@ from hub.errors import LIMIT_EXCEEDED, BrokerUnavailable, CommandError
 from hub.message import Publication
 from hub.sections import RedisSettings
 from hub.store import Keys, Store
-from hub.symbols import APPEAR_AT_ONCE, LINGER_S, RECHECK_AT_ONCE, RETRY_S, Symbols
+from hub.symbols import APPEAR_AT_ONCE, LINGER_S, OVERFULL_S, RECHECK_AT_ONCE, RETRY_S, Symbols
 from tests.nodes import until
 from tests.support import async_test
 
@@ -244,19 +244,39 @@ async def test_a_newcomer_for_very_many_lists_comes_to_some_of_them_a_little_lat
 
 
 @pytest.mark.expects_log
-def test_too_many_symbols_are_a_verdict(monkeypatch):
-    """While they are read, and when one appears."""
+def test_too_many_symbols_are_a_verdict_that_holds_for_a_while(monkeypatch):
+    """Whoever asks again hears it at once, and Redis is not read for it; behind that it is looked at anew."""
     monkeypatch.setattr(room, "MAX_SYMBOLS", 2)
     rig = Rig()
     rig.watch()
-    rig.answer("A", "B", "C")
-    assert isinstance(rig.ready[0], CommandError) and rig.ready[0].reply is LIMIT_EXCEEDED
+    rig.answer("A", "B", "C", cursor=7)
+    for _ in range(3):
+        rig.watch()
+    assert [(type(error), error.reply) for error in rig.ready] == [(CommandError, LIMIT_EXCEEDED)] * 4
+    assert rig.asked == [] and rig.feeds.held == [] and not rig.symbols.listening
+    (timer,) = rig.timers
+    assert timer.seconds == OVERFULL_S
+    timer.fire()
+    rig.watch()
+    rig.answer("A", "B")
+    assert rig.ready[-1] is None and rig.matching() == ["A", "B"]
+
+
+@pytest.mark.expects_log
+def test_one_symbol_too_many_ends_the_lists_that_there_are(monkeypatch):
+    """And they come again to the same verdict."""
+    monkeypatch.setattr(room, "MAX_SYMBOLS", 2)
+    rig = Rig()
     one = rig.watch()
     rig.answer("A", "B")
     rig.come("t:B")
     assert one.told == []
     rig.come("t:C", "t:D")
     assert one.told == ["overfull"] and not rig.symbols.listening and rig.feeds.held == []
+    rig.watch()
+    assert rig.ready[-1].reply is LIMIT_EXCEEDED and rig.asked == []
+    rig.symbols.close()
+    assert rig.timers == []
 
 
 def test_the_end_leaves_no_timer():
