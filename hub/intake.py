@@ -12,6 +12,10 @@ The order within one era, by what the row brings:
     seq         above the last one, else dropped: the same is a duplicate, a lower one out of order; the time may be any
     time_ns     not before the last one's, else dropped as out of order; the same is kept, it may be another trade's
     neither     always kept; the time is this machine's
+
+One wrong row must not make all good ones behind it old. So what is ahead of this machine's clock is dropped, and so is
+a `seq` that jumps far, unless the next one jumps as well. What gets through for all that, such as the first row of an
+era, holds until the source begins another session.
 """
 
 from __future__ import annotations
@@ -28,15 +32,20 @@ logger = logging.getLogger(__name__)
 MAX_SYMBOLS = 100_000
 """Whose newest ticks a leader keeps; a source that invents more symbols would fill the memory, and Redis too."""
 CLOCK_SKEW_NS = 60 * 10**9
-"""A leader's clock may be behind the one before it by so much, and ticks without a time take that one's until it has
-caught up. Beyond, the newest tick's time was wrong, and must not hold all later ones."""
+"""A source's clock may be ahead of this machine's by so much; a tick beyond is dropped. And a leader's may be behind
+the one before it: ticks without a time take that one's until it has caught up. A newest tick beyond was wrong, and must
+not hold all later ones."""
+MAX_JUMP = 10**9
+"""Of `seq` from one tick to the next; a source that numbers one symbol a million times a second was cut off for a
+quarter of an hour by then."""
 
-UNREADABLE, MALFORMED, SYMBOLS, DUPLICATE, OUT_OF_ORDER = (
+UNREADABLE, MALFORMED, SYMBOLS, DUPLICATE, OUT_OF_ORDER, AHEAD = (
     "unreadable",  # a line, entry or batch that did not even become a row
     "malformed",
     "symbols",  # of a new symbol beyond MAX_SYMBOLS
     "duplicate",
     "out_of_order",
+    "ahead",  # a time that is yet to come, or a number that no source can have reached
 )
 
 
@@ -58,7 +67,7 @@ class Tally:
         self.bars = 0
         self.late = 0
         """Ticks, once for each interval, that came when their bar was closed."""
-        self.dropped = dict.fromkeys((UNREADABLE, MALFORMED, SYMBOLS, DUPLICATE, OUT_OF_ORDER), 0)
+        self.dropped = dict.fromkeys((UNREADABLE, MALFORMED, SYMBOLS, DUPLICATE, OUT_OF_ORDER, AHEAD), 0)
         # One each, so that a flood of one kind does not hide the first of another.
         self._brakes = {reason: Brake() for reason in self.dropped}
 
@@ -88,6 +97,8 @@ class Intake:
         self._tally = tally
         self._newest: dict[str, Tick | None] = {}
         """Not kept from term to term: a tick of an earlier one may not have been published."""
+        self._doubtful: dict[str, int] = {}
+        """Numbers that jumped, of symbols whose newest tick is from before that."""
 
     async def learn(self, rows: Sequence[Row]) -> dict[str, Tick]:
         """Look up the symbols that this term has not seen yet; returns what was published of them.
@@ -128,25 +139,38 @@ class Intake:
         tick = make_tick(fields, before["seq"] if before else 0, now_ns)
         if era:
             tick["era"] = era
+        given = cast(dict[str, Any], fields)
+        if given.get("time_ns") is not None and (ahead_ns := int(tick["time_ns"]) - now_ns) > CLOCK_SKEW_NS:
+            ahead_s = ahead_ns / 1e9
+            raise Refused(AHEAD, f"{symbol}: time_ns {tick['time_ns']}, {ahead_s:.0f} s ahead of this machine's clock")
         if before and before.get("era", 0) == era:
-            _follow(tick, before, cast(dict[str, Any], fields))
+            self._follow(tick, before, given, now_ns)
+        self._doubtful.pop(symbol, None)
         return tick
 
-
-def _follow(tick: Tick, before: Tick, given: dict[str, Any]) -> None:
-    """Return if `tick` may follow `before` in one era; its time may be moved. Raises Refused."""
-    if given.get("seq") is not None:
-        if tick["seq"] <= before["seq"]:
-            reason = DUPLICATE if tick["seq"] == before["seq"] else OUT_OF_ORDER
-            raise Refused(reason, f"{tick['symbol']}: seq {tick['seq']} after {before['seq']}")
-        return
-    behind_ns = int(before["time_ns"]) - int(tick["time_ns"])
-    if behind_ns <= 0:
-        return
-    if given.get("time_ns") is not None:
-        raise Refused(OUT_OF_ORDER, f"{tick['symbol']}: time_ns {tick['time_ns']} after {before['time_ns']}")
-    if behind_ns <= CLOCK_SKEW_NS:
+    def _follow(self, tick: Tick, before: Tick, given: dict[str, Any], now_ns: int) -> None:
+        """Return if `tick` may follow `before` in one era; its time may be moved. Raises Refused."""
+        if given.get("seq") is not None:
+            self._follow_by_number(tick, before)
+            return
+        before_ns = int(before["time_ns"])
+        if int(tick["time_ns"]) >= before_ns or before_ns > now_ns + CLOCK_SKEW_NS:
+            return
+        if given.get("time_ns") is not None:
+            raise Refused(OUT_OF_ORDER, f"{tick['symbol']}: time_ns {tick['time_ns']} after {before['time_ns']}")
         tick["time_ns"] = before["time_ns"]
+
+    def _follow_by_number(self, tick: Tick, before: Tick) -> None:
+        symbol, seq, last = tick["symbol"], tick["seq"], before["seq"]
+        if seq <= last:
+            raise Refused(DUPLICATE if seq == last else OUT_OF_ORDER, f"{symbol}: seq {seq} after {last}")
+        if seq - last <= MAX_JUMP:
+            return
+        # A second one that goes on from there is no accident: without it, a source that does jump would be refused for
+        # good.
+        if seq <= self._doubtful.get(symbol, seq):
+            self._doubtful[symbol] = seq
+            raise Refused(AHEAD, f"{symbol}: seq {seq} after {last}, taken if the next is above it")
 
 
 def _symbol_or_none(row: Row) -> str | None:

@@ -77,8 +77,9 @@ class Source(Protocol):
         It is asked for the next batch when the one before has been published with its position, and closed when the
         term ends; a new term calls again. It must not hold up the loop beyond a few ms and may wait as long as it
         likes. A row's required fields are symbol and price (tick.make_tick). Within one session, what is older than
-        what was published, by `seq` or `time_ns`, is dropped (intake). An exception ends the term, and the next one
-        begins at the last published position. With max_source_hz it is asked on while earlier batches wait.
+        what was published, by `seq` or `time_ns`, is dropped, and always what is ahead of the clock (intake). An
+        exception ends the term, and the next one begins at the last published position. With max_source_hz it is asked
+        on while earlier batches wait.
         """
         ...
 

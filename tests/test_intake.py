@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hub import intake
-from hub.intake import CLOCK_SKEW_NS, Intake, Tally
+from hub.intake import CLOCK_SKEW_NS, MAX_JUMP, Intake, Tally
 from hub.tick import Row, Tick, make_tick
 from tests.support import async_test
 
@@ -59,6 +59,57 @@ async def test_a_clock_that_is_a_little_behind_does_not_turn_time_back():
         await taken(published(time_ns=NOW_NS + ahead), {}) for ahead in (CLOCK_SKEW_NS, CLOCK_SKEW_NS + 1)
     ]
     assert (tick["time_ns"], far["time_ns"]) == (str(NOW_NS + CLOCK_SKEW_NS), str(NOW_NS))
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_one_time_that_is_yet_to_come_does_not_make_all_later_ones_old():
+    """Whether it has a number or not, and whatever was published before; a source's clock may be a little ahead."""
+    far, near = {"time_ns": NOW_NS + CLOCK_SKEW_NS + 1}, {"time_ns": NOW_NS + CLOCK_SKEW_NS}
+    for before in (None, published(time_ns=NOW_NS - 5)):
+        ticks, dropped = await taken(before, far, far | {"seq": 50}, {"time_ns": NOW_NS}, near)
+        assert [tick["price"] for tick in ticks] == [2, 3] and dropped == {"ahead": 2}
+    # One of before this was looked at.
+    ticks, dropped = await taken(published(time_ns=NOW_NS * 5), {"time_ns": NOW_NS}, {"time_ns": NOW_NS - 1})
+    assert [tick["seq"] for tick in ticks] == [6] and dropped == {"out_of_order": 1}
+
+
+@pytest.mark.expects_log
+@pytest.mark.parametrize(
+    ("numbers", "kept", "ahead"),
+    [
+        ([MAX_JUMP + 5, 6], [MAX_JUMP + 5], 0),
+        ([MAX_JUMP + 6, 6, 7], [6, 7], 1),
+        ([2**53, 2**53, 6, 2**53, 7], [6, 7], 3),
+        ([2**52, 2**52 + 1, 2**52 + 2], [2**52 + 1, 2**52 + 2], 1),
+        ([2**51, 2**52], [2**52], 1),
+        ([2**52, 6, 2**52 + 1], [6], 2),
+    ],
+)
+@async_test
+async def test_one_number_that_no_source_can_have_reached_does_not_make_all_later_ones_old(numbers, kept, ahead):
+    """Only the second one in a row is believed: so a source that does jump is not refused for good either."""
+    ticks, dropped = await taken(published(), *({"seq": seq} for seq in numbers))
+    assert [tick["seq"] for tick in ticks] == kept
+    assert dropped.get("ahead", 0) == ahead
+
+
+@pytest.mark.expects_log
+@async_test
+async def test_what_was_doubtful_in_one_era_says_nothing_of_the_next():
+    """A new session of the source is the way out of whatever got through."""
+    tally = Tally()
+
+    async def last(symbols):
+        return {"A": published()}
+
+    one = Intake(last, lambda: NOW_NS, tally)
+    seqs = []
+    for seq, era in ((2**53 - 1, 0), (2**52, 1), (3, 2), (2**53, 2), (4, 2)):
+        rows = [Row("here", {"symbol": "A", "price": 1, "seq": seq})]
+        await one.learn(rows)
+        seqs += [tick["seq"] for tick in one.take(rows, era)]
+    assert seqs == [2**52, 3, 4] and tally.dropped["ahead"] == 2
 
 
 @async_test
