@@ -15,6 +15,8 @@ With marks, a publication's tags say (all are texts, as tags are):
     hub      the hub's when it took it up for this subscription, both in nanoseconds since 1970
     state    "stale": the source has been silent too long; "live": it is heard again. Only when that changes
     repeat   "1": no new value, the last one again, because of `state`
+
+There a publisher's own tags of these names are left out: a mark is the hub's word.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import orjson
 from .audience import Group, Mergeable, Numbering, Stand, Update, WireForm
 
 REPEAT = -1
+MARKS = ("merged", "gap", "time", "hub", "state", "repeat")
 
 
 class Marked(Mergeable):
@@ -108,6 +111,8 @@ class View:
         data = publication.get("data")
         tags = dict(publication.get("tags", {}))
         if self.marks:
+            for name in MARKS:
+                tags.pop(name, None)
             tags |= self._tags(data, update)
         if self._shown:
             tags["channel"] = channel

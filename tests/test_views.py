@@ -75,6 +75,19 @@ def test_marks_say_what_a_value_stands_for():
     assert orjson.loads(view.body("t:A", Update(encode_body(5))))["tags"] == {"merged": "0", "hub": "99"}
 
 
+@pytest.mark.parametrize("shown", ["", "t:$watch"])
+def test_a_publisher_cant_set_marks(shown):
+    """Its tags of these names are left out; its others stay, and without marks all of them are just tags."""
+    forged = {"merged": "9", "gap": "9", "time": "9", "hub": "9", "state": "stale", "repeat": "1"}
+    body = encode_body({"price": 1}, tags={**forged, "venue": "X"})
+    views = Views(lambda: 99)
+    channel = {"channel": "t:A"} if shown else {}
+    tags = orjson.loads(views.of(Form(), shown, marks=True).body("t:A", Update(body)))["tags"]
+    assert tags == {"venue": "X", "merged": "0", "hub": "99", **channel}
+    tags = orjson.loads(views.of(Form(), shown).body("t:A", Update(body)))["tags"]
+    assert tags == {**forged, "venue": "X", **channel}
+
+
 def test_a_marked_frame_in_anothers_place_stands_for_both():
     """Merged values, gaps, and the last change of state that nobody has been told."""
     view = Views(lambda: 99).of(Form(), marks=True)
