@@ -200,7 +200,10 @@ def subscribe(member: Member, command: Command) -> None:
     asked = member.entries[channel] = Attempt(channel, namespace, since, command.id, watch, began, grant, member.max_hz)
     # Of those who come back, by their own word, and who are somebody: all others cost Redis nothing.
     if namespace.resume_s and (since is not None or began.client):
-        kept = wants.digest(member.user, began.client, channel, began)
+        # With a token, the epoch says which of the user's connections it was. Others may be here and have changed
+        # theirs, which is nothing to this one; and what went without a name is the last one's that has gone.
+        was = began.client or (since.epoch if since is not None and member.user else "")
+        kept = wants.digest(member.user, was, channel, began)
         if kept:
             services.remembered.recall(kept, partial(_remembered, member, asked, granted))
             return
@@ -261,8 +264,14 @@ def _subscribed(member: Member, asked: Attempt, entry: Namespace | Held, outcome
     if error is not None or isinstance(outcome, HubError):
         member.fail(asked.command_id, error or CommandError(errors.INTERNAL))
         return
-    granted = wants.describe(entry.wants) if isinstance(entry, Held) else None
-    member.reply(asked.command_id, "subscribe", wishes.subscribe_result(outcome, granted, member.ttl_s(asked.channel)))
+    granted = None
+    if isinstance(entry, Held):
+        granted = wants.describe(entry.wants)
+        if entry.changed and entry.watch_list is not None:  # it gets another list than it asks for
+            granted["symbols"] = entry.watch_list.asked
+    device = member.client if member.user and asked.namespace.mode == "latest" and asked.namespace.resume_s else ""
+    result = wishes.subscribe_result(outcome, granted, member.ttl_s(asked.channel), device)
+    member.reply(asked.command_id, "subscribe", result)
     opened(member, asked.channel, asked.namespace)
     if member.max_hz < asked.max_hz:
         _narrow_newcomer(member, asked.channel)
@@ -346,6 +355,7 @@ def leave(member: Member, channel: str, hold: bool = False) -> bool:
         return False
     if isinstance(entry, Held) and entry.name:
         member.services.remembered.save_now(entry.name)
+        _leave_behind(member, channel, entry)
     _out(member, channel, entry)
     member.services.presence.exit(channel, member.client, hold)
     log.event(logger, logging.DEBUG, "unsubscribed", client=member.client, user=member.user, channel=channel)
@@ -360,6 +370,7 @@ def leave_all(member: Member) -> None:
         if not isinstance(entry, Attempt):
             if isinstance(entry, Held) and entry.changed:
                 member.services.remembered.save(_name(member, channel, entry), entry.pack(), entry.namespace.resume_s)
+                _leave_behind(member, channel, entry)
             _out(member, channel, entry)
             member.services.presence.exit(channel, member.client, True)
 
@@ -460,8 +471,18 @@ def _remember(member: Member, channel: str, held: Held) -> None:
         member.services.remembered.save_later(name, held.pack, KEPT_S)
 
 
+def _leave_behind(member: Member, channel: str, held: Held) -> None:
+    """It has gone: what it changed is also for a connection of its user that comes back and does not say which it was.
+
+    Not earlier, or a second device would have what the first one does meanwhile.
+    """
+    if member.user and held.namespace.resume_s:
+        name = wants.digest(member.user, "", channel, held.began)
+        member.services.remembered.save(name, held.pack(), held.namespace.resume_s)
+
+
 def _name(member: Member, channel: str, held: Held) -> str:
-    """Of a client without a token, by its id, which it has to show when it comes back. '': nothing is kept."""
+    """By its id, which it has to show when it comes back. '': nothing is kept."""
     if held.name is None:
         kept = held.namespace.resume_s
         held.name = wants.digest(member.user, member.client, channel, held.began) if kept else ""

@@ -11,8 +11,8 @@ Never break: what is refused has changed nothing; a name that is not known is re
     {"fields":["price","bid"]}           of each value only these
     {"marks":true}                       tags that say what a value stands for; views.py has them
     {"symbols":["ACME","BETA"]}          of a watch list; "AC*" is all that begin so, where the namespace has patterns
-    {"client":"5d1e…"}                   the id that it had before: what it changed then holds again; not with a token,
-                                         which says it as well
+    {"client":"5d1e…"}                   the id that it had before: what it changed then holds again. With a token, the
+                                         `epoch` that an SDK comes back with says it as well
 """
 
 from __future__ import annotations
@@ -159,10 +159,12 @@ def _bad(text: str) -> CommandError:
 def digest(user: str, client: str, channel: str, wants: Wants) -> str:
     """Under what name a client's changes to a subscription are kept, that it began with `wants`; '' for nobody's.
 
-    user: '' for one without a token, who is known by its id alone. Two devices of a user that began with the same have
-    the same name, and the change that was made last.
+    user: '' for one without a token, who is known by its id alone. client: '' for whichever of a user's connections
+    went last, of those that began with the same; else they have names of their own.
     """
-    who = f"user {user}" if user else f"client {client}" if client else ""
+    who = f"client {client}" if client else ""
+    if user:
+        who = f"device {(user, client)!r}" if client else f"user {user}"
     began = repr(wants._replace(client="", symbols=tuple(sorted(wants.symbols))))
     return sha256("\n".join((who, channel, began)).encode()).hexdigest()[:32] if who else ""
 

@@ -40,16 +40,21 @@ def position(params: dict[str, Any]) -> Position:
     return Position(epoch, offset)
 
 
-def subscribe_result(joined: Joined, granted: dict[str, Any] | None = None, ttl_s: int | None = None) -> dict[str, Any]:
+def subscribe_result(
+    joined: Joined, granted: dict[str, Any] | None = None, ttl_s: int | None = None, device: str = ""
+) -> dict[str, Any]:
     """As the protocol's SubscribeResult has it; what is false or empty is left out, as there.
 
     granted: what a client gets of its wishes, who has some. ttl_s: until its channel token ends, None for never.
+    device: what it comes back with as `epoch`, of a channel without positions.
     """
     result: dict[str, Any] = {} if ttl_s is None else {"expires": True, "ttl": ttl_s}
     if granted is not None:
         result["data"] = granted
     if joined.positioned:
         result |= {"positioned": True, "epoch": joined.epoch, "offset": joined.offset}
+    elif device:
+        result["epoch"] = device
     if joined.recoverable:
         result["recoverable"] = True
     if joined.recovered is not None:

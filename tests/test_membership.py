@@ -385,7 +385,8 @@ def test_who_goes_has_kept_what_it_changed_for_so_long_as_the_namespace_says():
     membership.leave(member, "t:C")
     member.services.remembered.kept.clear()
     membership.leave_all(member)
-    assert member.kept() == [(Wants(hz=5, marks=True), NAMESPACES["t"].resume_s)]
+    # Under its own name, and under its user's.
+    assert member.kept() == [(Wants(hz=5, marks=True), NAMESPACES["t"].resume_s)] * 2
     assert member.services.subscriptions.inside == {} and member.services.presence.inside == []
 
 
@@ -396,7 +397,8 @@ def test_who_leaves_a_list_by_its_own_wish_has_kept_it_as_it_was():
     membership.change_rate(member, WATCH, 5)
     assert member.services.remembered.kept == {}
     membership.leave(member, WATCH)
-    assert member.kept() == [(Wants(hz=5, symbols=("A", "B")), membership.KEPT_S)]
+    as_it_was = Wants(hz=5, symbols=("A", "B"))
+    assert member.kept() == [(as_it_was, membership.KEPT_S), (as_it_was, NAMESPACES["t"].resume_s)]
 
 
 def test_where_nothing_is_kept_redis_is_not_asked():
@@ -408,7 +410,9 @@ def test_where_nothing_is_kept_redis_is_not_asked():
     anybody.subscribe("t:A", recover=True, hz=5)
     for one in (member, anybody):
         assert one.services.remembered.asked == [] and all(isinstance(held, Held) for held in one.entries.values())
-    assert member.kept() == []
+        assert "epoch" not in one.said[0][1]
+    membership.leave_all(member)
+    assert member.kept() == [] and member.services.remembered.kept == {}
 
 
 def test_who_is_displaced_holds_it_no_more():

@@ -158,15 +158,15 @@ def test_what_is_granted_is_told():
 
 
 def test_changes_are_kept_under_who_and_where_and_what_it_began_with():
-    """The token says who, or the id; nobody in particular has nothing kept."""
+    """The token says who, and the id which of its connections, or the id alone; nobody's has no name."""
     names = {
         digest(user, client, channel, began)
-        for user in ("ann", "bob")
-        for client in ("1", "2")
+        for user in ("ann", "bob", "ann', '1")
+        for client in ("1", "2", "")
         for channel in ("t:A", "t:B")
         for began in (PLAIN, Wants(hz=5))
     }
-    assert len(names) == 8
+    assert len(names) == 36
     assert digest("", "1", "t:A", PLAIN) not in names and digest("", "", "t:A", PLAIN) == ""
     assert digest("", "ann", "t:A", PLAIN) != digest("ann", "", "t:A", PLAIN)
     assert digest("ann", "", "t:A", Wants(client="1")) == digest("ann", "", "t:A", Wants(client="2"))

@@ -57,3 +57,9 @@ def test_results_leave_out_what_is_false():
         "recovered": True,
         "publications": [{"data": 1}],
     }
+
+
+def test_a_channel_without_positions_says_what_to_come_back_with():
+    """As an epoch, which SDKs bring back; a channel with positions has one of its own."""
+    assert wishes.subscribe_result(Joined(recoverable=True), device="a") == {"epoch": "a", "recoverable": True}
+    assert wishes.subscribe_result(Joined(positioned=True, epoch="x"), device="a")["epoch"] == "x"

@@ -276,7 +276,7 @@ async def test_what_a_user_changed_holds_when_it_comes_back(valkey_url, prefix):
         await until(lambda: hub.fanout.subscriptions == 0)
         async with plane(valkey_url, prefix) as other, client(other.url, token("ann")) as one:
             reply = await come_back(one, symbols=["A"], fields=["price"])
-            assert reply["data"] == {"mode": "merge", "hz": 5, "fields": ["price"]}
+            assert reply["data"] == {"mode": "merge", "hz": 5, "fields": ["price"], "symbols": ["B", "C"]}
             assert sorted(pub["data"]["price"] for pub in reply["publications"]) == [66, 67]
         for user, symbols in (("bob", ["A"]), ("ann", ["C"])):
             async with client(hub.url, token(user)) as one:
@@ -284,6 +284,33 @@ async def test_what_a_user_changed_holds_when_it_comes_back(valkey_url, prefix):
                 assert "hz" not in reply["data"] and len(reply["publications"]) == 1
         async with client(hub.url, token("ann")) as one:
             assert "hz" not in (await subscribe(one, WATCH, symbols=["A"], fields=["price"]))["data"]
+
+
+@async_test
+async def test_each_device_of_a_user_comes_back_to_what_it_has_changed_itself(valkey_url, prefix):
+    """By the epoch of its reply, which SDKs bring, or by its id; also while its old connection is still there."""
+    async with (
+        plane(valkey_url, prefix) as hub,
+        client(hub.url, token("ann")) as first,
+        client(hub.url, token("ann")) as second,
+    ):
+        replies = [await subscribe(one, WATCH, symbols=["A"]) for one in (first, second)]
+        assert [reply["epoch"] for reply in replies] == [first.id, second.id]
+        assert all("symbols" not in reply["data"] for reply in replies)
+        await rpc(first, "hub.watch", channel=WATCH, add=["B"], remove=["A"])
+        await rpc(first, "hub.rate", channel=WATCH, hz=0)
+        plain, changed = {"mode": "merge"}, {"mode": "merge", "hz": 0, "symbols": ["B"]}
+        for user, epoch, data, granted in (
+            ("ann", second.id, {}, plain),
+            ("ann", "", {"client": second.id}, plain),
+            ("ann", "", {}, plain),
+            ("bob", first.id, {}, plain),
+            ("ann", first.id, {}, changed),
+            ("ann", "", {"client": first.id}, changed),
+        ):
+            async with client(hub.url, token(user)) as again:
+                params = {"recover": True, "epoch": epoch, "data": {"symbols": ["A"], **data}}
+                assert (await again.command(subscribe={"channel": WATCH, **params}))["subscribe"]["data"] == granted
 
 
 @async_test
