@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import __version__
 from .deploy import Lineage, Program, replace
 from .facts import Facts
 from .inheritance import Estate, HomeRecord, Tally, ValkeyRecord
@@ -49,6 +48,8 @@ class Host:
     """None with a configured Redis."""
     tally: Callable[[], Tally]
     """Of the deploys of this hub, whatever its version."""
+    version: Callable[[], str]
+    """Of the workers that accept."""
 
 
 class Bequest:
@@ -72,7 +73,7 @@ class Bequest:
         # Counted on from, and not asked for: a number that was skipped is no loss.
         next_generation = self._host.next_generation()
         return Estate(
-            version=__version__,
+            version=self._host.version(),
             fixed=dict(self._lineage.fixed),
             workers=[worker.record() for worker in self._host.workers() if worker.pid],
             next_generation=next_generation,
@@ -115,7 +116,7 @@ class Bequest:
         tally = self._host.tally()
         standing = Standing(
             pid=os.getpid(),
-            version=__version__,
+            version=self._host.version(),
             config=self._lineage.config,
             done=tally.done,
             failed=tally.failed,

@@ -20,6 +20,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -33,8 +34,9 @@ from . import __version__
 from .config import Settings
 from .inheritance import VARIABLE, Estate, Tally, open_checked, seal, seal_checked
 from .prctl import die_with_parent
-from .processes import NEVER, Ended, WorkerProcess
+from .processes import NEVER, Ended, WorkerProcess, describe_end
 from .seat import RETIRE
+from .whereabouts import STOPS
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +148,7 @@ class Check:
             self.end()
             raise Refused("the check was not done in time (deploy_timeout_s)")
         output, errors = _content(self._output), _content(self._errors)
+        full = _is_full(self._output) or _is_full(self._errors)
         try:
             found = json.loads(output)
             if status == 0 and found["ok"] and found["boot"]:
@@ -156,7 +159,7 @@ class Check:
             pass  # whatever it was, it did not say yes
         finally:
             self.close()
-        raise Refused(_reason(errors, status))
+        raise Refused(_reason(errors, status, full))
 
     def end(self) -> None:
         """Give it up. Call once, and not after an outcome."""
@@ -183,18 +186,47 @@ def _content(file: int) -> str:
     return os.pread(file, OUTPUT_BYTES, 0).rstrip(b"\0").decode(errors="replace")
 
 
-def _reason(errors: str, status: int) -> str:
-    """The lines that the check means for people; where it has none of them, its last one."""
+def _is_full(file: int) -> bool:
+    return os.pread(file, 1, OUTPUT_BYTES - 1) not in (b"", b"\0")
+
+
+_PLACE = re.compile(r'^\s*File "(.+)", line (\d+)')
+"""Of a traceback, and of a syntax error."""
+PLACE_PARTS = 3
+"""Of a path: '…/site-packages/hub/worker.py'."""
+
+
+def _reason(errors: str, status: int, full: bool) -> str:
+    """The lines that the check means for people; where it has none of them, its last one, and where that was.
+
+    full: it has written more than there was room for.
+    """
     lines = [line for line in errors.splitlines() if line.strip()]
     meant = [line.removeprefix("hub: ") for line in lines if line.startswith("hub: ") and "warning" not in line]
-    found = meant[:REASON_LINES] or lines[-1:] or [f"the check ended with status {status} and said nothing"]
+    found = meant[:REASON_LINES] or _last_words(lines) or [f"the check {describe_end(status)} and said nothing"]
+    if lines and status < 0:
+        found.append(f"the check {describe_end(status)}")
+    if full:
+        found.append(f"the check wrote more than {OUTPUT_BYTES:,} bytes, and the rest was lost")
     return "\n".join(line[:REASON_CHARS] for line in found)
+
+
+def _last_words(lines: list[str]) -> list[str]:
+    """'…/site-packages/hub/worker.py, line 12: SyntaxError: invalid syntax'"""
+    places = [found for line in lines if (found := _PLACE.match(line))]
+    if not places or _PLACE.match(lines[-1]):
+        return lines[-1:]
+    path, number = places[-1].groups()
+    parts = Path(path).parts
+    short = path if len(parts) <= PLACE_PARTS else "/".join(("…", *parts[-PLACE_PARTS:]))
+    return [f"{short}, line {number}: {lines[-1]}"]
 
 
 class Deploy:
     """The deploys of one supervisor. `rising` boots beside those that serve; `leaving` drains.
 
-    tally: of this hub, whatever its version.
+    tally: of this hub, whatever its version. version: of the workers that serve, which is another one than this
+    supervisor's where its own generation has failed.
     """
 
     def __init__(
@@ -205,6 +237,7 @@ class Deploy:
         replace: Callable[[Program, Estate], None],
         tell: Callable[[str | None], None],
         tally: Tally | None = None,
+        version: str = __version__,
     ) -> None:
         """program: None where nobody knows how this hub was started. estate: what there is to leave.
 
@@ -217,6 +250,7 @@ class Deploy:
         self._replace = replace
         self._tell = tell
         self.tally = tally or Tally()
+        self.version = version
         self.rising: list[WorkerProcess] = []
         self.leaving: list[WorkerProcess] = []
         self._check: Check | None = None
@@ -289,7 +323,7 @@ class Deploy:
             if self._check is not None:
                 self._check.end()
             self._check, self._repeat = None, False
-            self._refuse("the hub stops")
+            self._refuse(STOPS)
 
     # The check and the exec.
 
@@ -314,7 +348,7 @@ class Deploy:
             return
         self._check = None
         assert self._program is not None
-        logger.info("version %s takes over from %s in this process", approval.version, __version__)
+        logger.info("version %s takes over from %s in this process", approval.version, self.version)
         try:
             estate = self._estate(self.tally).model_copy(update={"checked": approval.checked})
             self._replace(self._program, estate)
@@ -328,7 +362,8 @@ class Deploy:
     def _refuse(self, reason: str) -> None:
         self.tally = self.tally.model_copy(update={"failed": self.tally.failed + 1})
         self._tell(reason)
-        logger.error("deploy refused, version %s goes on: %s", __version__, " | ".join(reason.splitlines()))
+        goes_on = "" if reason == STOPS else f", version {self.version} goes on"
+        logger.error("deploy refused%s: %s", goes_on, " | ".join(reason.splitlines()))
 
     # The generations.
 
@@ -352,6 +387,7 @@ class Deploy:
         risen, self.rising = self.rising, []
         self._rising_due_s = NEVER
         self._retire(old, now, grace_s)
+        self.version = __version__
         self.tally = self.tally.model_copy(update={"done": self.tally.done + 1})
         count, window_s = len(self.leaving), max((worker.goodbye_s for worker in self.leaving), default=0.0)
         self._tell("")

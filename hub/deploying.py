@@ -19,7 +19,7 @@ import orjson
 from .config import DEFAULT_PATH
 from .errors import HubError
 from .options import config_option, json_option
-from .whereabouts import Standing, find, read
+from .whereabouts import STOPS, Standing, find, read
 
 POLL_S = 0.05
 GONE_S = 1.0
@@ -54,7 +54,8 @@ def deploy(path: Path | None, pid: int | None, timeout_s: float, as_json: bool) 
     if after.outcome:
         if as_json:
             click.echo(orjson.dumps({"ok": False, "version": after.version, "errors": after.outcome.splitlines()}))
-        raise HubError("\n".join([*after.outcome.splitlines(), f"version {after.version} goes on"]))
+        end = [] if after.outcome == STOPS else [f"version {after.version} goes on"]
+        raise HubError("\n".join([*after.outcome.splitlines(), *end]))
     if as_json:
         click.echo(orjson.dumps({"ok": True, "pid": after.pid, "from": before.version, "version": after.version}))
     else:

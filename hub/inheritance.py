@@ -96,7 +96,8 @@ class Tally(_Record):
 
 
 class Estate(_Record):
-    """Everything. fixed: settings that can't change with it, by name. state_lock: of the state directory, -1 for none.
+    """Everything. version: of the workers. fixed: settings that can't change with it, by name. state_lock: of the state
+    directory, -1 for none.
 
     next_generation: a number that no worker of this hub has had. board: status.Board, a descriptor. checked: the file
     for the settings that were found good: the check writes it, its heir reads it; -1: nobody has checked any.

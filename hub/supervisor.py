@@ -148,6 +148,7 @@ class Supervisor:
             board=lambda: self._reload.board,
             valkey=lambda: self._embedded.record() if self._embedded else None,
             tally=lambda: self._deploy.tally,
+            version=lambda: self._deploy.version,
         )
         return Bequest(self._lineage, host)
 
@@ -155,7 +156,8 @@ class Supervisor:
         left, program = self._lineage.estate, self._lineage.program
         tally = left.tally if left else Tally()
         ours = self._bequest
-        return Deploy(self._settings, program, ours.estate, ours.replace, ours.note, tally)
+        version = left.version if left else __version__
+        return Deploy(self._settings, program, ours.estate, ours.replace, ours.note, tally, version)
 
     def run(self) -> int:
         """Serve until stopped; returns the exit status of the process.

@@ -19,10 +19,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 NAME = "supervisor.json"
 MAX_BYTES = 65_536
+STOPS = "the hub stops"
+"""The outcome of a deploy that nothing goes on after."""
 
 
 class Standing(BaseModel):
-    """pid: of the supervisor. config: its settings file, absolute. done, failed: deploys since the hub was started.
+    """pid: of the supervisor. version: of the workers that serve. config: its settings file, absolute. done, failed:
+    deploys since the hub was started.
 
     outcome: of the last one, '' for a good one and before the first. busy: one goes on, whose outcome is yet to come.
     """

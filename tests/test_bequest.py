@@ -74,6 +74,7 @@ class Rig:
             board=lambda: 8,
             valkey=lambda: None,
             tally=lambda: self.tally,
+            version=lambda: "0.9",
         )
 
     def replace(self) -> None:
@@ -96,7 +97,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
 def test_an_estate_names_who_lives_and_a_number_that_nobody_has(rig: Rig) -> None:
     """A slot without a process is no worker; what can't change and the tally of this hub go along."""
     estate = rig.bequest.estate(rig.tally)
-    assert [worker.pid for worker in estate.workers] == [70]
+    assert [worker.pid for worker in estate.workers] == [70] and estate.version == "0.9"
     assert estate.next_generation == 9 and rig.bequest.estate(rig.tally).next_generation == 10
     assert (estate.fixed, estate.state_lock, estate.board) == ({"workers": "2"}, 7, 8)
     assert (estate.home.directory, estate.home.lock) == (rig.home.directory, rig.home.lock)
@@ -143,7 +144,7 @@ def test_each_outcome_is_counted_and_told(rig: Rig) -> None:
     def told() -> tuple[str, bool]:
         standing = whereabouts.read(rig.home.directory)
         assert standing is not None
-        assert (standing.pid, standing.config) == (os.getpid(), str(rig.config))
+        assert (standing.pid, standing.config, standing.version) == (os.getpid(), str(rig.config), "0.9")
         assert (standing.done, standing.failed) == (rig.tally.done, rig.tally.failed)
         return standing.outcome, standing.busy
 

@@ -40,8 +40,21 @@ if sys.argv[1] == "check":
         print("some trace", "hub: warning: x", "hub: limits: found 1", "hub: auth: found 2", sep="\\n", file=sys.stderr)
         sys.exit(2)
     if version.get("check") == "broken":
-        print("  File x", "SyntaxError: invalid syntax", sep="\\n", file=sys.stderr)
+        places = '  File "/usr/bin/hub", line 8', '  File "/opt/hub/lib/hub/worker.py", line 12', "    def (:"
+        print(*places, "SyntaxError: invalid syntax", sep="\\n", file=sys.stderr)
         sys.exit(1)
+    if version.get("check") == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if version.get("check") == "dies":
+        print("a warning", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if version.get("check") == "raves":
+        print("hub: limits: found 1", file=sys.stderr, flush=True)
+        try:
+            while True:
+                os.write(2, b"x" * 65_536)
+        except PermissionError:
+            sys.exit(2)
     if version.get("check") == "flood":
         try:
             while True:
@@ -313,7 +326,10 @@ def test_what_waits_in_the_accept_queue_is_served(hub: Callable[..., Hub]) -> No
     ("check", "reason"),
     [
         ("refuse", "limits: found 1 | auth: found 2"),
-        ("broken", "SyntaxError: invalid syntax"),
+        ("broken", "…/lib/hub/worker.py, line 12: SyntaxError: invalid syntax"),
+        ("killed", "the check was ended by SIGKILL and said nothing"),
+        ("dies", "a warning | the check was ended by SIGKILL"),
+        ("raves", "limits: found 1 | the check wrote more than 1,048,576 bytes, and the rest was lost"),
         ("silent", "the check ended with status 0 and said nothing"),
         ("keeps", "the check did not say which settings it has checked"),
         ("long", "x" * REASON_CHARS),
@@ -380,13 +396,18 @@ def test_a_generation_that_cannot_boot_leaves_the_old_one(hub: Callable[..., Hub
     with one.connect() as client:
         assert greeting(client)[0] in before
     standing = one.standing()
-    assert (standing.version, standing.done, standing.failed) == ("two", 0, 1)
+    assert (standing.version, standing.done, standing.failed) == ("one", 0, 1)
+    # So says the next one that is refused, too.
+    one.version("bad", check="silent")
+    one.deploy()
+    one.wait_for("^deploy refused, version one goes on: ")
     # The old workers are this version's to look after, and the next deploy is as good as any.
     one.version("three")
     os.kill(before[0], signal.SIGKILL)
     wait_until(lambda: len(one.workers()) == 2 and before[0] not in one.workers())
     one.deploy()
     one.wait_for("^deployed version three")
+    assert one.said("^version three takes over from one in this process$") and one.standing().version == "three"
 
 
 def test_a_worker_that_dies_meanwhile_is_not_missed(hub: Callable[..., Hub]) -> None:
@@ -478,7 +499,7 @@ def test_a_hub_that_waits_to_stop_begins_no_deploy(hub: Callable[..., Hub]) -> N
     one.deploy()
     one.wait_for("checking the new version")
     one.process.send_signal(signal.SIGTERM)
-    one.wait_for("^deploy refused, version one goes on: the hub stops$")
+    one.wait_for("^deploy refused: the hub stops$")
     one.deploy()
     one.go()
     with one.connect() as client:

@@ -254,7 +254,7 @@ def test_who_asks_for_a_deploy_meanwhile_hears_of_its_own(hub: Callable[..., Hub
     one.version("three", boot="error")
     one.go()
     after = deploying.wait(directory, before, 30.0)
-    assert (after.version, after.done, after.failed) == ("three", 0, 2) and after.outcome
+    assert (after.version, after.done, after.failed) == ("one", 0, 2) and after.outcome
 
 
 def test_settings_that_came_by_a_deploy_end_the_alarm_of_a_bad_reload(hub: Callable[..., Hub]) -> None:

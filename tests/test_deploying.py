@@ -16,7 +16,7 @@ import pytest
 from hub import cli
 from hub.errors import EXIT_FAILED, EXIT_OK
 from hub.relay import Home
-from hub.whereabouts import Standing, write
+from hub.whereabouts import STOPS, Standing, write
 
 HUB = """
 import json, os, signal, sys
@@ -85,6 +85,13 @@ def test_a_bad_outcome_is_told_and_is_the_exit_status(base, hub, capsys) -> None
     told = capsys.readouterr()
     assert told.err == "hub: limits: found 1\nhub: auth: found 2\nhub: version 1 goes on\n"
     assert told.out == '{"ok":false,"version":"1","errors":["limits: found 1","auth: found 2"]}\n'
+
+
+def test_a_hub_that_stops_does_not_go_on(base, hub, capsys) -> None:
+    """It says that it stops, and nothing more."""
+    hub(f'{{"failed": 1, "outcome": "{STOPS}"}}')
+    assert run(base) == EXIT_FAILED
+    assert capsys.readouterr().err == "hub: the hub stops\n"
 
 
 def test_no_hub_several_hubs_and_the_one_that_is_meant(base, hub, capsys) -> None:
