@@ -53,6 +53,7 @@ The rooms, and what each is for; the head of each says more:
     relay neighbours handover tunnel                   what a worker asks of, or gives to, the one with the session
     deploy bequest inheritance rehearsal               new code in the same process: tried out, taken over
     deploying whereabouts                              asked for from outside, and how the hub that runs is found
+    retreat                                            back to the version before, where the new one fails
     listeners activation embedded state systemd        what a process stands on: sockets, a store, its manager
     secret_files prctl tasks signals                   and what it is careful with
     log journal tcp_info                               its lines, how they look, what the kernel has counted

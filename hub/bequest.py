@@ -18,11 +18,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .deploy import Lineage, Program, replace
+from .errors import ConfigError
 from .facts import Facts
-from .inheritance import Estate, HomeRecord, Tally, ValkeyRecord
+from .inheritance import (
+    Estate,
+    HomeRecord,
+    OriginRecord,
+    Tally,
+    ValkeyRecord,
+    open_checked,
+    seal_checked,
+    write_checked,
+)
 from .listeners import Listeners
 from .processes import WorkerProcess
 from .relay import Home
+from .reloadable import Fresh, pack
+from .retreat import Retreat
 from .signals import Signals
 from .systemd import Watchdog
 from .whereabouts import Standing, write
@@ -50,13 +62,16 @@ class Host:
     """Of the deploys of this hub, whatever its version."""
     version: Callable[[], str]
     """Of the workers that accept."""
+    fresh: Callable[[], Fresh | None]
+    """What it goes by; None where nobody knows."""
 
 
 class Bequest:
-    """What one supervisor leaves. lineage: whom it inherits from, and what its own heir needs."""
+    """What one supervisor leaves. lineage: whom it inherits from, and what its own heir needs. retreat: to that one."""
 
-    def __init__(self, lineage: Lineage, host: Host) -> None:
+    def __init__(self, lineage: Lineage, host: Host, retreat: Retreat) -> None:
         self._lineage = lineage
+        self._retreat = retreat
         self._host = host
         self._home: Home | None = None
         self._checked = _mark(lineage.config)
@@ -72,6 +87,10 @@ class Bequest:
         public, internal = self._host.listeners.records()
         # Counted on from, and not asked for: a number that was skipped is no loss.
         next_generation = self._host.next_generation()
+        program = self._lineage.program
+        origin = program and OriginRecord(
+            command=list(program.command), options=list(program.options), real=list(program.real)
+        )
         return Estate(
             version=self._host.version(),
             fixed=dict(self._lineage.fixed),
@@ -84,6 +103,7 @@ class Bequest:
             internal=internal,
             valkey=self._host.valkey(),
             tally=tally,
+            origin=origin,
         )
 
     def replace(self, program: Program, estate: Estate) -> None:
@@ -96,7 +116,39 @@ class Bequest:
         self._host.watchdog.feed()  # what follows takes a second
         with self._host.signals.held():
             if signal.SIGHUP not in signal.sigpending() and self._checked == _mark(self._lineage.config):
-                replace(program, estate)
+                settings = self._own_settings()
+                try:
+                    replace(program, estate.model_copy(update={"settings": settings}))
+                finally:
+                    if settings >= 0:
+                        os.close(settings)
+
+    def _own_settings(self) -> int:
+        """A file with what we go by, for a way back; -1 where nobody knows."""
+        fresh = self._host.fresh()
+        if fresh is None:
+            return -1
+        file = open_checked()
+        try:
+            write_checked(file, pack(fresh))
+            seal_checked(file)
+        except ConfigError as error:  # their files hold too much; the settings file is there too
+            logger.warning("the settings of now are not kept for a way back: %s", error)
+            os.close(file)
+            return -1
+        return file
+
+    def go_back(self) -> None:
+        """Have the version before take its process back, after a generation of ours that failed; or return."""
+        way = self._retreat.way_back(self.estate(self._host.tally()))
+        if way is None:
+            return
+        self._host.watchdog.feed()
+        with self._host.signals.held():
+            try:
+                replace(*way)
+            except OSError as error:
+                logger.error("%s cannot be run: %s; this version goes on", way[0].command[0], error.strerror)
 
     def note(self, reason: str | None) -> None:
         """Each outcome, '' for a good one; None: one begins."""

@@ -146,20 +146,21 @@ def serve(path: Path | None) -> int:
     Example:  hub serve --config /etc/hub/hub.toml
     """
     from . import serve as server
-
-    start = server.begin(lambda: load_own(path), os.environ)
-    settings = start.settings
-    # After the settings: a mistake in them is told at once.
-    from . import log, worker
     from .deploy import program
 
-    log.configure(settings.log_level, settings.log_format, settings.log_burst)
-    # Of settings that were checked before a deploy that was told then, and the file may be another one by now.
-    for line in _exposed(settings, path) if start.checked is None else ():
-        logger.warning("%s", line)
     started = program(sys.argv, sys.orig_argv) if sys.argv[1:2] == ["serve"] else None
-    where = (path or DEFAULT_PATH).absolute()
-    return server.run(start, os.environ, worker.main, _announce, program=started, path=where)
+    start = server.begin(lambda: load_own(path), os.environ, started)
+    settings = start.settings
+    with start.retreat.guard():
+        # After the settings: a mistake in them is told at once.
+        from . import log, worker
+
+        log.configure(settings.log_level, settings.log_format, settings.log_burst)
+        # Of settings that were checked before a deploy that was told then, and the file may be another one by now.
+        for line in _exposed(settings, path) if start.checked is None else ():
+            logger.warning("%s", line)
+        where = (path or DEFAULT_PATH).absolute()
+        return server.run(start, os.environ, worker.main, _announce, program=started, path=where)
 
 
 def _announce(line: str) -> None:

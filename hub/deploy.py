@@ -53,10 +53,14 @@ REASON_CHARS = 1000
 
 
 class Program(NamedTuple):
-    """How this hub was started. command: what stands for `hub`; options: those of `hub serve`."""
+    """How this hub was started. command: what stands for `hub`; options: those of `hub serve`.
+
+    real: the same command by paths that no link leads to, as they were at the start; () where that is not known.
+    """
 
     command: tuple[str, ...]
     options: tuple[str, ...]
+    real: tuple[str, ...] = ()
 
 
 def program(arguments: Sequence[str], interpreter: Sequence[str]) -> Program:
@@ -67,9 +71,16 @@ def program(arguments: Sequence[str], interpreter: Sequence[str]) -> Program:
     """
     rest = len(arguments) - 1
     script, head = arguments[0], tuple(interpreter[: len(interpreter) - rest])
+    real = (_real_interpreter(), *(os.path.realpath(word) if word == script else word for word in head[1:]))
     if head[-1:] == (script,) and _runs_by_itself(script):
         head = (script,)
-    return Program(head, tuple(arguments[2:]))
+    return Program(head, tuple(arguments[2:]), real)
+
+
+def _real_interpreter() -> str:
+    """A virtual environment's own, which is a link itself, in the directory that is no link."""
+    directory, name = os.path.split(sys.executable)
+    return os.path.join(os.path.realpath(directory), name)
 
 
 def _runs_by_itself(path: str) -> bool:
@@ -236,19 +247,22 @@ class Deploy:
         estate: Callable[[Tally], Estate],
         replace: Callable[[Program, Estate], None],
         tell: Callable[[str | None], None],
+        go_back: Callable[[], None],
         tally: Tally | None = None,
         version: str = __version__,
     ) -> None:
         """program: None where nobody knows how this hub was started. estate: what there is to leave.
 
         replace: makes the exec; raises OSError where it fails, and returns where the settings are to be read anew
-        first. tell: gets each outcome, '' for a good one, and None for each that begins.
+        first. tell: gets each outcome, '' for a good one, and None for each that begins. go_back: has the version
+        before take this process back, or returns.
         """
         self.retune(settings)
         self._program = program
         self._estate = estate
         self._replace = replace
         self._tell = tell
+        self._go_back = go_back
         self.tally = tally or Tally()
         self.version = version
         self.rising: list[WorkerProcess] = []
@@ -256,6 +270,8 @@ class Deploy:
         self._check: Check | None = None
         self._repeat = False
         """The check is to be made once more, of the deploy that goes on; another wish is another deploy."""
+        self._failed = False
+        """Our generation can't, so the version before is the better one to look after its workers."""
         self._rising_due_s = NEVER
         self._resting_due_s = NEVER
         self._leaving_due_s = NEVER
@@ -291,6 +307,9 @@ class Deploy:
             self._follow(self._check, now)
         elif self.rising:
             self._raise(now, grace_s)
+        elif self._failed and not self.leaving:
+            self._failed = False
+            self._go_back()
         elif self._repeat:
             self._begin(now)
         elif self.tally.again and not self.leaving:
@@ -402,6 +421,7 @@ class Deploy:
         self._rising_due_s = NEVER
         self._retire(risen, now, grace_s)
         self.tally = self.tally.model_copy(update={"failed": self.tally.failed + 1})
+        self._failed = True
         self._tell(reason)
         logger.error("deploy failed, the old workers go on: %s", reason)
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import BootError, ConfigError
 
-FORMAT = 3
+FORMAT = 4
 VARIABLE = "_HUB_INHERITED"
 """Of the environment: the memory file's descriptor. Not HUB_…, which are settings."""
 MAX_BYTES = 4_194_304
@@ -87,6 +87,14 @@ class HomeRecord(_Record):
     lock: int
 
 
+class OriginRecord(_Record):
+    """deploy.Program."""
+
+    command: list[str]
+    options: list[str]
+    real: list[str]
+
+
 class Tally(_Record):
     """Of all deploys since the hub was started. again: another one was asked for meanwhile."""
 
@@ -101,6 +109,10 @@ class Estate(_Record):
 
     next_generation: a number that no worker of this hub has had. board: status.Board, a descriptor. checked: the file
     for the settings that were found good: the check writes it, its heir reads it; -1: nobody has checked any.
+
+    origin: how the one that leaves it was started, settings: the file with those that it goes by, -1 for none, both for
+    a way back. back: this is one, and the heir goes on with the workers that there are. failure: why, where that is yet
+    to be told.
     """
 
     format: int = FORMAT
@@ -116,6 +128,10 @@ class Estate(_Record):
     valkey: ValkeyRecord | None
     tally: Tally
     checked: int = -1
+    origin: OriginRecord | None = None
+    settings: int = -1
+    back: bool = False
+    failure: str = ""
 
     def descriptors(self) -> Iterator[int]:
         """All that the exec has to leave open, each once."""
@@ -125,6 +141,8 @@ class Estate(_Record):
             yield self.state_lock
         if self.checked >= 0:
             yield self.checked
+        if self.settings >= 0:
+            yield self.settings
         for listener in (*self.public, *self.internal):
             yield from listener.sockets
         for worker in self.workers:

@@ -29,6 +29,7 @@ from .embedded import Embedded
 from .errors import BootError, ConfigError
 from .listeners import Listeners
 from .reloadable import Fresh, pairs_of, unpack
+from .retreat import NO_RETREAT, Retreat, origin_of
 from .seat import WorkerMain
 from .sources import check_source, own_source
 from .state import lock_state_dir, state_dir
@@ -143,22 +144,26 @@ class Start(NamedTuple):
     settings: Settings
     checked: Fresh | None = None
     estate: inheritance.Estate | None = None
+    retreat: Retreat = NO_RETREAT
 
 
-def begin(read: Callable[[], Settings], environ: MutableMapping[str, str]) -> Start:
+def begin(read: Callable[[], Settings], environ: MutableMapping[str, str], program: Program | None = None) -> Start:
     """Find what a start goes by: what the version before has left, else what `read` finds. Once in a process.
 
-    Raises ConfigError, and BootError for an estate that can't be read.
+    program: how this one was started. Goes back to the version before where anything stands in the way. Raises
+    ConfigError, and BootError for an estate that can't be read.
     """
     estate = inheritance.take(environ)
     checked = None
-    if estate is not None and estate.checked >= 0:
-        try:
-            checked = unpack(inheritance.take_checked(estate.checked))
-        except Exception as error:
-            # Whatever it was: another version was installed since the check, and a file of settings is there too.
-            logger.warning("what the check has left can't be read, so the settings file is: %s", error)
-    return Start(read() if checked is None else checked.settings, checked, estate)
+    retreat = Retreat(estate, program)
+    with retreat.guard():
+        if estate is not None and estate.checked >= 0:
+            try:
+                checked = unpack(inheritance.take_checked(estate.checked))
+            except Exception as error:
+                # Whatever it was: another version was installed since the check, and a file of settings is there too.
+                logger.warning("what the check has left can't be read, so the settings file is: %s", error)
+        return Start(read() if checked is None else checked.settings, checked, estate, retreat)
 
 
 def needs_embedded(settings: Settings) -> bool:
@@ -202,7 +207,7 @@ def run(
     was started, path: its settings file, for those that come after. Raises ConfigError, or BootError when this machine
     stands in the way.
     """
-    settings, checked, estate = start
+    settings, checked, estate, retreat = start
     # Before the workers are forked: one that is forked while a file is broken has what the hub was started with.
     if checked is None or estate is None:
         fixed = fixed_settings(settings, environ)
@@ -210,8 +215,9 @@ def run(
             inheritance.check_fixed(estate.fixed, fixed)  # again, as the file may have changed since the check
         check(settings)
         keys, certificates = keyfiles.read(settings.auth), load_certificates(settings)
+        fresh = Fresh(settings, keys, read_contents(pairs_of(settings)) if certificates else None)
     else:
-        fixed, keys, certificates = estate.fixed, checked.keys, present(checked)
+        fixed, fresh, certificates = estate.fixed, checked, present(checked)
     with contextlib.ExitStack() as stack:
         embedded, lock = None, -1
         if needs_embedded(settings):
@@ -222,6 +228,7 @@ def run(
         else:
             listeners = Listeners.open(settings, settings.worker_count(), handed=activation.take(environ))
         stack.callback(listeners.close)
+        stack.enter_context(retreat.guard())  # left before the listeners are closed
         check_guarded(settings, [*listeners.combined, *listeners.internal])
         for warning in listeners.warnings:
             logger.warning("%s", warning)
@@ -239,9 +246,11 @@ def run(
             notifier=Notifier(environ),
             embedded=embedded,
             certificates=certificates,
-            lineage=Lineage(program, str(path.absolute()), fixed, lock, estate),
-            keys=keys,
+            lineage=Lineage(origin_of(estate, program), str(path.absolute()), fixed, lock, estate),
+            keys=fresh.keys,
             reread=reread,
+            fresh=fresh,
+            retreat=retreat,
             on_ready=lambda: announce(ready_line(settings, listeners)),
         )
         return supervisor.run()

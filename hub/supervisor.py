@@ -46,6 +46,7 @@ from .processes import NEVER, Ended, KeptValkey, WorkerProcess
 from .relay import Home
 from .reload import Reload, Reread
 from .reloadable import Fresh, pairs_of
+from .retreat import Retreat
 from .seat import Seat, WorkerMain, fork_task, fork_worker
 from .signals import Signals
 from .systemd import Notifier, Watchdog
@@ -76,8 +77,8 @@ class Supervisor:
     """Runs `worker_main` in one process per slot until it is told to stop.
 
     embedded: the private Valkey, or None with a configured Redis. on_ready: called once, when every worker accepts.
-    lineage: whom it inherits from, and what its own heir needs. The listeners are the supervisor's from here on: it
-    closes them.
+    lineage: whom it inherits from, and what its own heir needs. fresh: the settings with all that they name, for a way
+    back; retreat: our own. The listeners are the supervisor's from here on: it closes them.
     """
 
     def __init__(
@@ -93,6 +94,8 @@ class Supervisor:
         lineage: Lineage = NO_LINEAGE,
         keys: Mapping[str, bytes] | None = None,
         reread: Reread | None = None,
+        fresh: Fresh | None = None,
+        retreat: Retreat | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -104,6 +107,8 @@ class Supervisor:
         self._certificates = certificates
         self._lineage = lineage
         self._keys = keys
+        self._fresh = fresh
+        self._retreat = retreat or Retreat(None, None)
         self._clock = clock
         self._stage = Stage.BOOTING
         self._status = EXIT_OK
@@ -149,15 +154,16 @@ class Supervisor:
             valkey=lambda: self._embedded.record() if self._embedded else None,
             tally=lambda: self._deploy.tally,
             version=lambda: self._deploy.version,
+            fresh=lambda: self._fresh,
         )
-        return Bequest(self._lineage, host)
+        return Bequest(self._lineage, host, self._retreat)
 
     def _make_deploy(self) -> Deploy:
         left, program = self._lineage.estate, self._lineage.program
         tally = left.tally if left else Tally()
         ours = self._bequest
         version = left.version if left else __version__
-        return Deploy(self._settings, program, ours.estate, ours.replace, ours.note, tally, version)
+        return Deploy(self._settings, program, ours.estate, ours.replace, ours.note, ours.go_back, tally, version)
 
     def run(self) -> int:
         """Serve until stopped; returns the exit status of the process.
@@ -191,7 +197,10 @@ class Supervisor:
 
     def _boot(self) -> None:
         if self._lineage.estate is not None:
-            self._inherit(self._lineage.estate)
+            with self._retreat.guard(self._signals.held, self._end_rising):
+                self._inherit(self._lineage.estate)
+                self._turn(0.0)
+            self._retreat.close_copies()
             return
         try:
             self._home = Home.make(os.environ)
@@ -222,7 +231,6 @@ class Supervisor:
     def _inherit(self, estate: Estate) -> None:
         """Go on where the version before was, and have a generation of our own boot beside its workers."""
         now = self._clock()
-        logger.info("version %s goes on as %s; a new generation of workers starts", estate.version, __version__)
         self._home = Home(estate.home.hub, estate.home.directory, estate.home.lock)
         self._open_for_others()
         if self._embedded is not None:
@@ -234,14 +242,35 @@ class Supervisor:
         self._stage = Stage.SERVING
         self._watchdog.begin(now)
         gc.freeze()
+        if estate.back:
+            self._go_on(estate, now)
+        else:
+            self._raise_generation(estate, now)
+        for worker in self._workers:
+            if not worker.pid:
+                worker.fork_s = now  # once there is no generation on its way to take its place
+
+    def _go_on(self, estate: Estate, now: float) -> None:
+        """After a version that could not: with the workers that there are."""
+        logger.info("version %s is back, with its own workers", __version__)
+        if estate.failure:
+            self._bequest.note(estate.failure)
+
+    def _raise_generation(self, estate: Estate, now: float) -> None:
+        logger.info("version %s goes on as %s; a new generation of workers starts", estate.version, __version__)
         rising = [WorkerProcess(slot, self._settings) for slot in self._listeners.slots]
         self._deploy.rise(rising, now)
         for worker in rising:
             if self._deploy.rising:  # no fork has failed
                 self._fork(worker, now)
-        for worker in self._workers:
-            if not worker.pid:
-                worker.fork_s = now  # once there is no generation on its way to take its place
+
+    def _end_rising(self) -> None:
+        """Before a way back: nobody has come to them yet, and who is there then knows nothing of them."""
+        for worker in self._deploy.rising:
+            worker.tell(signal.SIGKILL)
+            worker.reap(self._clock(), options=0)
+            if self._home is not None:
+                self._home.clear(worker.slot.index, worker.generation)
 
     def _keep_waiting(self, seconds: float) -> bool:
         self._turn(seconds)
@@ -345,7 +374,7 @@ class Supervisor:
 
     def _adopt(self, fresh: Fresh, loaded: Loaded | None) -> None:
         """Who is forked from now on has these."""
-        self._settings, self._keys = fresh.settings, fresh.keys
+        self._settings, self._keys, self._fresh = fresh.settings, fresh.keys, fresh
         self._deploy.retune(fresh.settings)
         for worker in self._workers:
             worker.retune(fresh.settings)
@@ -416,6 +445,7 @@ class Supervisor:
         """In the child: close what is the supervisor's, and the listeners of the other slots; -1: of all."""
         self._reload.leave()
         self._deploy.leave()
+        self._retreat.close()
         self._signals.leave()
         self._close_loop()
         self._facts.close()
@@ -433,6 +463,7 @@ class Supervisor:
             self._serve(now)
         elif self._stage is Stage.SERVING and self._deploy.risen:
             self._workers = self._deploy.succeed(self._workers, now, GRACE_S)
+            self._retreat.close()
             self._notifier.status(f"{len(self._workers)} workers")
 
     def _serve(self, now: float) -> None:

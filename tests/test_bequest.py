@@ -15,9 +15,12 @@ import pytest
 
 from hub import bequest, facts, whereabouts
 from hub.bequest import Bequest, Host
+from hub.config import Settings
 from hub.deploy import Lineage, Program
-from hub.inheritance import Tally, WorkerRecord
+from hub.inheritance import Estate, OriginRecord, Tally, WorkerRecord
 from hub.relay import Home
+from hub.reloadable import Fresh, unpack
+from hub.retreat import Retreat
 from hub.signals import Signals
 from hub.systemd import Notifier, Watchdog
 from tests.test_deploy import Hub, programs  # noqa: F401 (a fixture)
@@ -54,10 +57,19 @@ class Rig:
         self.facts.open(self.home.directory)
         self.tally = Tally(done=2, failed=1)
         self.execs: list[Any] = []
-        monkeypatch.setattr(bequest, "replace", lambda *given: self.execs.append(given))
-        self.bequest = Bequest(Lineage(PROGRAM, str(self.config), {"workers": "2"}, 7), self._host())
+        self.fresh: Fresh | None = None
+        self.left: list[Fresh] = []
+        monkeypatch.setattr(bequest, "replace", self._exec)
+        self.bequest = Bequest(
+            Lineage(PROGRAM, str(self.config), {"workers": "2"}, 7), self._host(), Retreat(None, None)
+        )
         self.bequest.open(self.home)
         self.bequest.note(None)
+
+    def _exec(self, program: Program, estate: Estate) -> None:
+        self.execs.append((program, estate))
+        if estate.settings >= 0:
+            self.left.append(unpack(os.pread(estate.settings, 65_536, 0)))
 
     def _host(self) -> Host:
         notifier = Notifier({})
@@ -75,6 +87,7 @@ class Rig:
             valkey=lambda: None,
             tally=lambda: self.tally,
             version=lambda: "0.9",
+            fresh=lambda: self.fresh,
         )
 
     def replace(self) -> None:
@@ -109,6 +122,17 @@ def test_the_exec_is_made_where_nothing_has_changed(rig: Rig) -> None:
     rig.replace()
     [(program, estate)] = rig.execs
     assert program == PROGRAM and estate.fixed == {"workers": "2"}
+
+
+def test_an_heir_is_left_the_way_back(rig: Rig) -> None:
+    """How we were started, and the settings that we go by; their file is closed where the exec is not made."""
+    rig.fresh = Fresh(Settings(), {"a": b"key"}, None)
+    rig.replace()
+    [(_, estate)] = rig.execs
+    assert estate.origin == OriginRecord(command=["hub"], options=[], real=[])
+    assert rig.left == [rig.fresh]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(estate.settings)
 
 
 def test_another_settings_file_than_the_check_has_found_holds_the_exec(rig: Rig) -> None:

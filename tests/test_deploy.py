@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from hub.deploy import REASON_CHARS, Check, Program, program
+from hub.deploy import REASON_CHARS, Check, program
 from hub.inheritance import open_checked
 from hub.whereabouts import Standing, read
 from tests.test_supervisor import alive, greeting, wait_until
@@ -29,7 +29,9 @@ import json, logging, os, select, signal, sys, time
 from pathlib import Path
 directory = Path(sys.argv[-1])
 (directory / "started").write_text(" ".join(sys.argv[1:]))
-version = json.loads((directory / "version").read_text())
+# A release of its own behind the link says itself what it is.
+release = Path(os.path.realpath(sys.argv[0])).with_suffix(".version")
+version = json.loads((release if release.exists() else directory / "version").read_text())
 if sys.argv[1] == "check":
     if version.get("check") == "hang":
         signal.pause()
@@ -80,6 +82,7 @@ from hub.heartbeat import Answer
 from hub.instructions import APPLY, PREPARE
 from hub.listeners import Listeners
 from hub.reloadable import Fresh, unpack
+from hub.retreat import Retreat, origin_of
 from hub.seat import RETIRE
 from hub.systemd import Notifier
 
@@ -116,6 +119,18 @@ class Supervisor(supervisor.Supervisor):
             logging.error("spins")
         super()._turn(timeout_s)
 
+    def _open_for_others(self):
+        if version.get("fails") == "early" and estate:
+            raise RuntimeError("no room")
+        super()._open_for_others()
+
+    def _raise_generation(self, estate, now):
+        super()._raise_generation(estate, now)
+        if version.get("fails") == "late":
+            for worker in self._deploy.rising:
+                os.kill(worker.pid, signal.SIGSTOP)
+            raise RuntimeError("no room")
+
 
 class Bequest(bequest.Bequest):
     def replace(self, program, estate):
@@ -126,11 +141,25 @@ class Bequest(bequest.Bequest):
 
 supervisor.Bequest = Bequest
 
+command = [sys.executable, sys.argv[0]]
+if version.get("gone"):
+    # The check runs, and the exec finds nothing.
+    real = deploy.replace
+    bequest.replace = lambda program, estate: real(program._replace(command=("/nowhere/hub",)), estate)
+if version.get("nobody"):
+    known = None
+else:
+    paths = (sys.executable, os.path.realpath(sys.argv[0]))
+    known = deploy.Program(tuple(command), (str(directory),), () if version.get("unknown") else paths)
 estate = inheritance.take(os.environ)
+retreat = Retreat(estate, known)
 if version.get("spoils"):
     (directory / "settings").write_text("1")
 try:
-    settings = read(estate and inheritance.take_checked(estate.checked))
+    if estate and estate.back:
+        settings = unpack(inheritance.take_checked(estate.checked)).settings
+    else:
+        settings = read(estate and inheritance.take_checked(estate.checked))
 except ConfigError as error:
     sys.exit(str(error))
 
@@ -168,19 +197,11 @@ if estate is None:
     listeners = Listeners.open(settings, options["workers"])
 else:
     listeners = Listeners.inherit(settings, options["workers"], estate.public, estate.internal)
-command = [sys.executable, sys.argv[0]]
-if version.get("gone"):
-    # The check runs, and the exec finds nothing.
-    real = deploy.replace
-    bequest.replace = lambda program, estate: real(program._replace(command=("/nowhere/hub",)), estate)
-if version.get("nobody"):
-    known = None
-else:
-    known = deploy.Program(tuple(command), (str(directory),))
-lineage = deploy.Lineage(known, str(directory / "hub.toml"), {"workers": str(options["workers"])}, -1, estate)
+fixed = {"workers": str(options["workers"])}
+lineage = deploy.Lineage(origin_of(estate, known), str(directory / "hub.toml"), fixed, -1, estate)
 sys.exit(Supervisor(
     settings, listeners, work, notifier=Notifier(os.environ), embedded=None, lineage=lineage,
-    reread=lambda: Fresh(read(), {}, None),
+    reread=lambda: Fresh(read(), {}, None), fresh=Fresh(settings, {}, None), retreat=retreat,
     on_ready=lambda: print(listeners.public[0].port, flush=True),
 ).run())
 """
@@ -196,6 +217,13 @@ class Hub:
         self.settings()
         (directory / "program.py").write_text(PROGRAM)
         self.version("one")
+
+    def release(self, name: str, **behaviour: object) -> None:
+        """A program of its own, that the link leads to from now on; the one before stays where it is."""
+        (self.directory / f"{name}.py").write_text(PROGRAM)
+        (self.directory / f"{name}.version").write_text(json.dumps({"name": name, **behaviour}))
+        (self.directory / "next").symlink_to(f"{name}.py")
+        (self.directory / "next").replace(self.directory / "program.py")
 
     def restart(self) -> None:
         """Killed, and started as the version that there is now."""
@@ -546,13 +574,24 @@ def test_a_script_is_run_by_its_own_first_line(tmp_path: Path) -> None:
     script.write_text("#!/somewhere/python\n")
     arguments = [str(script), "serve", "--config", "x"]
     interpreter = ["/old/bin/python", *arguments]
-    assert program(arguments, interpreter) == Program(("/old/bin/python", str(script)), ("--config", "x"))
+    assert program(arguments, interpreter)[:2] == (("/old/bin/python", str(script)), ("--config", "x"))
     script.chmod(0o755)
-    assert program(arguments, interpreter) == Program((str(script),), ("--config", "x"))
+    assert program(arguments, interpreter)[:2] == ((str(script),), ("--config", "x"))
+
+
+def test_the_way_back_names_what_links_lead_to_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory of an environment, whose interpreter is a link itself, and the script."""
+    (tmp_path / "v1" / "bin").mkdir(parents=True)
+    (tmp_path / "v1" / "bin" / "hub").touch()
+    (tmp_path / "v1" / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "now").symlink_to("v1")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "now" / "bin" / "python"))
+    arguments = [str(tmp_path / "now" / "bin" / "hub"), "serve"]
+    real = program(arguments, ["python", "-I", *arguments]).real
+    assert real == (f"{tmp_path}/v1/bin/python", "-I", f"{tmp_path}/v1/bin/hub")
 
 
 def test_a_module_is_run_as_it_was() -> None:
     """With the interpreter's own options."""
-    assert program(["/x/hub/__main__.py", "serve"], ["python", "-X", "dev", "-m", "hub", "serve"]) == Program(
-        ("python", "-X", "dev", "-m", "hub"), ()
-    )
+    found = program(["/x/hub/__main__.py", "serve"], ["python", "-X", "dev", "-m", "hub", "serve"])
+    assert found[:2] == (("python", "-X", "dev", "-m", "hub"), ()) and found.real[1:] == ("-X", "dev", "-m", "hub")

@@ -15,7 +15,7 @@ from redis import Redis
 
 from hub import serve
 from hub.config import Settings
-from hub.inheritance import VARIABLE, Estate, ListenerRecord, open_checked, seal, seal_checked, take_checked
+from hub.inheritance import FORMAT, VARIABLE, Estate, ListenerRecord, open_checked, seal, seal_checked, take_checked
 from hub.reloadable import unpack
 from tests.hubs import BASE, clean_environment, merged, to_toml
 from tests.pki import Authority
@@ -146,4 +146,6 @@ def test_what_is_left_in_another_format_is_refused(tmp_path: Path) -> None:
     """Here, where it costs nothing."""
     done = check(tmp_path, {}, estate(format=99))
     assert done.returncode == 3
-    assert done.stderr == "hub: the running hub leaves its workers in format 99, this version reads 3: restart\n"
+    assert (
+        done.stderr == f"hub: the running hub leaves its workers in format 99, this version reads {FORMAT}: restart\n"
+    )

@@ -223,8 +223,8 @@ def leave_another_format(hub: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (break_syntax, r"SyntaxError: .*"),
-        (break_boot, r"ZeroDivisionError: .*"),
+        (break_syntax, r"…/2\.0\.0/hub/worker\.py, line 1: SyntaxError: .*"),
+        (break_boot, r"…/2\.0\.0/hub/building\.py, line \d+: ZeroDivisionError: .*"),
         (
             leave_another_format,
             rf"the running hub leaves its workers in format {FORMAT}, this version reads {FORMAT + 1}: restart",
@@ -243,6 +243,51 @@ async def test_a_release_that_is_no_good_changes_nothing(releases, hub, change, 
         assert re.fullmatch(rf"hub: {reason}\nhub: version 1.0.0 goes on\n", done.stderr), done.stderr
         assert "rpc" in await one.command(rpc={"method": "hub.time"})
     assert hub.worker_pids() == pids and await asyncio.to_thread(versions, hub) == ["1.0.0", "1.0.0"]
+
+
+def break_heir(hub: Path) -> None:
+    path, line = hub / "supervisor.py", "        rising = [WorkerProcess("
+    text = path.read_text()
+    assert line in text
+    path.write_text(text.replace(line, f"        1 / 0\n{line}"))
+
+
+def break_workers(hub: Path) -> None:
+    """Not where they are built, which the check would see."""
+    path = hub / "worker.py"
+    path.write_text(f"{path.read_text()}\nimport sys\nif 'serve' in sys.argv:\n    Worker.run = None\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (break_heir, r"version 2.0.0 failed as it took over: supervisor.py, line \d+: ZeroDivisionError: .*"),
+        (break_workers, r"worker \d \(pid \d+\) ended with status 1 after .* s, before all were ready"),
+    ],
+)
+@async_test
+async def test_a_release_that_fails_in_place_gives_way_to_the_one_before(releases, hub, change, reason):
+    """After the exec, where no check helps: clients notice nothing, and who dies is replaced from the old release."""
+    releases.make("2.0.0", change)
+    releases.switch("2.0.0")
+    pids, valkey = hub.worker_pids(), await asyncio.to_thread(valkey_of, hub)
+    async with client(hub.ws_url) as one:
+        done = await asyncio.to_thread(releases.deploy, hub)
+        assert done.returncode == 1
+        assert re.fullmatch(rf"hub: {reason}\nhub: version 1.0.0 goes on\n", done.stderr), done.stderr + hub.stderr
+        await asyncio.to_thread(wait_until, lambda: "version 1.0.0 is back" in hub.stderr, hub.stderr)
+        assert "rpc" in await one.command(rpc={"method": "hub.time"})
+    assert hub.worker_pids() == pids and await asyncio.to_thread(valkey_of, hub) == valkey
+    os.kill(pids[0], signal.SIGKILL)
+    await asyncio.to_thread(wait_until, lambda: pids[0] not in hub.worker_pids() and len(hub.worker_pids()) == 2, "")
+    await asyncio.to_thread(wait_until, lambda: versions(hub) == ["1.0.0", "1.0.0"], hub.stderr)
+    # And the next one is as good as any.
+    releases.make("3.0.0")
+    releases.switch("3.0.0")
+    done = await asyncio.to_thread(releases.deploy, hub)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"version 3.0.0 serves in place of 1.0.0, pid {hub.pid}\n"
+    assert await asyncio.to_thread(hub.stop) == 0
 
 
 def test_what_needs_a_restart_is_refused_and_named(releases: Releases, hub: HubProcess) -> None:
