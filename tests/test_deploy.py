@@ -28,10 +28,10 @@ PROGRAM = """
 import json, logging, os, select, signal, sys, time
 from pathlib import Path
 directory = Path(sys.argv[-1])
-(directory / "started").write_text(" ".join(sys.argv[1:]))
 # A release of its own behind the link says itself what it is.
 release = Path(os.path.realpath(sys.argv[0])).with_suffix(".version")
 version = json.loads((release if release.exists() else directory / "version").read_text())
+(directory / "started").write_text(" ".join(sys.argv[1:]))
 if sys.argv[1] == "check":
     if version.get("check") == "hang":
         signal.pause()
