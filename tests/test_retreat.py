@@ -7,9 +7,14 @@ import select
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hub import retreat
+from hub.deploy import Program
+from hub.inheritance import Estate, HomeRecord, OriginRecord, Tally
+from hub.retreat import Retreat
 from tests.test_deploy import Hub, programs  # noqa: F401 (a fixture)
 from tests.test_supervisor import greeting, listeners_of, wait_until
 
@@ -131,3 +136,37 @@ def test_a_signal_that_comes_on_the_way_back_is_not_lost(hub: Callable[..., Hub]
     one.process.send_signal(signal.SIGTERM)
     assert one.process.wait(20) == 0
     assert one.said("^SIGTERM: stopping") and not Path(f"/proc/{one.process.pid}").exists()
+
+
+@pytest.mark.expects_log
+@pytest.mark.parametrize("back", [False, True])
+def test_what_the_new_version_has_closed_is_there_again(monkeypatch: pytest.MonkeyPatch, back: bool) -> None:
+    """By its old number; and numbers of workers begin beyond those that it may have given away."""
+    lock, board = (os.memfd_create(name) for name in ("lock", "board"))
+    os.write(lock, b"lock")
+    none: dict[str, Any] = {"fixed": {}, "workers": [], "public": [], "internal": [], "valkey": None, "state_lock": -1}
+    left = Estate(
+        version="1",
+        home=HomeRecord(hub="h", directory="/d", lock=lock),
+        board=board,
+        tally=Tally(done=3),
+        next_generation=7,
+        origin=OriginRecord(command=["hub"], options=["-x"], real=["python", "hub"]),
+        back=back,
+        **none,
+    )
+    execs: list[tuple[Program, Estate]] = []
+    monkeypatch.setattr(retreat, "replace", lambda *given: execs.append(given))
+    with pytest.raises(ZeroDivisionError), Retreat(left, Program(("other",), (), ("other",))).guard():
+        os.close(lock)
+        print(1 / 0)
+    if back:
+        # It has been given back to once.
+        assert not execs
+    else:
+        [(program, found)] = execs
+        assert (program.command, program.options) == (("python", "hub"), ("-x",))
+        assert os.pread(lock, 9, 0) == b"lock" and found.back and found.next_generation > 1000
+        assert found.tally == Tally(done=3, failed=1) and "ZeroDivisionError" in found.failure
+        os.close(lock)
+    os.close(board)
