@@ -275,8 +275,8 @@ class Line:
         self.channel = channel
         self.stale_s = stale_s
         """A source that is silent for so long is told as stale; 0: never."""
-        self.heard_at = 0.0
-        """When the newest value came, while `marked`."""
+        self.heard_at = UNHEARD
+        """When the newest value came, or somebody began to wait for it; kept where there is a `stale_s`."""
         self.keeps = keeps
         """It is a `latest` channel."""
         self.audiences: dict[WireForm | Terms, Audience] = {}
@@ -304,6 +304,10 @@ class Line:
         self.thinned += thinned
         self.heard_at, self.stale = now, False
 
+    def is_silent(self, now: float) -> bool:
+        """The source has been silent for too long, as far as it is known here."""
+        return bool(self.stale_s) and self.heard_at != UNHEARD and now >= self.heard_at + self.stale_s
+
     def update(self, stand: Stand, marks: bool) -> Update | None:
         """What somebody has not been told who was served up to `stand`; None: nothing. marks: silence is told, too."""
         turned = marks and stand.stale != self.stale
@@ -315,6 +319,8 @@ class Line:
 
 
 STALE, LIVE = "stale", "live"
+UNHEARD = -1.0
+"""Of a clock that never goes below 0."""
 
 
 def _between(stand: Stand, now: Stand) -> tuple[int, int]:

@@ -248,6 +248,8 @@ class Fanout(Gathering):
                 line.number += 1
                 if line.marked:
                     line.note(self.lines.numbering(body), self._clock())
+                elif line.stale_s:
+                    line.heard_at = self._clock()
             for audience in line.audiences.values():
                 if audience.apart:
                     self._deliver_apart(line, audience)

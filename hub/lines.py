@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .audience import STALE, Audience, Board, Line, Numbering, Terms, Update, WireForm
+from .audience import STALE, UNHEARD, Audience, Board, Line, Numbering, Terms, Update, WireForm
 from .channels import Namespace
 
 
@@ -62,7 +62,10 @@ class Lines:
         if terms.form.marks:
             if not line.marked:
                 self.marked[line.channel] = line
-                line.heard_at = self._clock()
+                now = self._clock()
+                if line.heard_at == UNHEARD:
+                    line.heard_at = now
+                line.stale = line.is_silent(now)
                 line.seq, _, line.era = self.numbering(line.newest) if line.newest is not None else Numbering()
             line.marked += 1
         audience = Audience(channel, terms.form, "raw" if terms.raw else mode, slot, pause_s)
@@ -89,11 +92,7 @@ class Lines:
 
     def silent(self, now: float) -> list[Line]:
         """Whose source has been silent for too long, and nobody has been told."""
-        return [
-            line
-            for line in self.marked.values()
-            if line.stale_s and not line.stale and now >= line.heard_at + line.stale_s
-        ]
+        return [line for line in self.marked.values() if not line.stale and line.is_silent(now)]
 
     def newest(self, channel: str) -> bytes | None:
         """The newest body of a `latest` channel that has subscribers here, as far as it is known."""

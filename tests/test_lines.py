@@ -102,6 +102,27 @@ def test_a_source_is_silent_when_nothing_has_come_for_its_time():
     assert b'"state":"stale"' in rig.lines.told("t:A", rig.terms(marks=True))
 
 
+def test_a_source_that_is_silent_already_is_so_for_newcomers_too():
+    """From when its last value came, whether or not anybody wanted marks then; where that is not known, from now."""
+    rig = Rig()
+    line, _ = rig.audience(newest=BODY)
+    line.heard_at = rig.clock()
+    for _ in range(2):
+        rig.clock.now += 0.6
+        _, marked = rig.audience(rig.terms(marks=True))
+        assert line.heard_at == rig.clock.now - 0.6 and not line.stale and rig.lines.silent(rig.clock() + 0.4) == [line]
+        rig.lines.drop(line, marked)
+        line.heard_at += 0.6
+    rig.clock.now += 1
+    _, marked = rig.audience(rig.terms(marks=True))
+    assert line.stale and marked.sent.stale and rig.lines.silent(rig.clock()) == []
+    assert b'"state":"stale"' in rig.lines.told("t:A", rig.terms(marks=True))
+    rig.lines.drop(line, marked)
+    assert not line.stale
+    never = rig.lines.audience("t:B", Namespace(mode="latest"), rig.form, rig.terms(marks=True))[0]
+    assert not never.is_silent(rig.clock() + 10**9)
+
+
 def test_what_a_line_has_for_somebody_follows_from_how_far_it_was_served():
     """Merged values and gaps since; nothing where it was served all; silence only with marks."""
     rig = Rig()

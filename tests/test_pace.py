@@ -479,6 +479,30 @@ def test_silence_of_the_source_is_told_with_the_last_value_again_and_its_end_wit
     assert prices(plain) == [2]
 
 
+def test_silence_is_counted_from_the_last_value_also_where_nobody_wanted_marks():
+    """A newcomer is told at once; values that came before it count."""
+    rig = Rig()
+    plain, newcomer = rig.client(), rig.client()
+    rig.fanout.join("t:A", LATEST, plain)
+    rig.publish()
+    rig.wait(2)
+    rig.publish()
+    rig.wait(2)
+    rig.fanout.join("t:A", LATEST, newcomer, rig.terms())
+    assert b"state" not in rig.fanout.lines.told("t:A", rig.terms())
+    rig.fanout.leave("t:A", newcomer, rig.terms())
+    rig.wait(2)
+    rig.fanout.join("t:A", LATEST, newcomer, rig.terms())
+    assert b'"state":"stale"' in rig.fanout.lines.told("t:A", rig.terms())
+    rig.fanout.check_silence()
+    rig.wait(1)
+    assert newcomer.seen() == []
+    rig.publish()
+    rig.wait(1)
+    [(_, publication)] = newcomer.seen()
+    assert publication["tags"]["state"] == "live"
+
+
 CHANNELS = ("t:A", "t:B")
 HZ = (0, 1, 5, 100)
 STEPS = st.one_of(
