@@ -31,7 +31,7 @@ import time
 from functools import partial
 from typing import Any, Protocol
 
-from . import control, errors, revocation
+from . import control, errors, revocation, wants
 from .auth import MAX_USER_LENGTH, is_user
 from .channels import Channels
 from .control import Question
@@ -137,7 +137,10 @@ async def subscribe(api: Api, params: Params) -> Result:
     for option in UNAVAILABLE_OF_SUBSCRIBE:
         if params.get(option):
             raise CommandError(errors.NOT_AVAILABLE, f"{option} is not available")
-    return await _met(api, "subscribe", {**_target(params), "channel": _channel(api, params)})
+    target, channel = _target(params), _channel(api, params)
+    if wants.is_watch(channel, api.channels.resolve(channel)):
+        raise CommandError(errors.BAD_REQUEST, "channel: a watch list has symbols, and only its client says which")
+    return await _met(api, "subscribe", {**target, "channel": channel})
 
 
 async def unsubscribe(api: Api, params: Params) -> Result:

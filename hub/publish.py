@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import errors
+from . import errors, wants
 from .broker import Broker, Done
 from .channels import Namespace, namespace_of
 from .errors import CommandError
@@ -51,9 +51,11 @@ class Publisher:
 
         data: what orjson.loads gave, nested at most `json_depth` deep; tags: text to text, at most 32. notice: as
         `Mailboxes.put` has it; only where the namespace has mailboxes.
-        Raises CommandError at once, and nothing has happened then: 107 for data, tags or options out of bounds, 108
-        for options that the namespace's mode has not.
+        Raises CommandError at once, and nothing has happened then: 107 for data, tags or options out of bounds and
+        for a watch list, 108 for options that the namespace's mode has not.
         """
+        if wants.is_watch(channel, namespace):
+            raise CommandError(errors.BAD_REQUEST, "channel: a watch list has what its symbols have; publish to those")
         check_options(namespace, options)
         self.check_depth(data)
         check_tags(tags)

@@ -91,7 +91,7 @@ def read_hz(value: object) -> float:
     """A rate. Raises CommandError 107."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_HZ:
         raise _bad(f"hz: found {short(value)}; allowed: 0 to {MAX_HZ:g}")
-    return float(value)
+    return float(value) or 0.0  # -0.0 is 0, and would be told as it was asked for
 
 
 def read_symbols(name: str, value: object, namespace: Namespace) -> tuple[str, ...]:

@@ -170,6 +170,16 @@ async def test_of_two_users_on_one_socketio_connection_one_goes(valkey_url, pref
 
 
 @async_test
+async def test_nobody_is_had_in_a_watch_list(valkey_url, prefix):
+    """It has no symbols but those that its client asks for; out of it anybody can be had."""
+    async with hubs(valkey_url, prefix) as (one, _, api), client(one.url, token("ann")) as ann:
+        refused = await api.ask("subscribe", {"user": "ann", "channel": "ticker:$watch"})
+        assert refused["error"]["code"] == 107 and "watch list" in refused["error"]["message"]
+        assert "error" not in await ann.command(subscribe={"channel": "ticker:$watch", "data": {"symbols": ["A"]}})
+        assert await done(api, "unsubscribe", user="ann", channel="ticker:$watch") == {"num_clients": 1}
+
+
+@async_test
 async def test_a_user_is_had_in_a_channel_and_out_of_it(valkey_url, prefix):
     """Past the namespace's rule, told as a server-side subscription; what can't be had there is counted."""
     async with (

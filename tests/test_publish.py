@@ -62,6 +62,18 @@ def test_data_nested_too_deep_is_refused_before_anything_happens():
     assert len(broker.calls) == 1
 
 
+def test_nothing_is_published_to_a_watch_list():
+    """Nobody would hear it; where there are no lists it is a channel like others."""
+    broker = Broker()
+    publisher = Publisher(broker, 32)
+    with pytest.raises(CommandError, match="watch list") as refused:
+        publisher.publish("t:$watch", Namespace(mode="latest", watch=1), 1, print)
+    assert refused.value.reply.code == 107 and broker.calls == []
+    publisher.publish("t:$watch", Namespace(mode="latest"), 1, print)
+    publisher.publish("t:A", Namespace(mode="latest", watch=1), 1, print)
+    assert len(broker.calls) == 2
+
+
 @pytest.mark.parametrize(
     "tags",
     [[], "x", {"a": 1}, {"a": None}, {"a": "v" * 256}, {"k" * 256: "v"}, {str(i): "v" for i in range(MAX_TAGS + 1)}],

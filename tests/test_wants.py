@@ -38,7 +38,7 @@ def test_each_wish_is_read():
     assert read(data, RULES, watch=False) == Wants(False, 5.0, ("bid", "price"), True)
     assert read({"mode": "raw"}, RULES, watch=False) == Wants(raw=True)
     assert read({"symbols": ["A", "B", "A"]}, RULES, watch=True).symbols == ("A", "B")
-    assert read({"hz": 0}, RULES, watch=False).hz == 0
+    assert [str(read({"hz": hz}, RULES, watch=False).hz) for hz in (0, -0.0)] == ["0.0", "0.0"]
 
 
 @pytest.mark.parametrize(
