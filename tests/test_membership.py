@@ -165,7 +165,7 @@ class Member:
         self.resubscribed.append(channel)
 
     def subscribe(self, channel: str, recover: bool = False, **data: object) -> None:
-        params: dict = {"channel": channel, "recover": recover, "epoch": "", "offset": 0}
+        params: dict = {"channel": channel, "recover": recover, "epoch": "client-0", "offset": 0}
         membership.subscribe(self, Command(7, "subscribe", params | ({"data": data} if data else {})))
 
     def kept(self) -> list[tuple[Wants, float]]:
@@ -248,6 +248,8 @@ def test_a_rate_that_was_changed_holds_again_for_who_asked_for_nothing():
     assert member.entries["t:A"].wants.hz == 5 and member.said[0][1]["data"] == {"mode": "merge", "hz": 5.0}
     member = Member()
     come_back(member, "t:A", None)
+    assert member.services.remembered.asked[0][0] == wants.digest("ann", "client-0", "t:A", PLAIN)
+    assert member.said[0][1]["epoch"] == "client-1"
     assert member.entries["t:A"] is NAMESPACES["t"] and member.services.subscriptions.inside == {"t:A": None}
     for member, recover in ((Member(""), True), (Member(), False)):
         member.subscribe("t:A", recover=recover)
