@@ -22,7 +22,7 @@ The rooms, and what each is for; the head of each says more:
     pace views remembered                              rates, fewer fields and marks; what a client changed
     outbox backlog                                     what waits for one client, and for all slow ones of a worker
     store scripts ingest registry                      Redis: the way to it, what runs in it, what comes out, who lives
-    broker lane history                                publications into it, and what it keeps of them
+    broker lane history headroom                       publications into it, what it keeps of them, and whether it can
     mailbox redelivery notice users rpc api_mailbox    one user: what is kept for it, its devices, what clients may call
     app app_runner app_gate app_seat app_session       server code: what it is written with, its handlers, its clients
     app_guest manifest errands emission app_testing    plain HTTP's clients; of killed workers, of others; events; a kit

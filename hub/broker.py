@@ -19,11 +19,11 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from . import errors
 from .channels import Namespace
-from .errors import BrokerUnavailable, CommandError, HubError
+from .errors import BrokerUnavailable, CommandError, HubError, StoreFull
 from .histogram import SLOW_S, Histogram
 from .lane import Lane
 from .message import PLAIN, Publication, PublishOptions, pack
@@ -52,6 +52,8 @@ Done = Callable[[Receipt | HubError], None]
 Replied = Callable[[Any], None]
 """Hears what a script replied, or a HubError."""
 MAILBOX_SCRIPTS = ("put", "open", "ack", "visit", "due", "stats", "dead", "requeue")
+KNOWN_BYTES = 256
+"""Of a value that takes an older one's place in a store that is nearly full, whatever the older one has."""
 LEASE_LOST = "LEASELOST"
 """How publish_latest.lua and publish_ticks.lua begin the error for a lease that is not the newest."""
 OUTCOMES = ("taken", "duplicate", "refused", "unconfirmed", "unavailable")
@@ -92,12 +94,16 @@ class Broker:
         self._bounds = (most_waiting, most_bytes)
         self._redis: Redis = store.commands()
         mailbox = [f"mailbox_{name}" for name in MAILBOX_SCRIPTS]
-        self._scripts = Scripts("publish_latest", "publish_ticks", "publish_stream", "publish_once", "newest", *mailbox)
+        self._scripts = Scripts(
+            *("publish_latest", "publish_known", "publish_ticks", "publish_stream", "publish_once", "newest"), *mailbox
+        )
         self._nonces = Nonces()
         self.outcomes = dict.fromkeys(OUTCOMES, 0)
         """Of publications, since the start."""
         self.seconds = Histogram(SLOW_S)
         """Of round trips to Redis."""
+        self.on_full: Callable[[], None] = lambda: None
+        """Redis has refused a write for want of memory."""
         self._lane = Lane(self._redis, self._scripts, *self._bounds, seconds=self.seconds)
         self._confirmed_lanes: dict[str, Lane] = {}
 
@@ -158,6 +164,22 @@ class Broker:
         else:
             for publication in publications:
                 lane.put(self._plain(rules, publication, options), len(publication.body), partial(self._tell, done, 1))
+
+    def publish_known(self, namespace: str, publication: Publication, done: Done) -> None:
+        """Send one of a `latest` namespace that takes the place of its channel's last value, and no more room.
+
+        `done` as `publish` has it; StoreFull for a channel that has none yet, or a value that is longer, beyond
+        KNOWN_BYTES.
+        """
+        size = len(publication.body)
+        if not self._lane.has_room(size):
+            error = CommandError(errors.TOO_MANY_REQUESTS, "too many publishes wait for Redis")
+            self.outcomes["refused"] += 1
+            asyncio.get_running_loop().call_soon(done, error)
+            return
+        arguments = [self._keys.feed(namespace), pack([publication]), publication.body, KNOWN_BYTES]
+        command = self._scripts.call("publish_known", [self._keys.last(namespace, publication.channel)], arguments)
+        self._lane.put(command, size, partial(self._tell, done, 1))
 
     def script(
         self, name: str, keys: Sequence[str], arguments: Sequence[Any], replied: Replied, ack: str = MEMORY
@@ -239,6 +261,8 @@ class Broker:
         """What became of so many publications."""
         if isinstance(outcome, Receipt):
             name = "duplicate" if outcome.duplicate else "taken"
+        elif isinstance(outcome, StoreFull):
+            name = "refused"
         elif isinstance(outcome, CommandError):
             name = "unconfirmed" if outcome.reply in (errors.INTERNAL, errors.NOT_AVAILABLE) else "refused"
         else:
@@ -257,6 +281,8 @@ class Broker:
         elif isinstance(reply, Exception):
             # Out of memory, read-only, loading, link lost: all of them may pass.
             self._settle(done, self._unavailable(reply), number)
+        elif reply == b"full":
+            self._settle(done, StoreFull("no room for a new value"), number)
         else:
             self._settle(done, TAKEN_BEFORE if reply == b"duplicate" else TAKEN, number)
 
@@ -276,7 +302,11 @@ class Broker:
             replied((_doubt(ack, outcome.confirmed) if ack != MEMORY else None) or outcome.reply)
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
-        return BrokerUnavailable(f"Redis at {self._store.describe()}: {error}")
+        # Of a script in a Redis before 7 the error's name stands within its text.
+        full = isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error)
+        if full:
+            self.on_full()
+        return (StoreFull if full else BrokerUnavailable)(f"Redis at {self._store.describe()}: {error}")
 
 
 def stream_command(

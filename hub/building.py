@@ -36,6 +36,7 @@ from .errors import BootError, ConfigError
 from .fairness import Fairness, Rates
 from .fanout import Fanout
 from .forwarded import Proxies
+from .headroom import Headroom
 from .history import History
 from .ingest import Ingest
 from .jwks import Jwks
@@ -86,7 +87,7 @@ class Building:
         self._build_orders()
         self._build_memory()
         self._build_subscriptions()
-        self.publisher = Publisher(self.broker, settings.client.json_depth, self.mailboxes)
+        self.publisher = Publisher(self.broker, settings.client.json_depth, self.mailboxes, self.headroom)
         self.gate = self._load_application() if settings.app.module else None
         self._build_authenticator()
         self._build_services()
@@ -166,6 +167,8 @@ class Building:
             self.store, self.fanout, self.channels, settings.presence_grace_s, client.presence_clients
         )
         self.mailboxes = Mailboxes(self.broker, self.store.keys, self._settings.mailbox, client.outbox_bytes)
+        self.headroom = Headroom(self.store, self._settings.redis.full_percent, self._refusals, self._seat.workers)
+        self.broker.on_full = self.headroom.overrun
 
     def _build_subscriptions(self) -> None:
         """The way from Redis to the fan-out: these rooms call each other in a ring, so each is given what it calls."""
@@ -314,6 +317,7 @@ class Building:
             lag=self.lag,
             began_at=self.reactor.clock(),
             certificates=self._seat.certificates,
+            headroom=self.headroom,
         )
 
     # What they call each other for.

@@ -6,6 +6,7 @@
     ├── ProtocolError               the client broke its wire; carries the Close to end the connection with
     ├── CommandError                one command fails, the connection lives; carries the Reply code
     ├── BrokerUnavailable           Redis is away; our fault and temporary (client code 100, HTTP 503)
+    │   └── StoreFull               it has no room for what is kept; the same codes
     └── RelayError                  the worker in which a session lives gave no answer
         ├── OwnerGone               it has ended, and the session with it (HTTP 404)
         ├── OwnerSlow               not in time (HTTP 504)
@@ -68,6 +69,9 @@ TOKEN_EXPIRED = Reply(109, "token expired")
 EXPIRED = Reply(110, "expired")
 TOO_MANY_REQUESTS = Reply(111, "too many requests", temporary=True)
 UNRECOVERABLE_POSITION = Reply(112, "unrecoverable position")
+
+STORE_FULL = "the store is full; try again"
+"""What INTERNAL says where nothing is broken and nothing away."""
 
 UNSUBSCRIBE_CODE = 2500
 """Ends one subscription and not the connection; upon it SDKs subscribe anew, with the position that they have."""
@@ -139,6 +143,10 @@ class BrokerUnavailable(HubError):
     """Redis did not take the command, or did not answer in time. Trying again later may help."""
 
 
+class StoreFull(BrokerUnavailable):
+    """The store has no room for a publication that would be kept; nothing has happened."""
+
+
 class RelayError(HubError):
     """The worker in which a session lives was asked and gave no answer."""
 
@@ -165,7 +173,8 @@ def error_body(error: HubError) -> dict[str, object]:
     if isinstance(error, CommandError):
         body: dict[str, object] = {"code": error.reply.code, "message": str(error)}
     else:
-        body = {"code": INTERNAL.code, "message": "Redis is away; try again"}
+        text = STORE_FULL if isinstance(error, StoreFull) else "Redis is away; try again"
+        body = {"code": INTERNAL.code, "message": text}
     return {**body, "temporary": True} if is_temporary(error) else body
 
 

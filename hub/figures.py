@@ -21,6 +21,7 @@ from .backlog import Backlog
 from .broker import Broker
 from .certificates import Certificates
 from .fanout import Fanout
+from .headroom import Headroom
 from .ingest import Ingest
 from .lag import Lag
 from .loopback import Loopback
@@ -56,6 +57,7 @@ class Rooms:
     lag: Lag
     began_at: float
     certificates: Certificates | None = None
+    headroom: Headroom | None = None
     started_at: float = field(default_factory=time.time)
 
 

@@ -88,6 +88,8 @@ class Health:
             degraded["workers"] = f"{living} of {self.workers} live; newcomers wait in the others' listeners"
         if away := self._redis_away():
             (reasons if self.needs_redis else degraded)["redis"] = away
+        if self.rooms.headroom is not None and self.rooms.headroom.full:
+            degraded["store"] = "it is full: publications that are kept are refused (redis.full_percent)"
         return Verdict(reasons, degraded)
 
     def _redis_away(self) -> str:

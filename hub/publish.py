@@ -1,6 +1,7 @@
 """Publishing: the one door in, for clients, the server API and apps.
 
-Does: check the data's nesting, tags and options once, build the body, hand it to the broker, or to the mailbox.
+Does: check the data's nesting, tags and options once, build the body, hand it to the broker, or to the mailbox; refuse
+what would be kept while the store is full.
 Does not: check who may publish (session and api do, by `channels`) or how much (the wire and HTTP bound a message's
 size), nor talk to Redis (broker).
 Called by: session, api.
@@ -9,12 +10,14 @@ Never break: what passes here is one line of JSON within the limits, so every la
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from . import errors, wants
-from .broker import Broker, Done
+from .broker import Broker, Done, Receipt
 from .channels import Namespace, namespace_of
-from .errors import CommandError
+from .errors import CommandError, HubError, StoreFull
+from .headroom import Headroom
 from .mailbox import Mailboxes, kept
 from .message import PLAIN, ClientInfo, Publication, PublishOptions, encode_body
 from .nesting import too_deep
@@ -30,8 +33,11 @@ MAX_VERSION = 2**53 - 1
 class Publisher:
     """The door of one worker."""
 
-    def __init__(self, broker: Broker, json_depth: int, mailboxes: Mailboxes | None = None) -> None:
-        """mailboxes: needed only where a namespace has them."""
+    def __init__(
+        self, broker: Broker, json_depth: int, mailboxes: Mailboxes | None = None, headroom: Headroom | None = None
+    ) -> None:
+        """mailboxes: needed only where a namespace has them. headroom: None: there always is some."""
+        self.headroom = headroom
         self._broker = broker
         self._mailboxes = mailboxes
         self.json_depth = json_depth
@@ -52,7 +58,9 @@ class Publisher:
         data: what orjson.loads gave, nested at most `json_depth` deep; tags: text to text, at most 32. notice: as
         `Mailboxes.put` has it; only where the namespace has mailboxes.
         Raises CommandError at once, and nothing has happened then: 107 for data, tags or options out of bounds and
-        for a watch list, 108 for options that the namespace's mode has not.
+        for a watch list, 108 for options that the namespace's mode has not. Where the store is full `done` hears
+        StoreFull of what would be kept; a value of a `latest` channel that has one already, and needs no more room,
+        still takes its place.
         """
         if wants.is_watch(channel, namespace):
             raise CommandError(errors.BAD_REQUEST, "channel: a watch list has what its symbols have; publish to those")
@@ -62,18 +70,51 @@ class Publisher:
         try:
             if namespace.mailbox and self._mailboxes is not None:
                 message = kept(data, info, tags)
+                if not self._takes(len(message)):
+                    self._refuse(done)
+                    return
                 self._mailboxes.put(channel, namespace, message, done, options.idempotency_key, notice)
                 return
             body = encode_body(data, info, tags)
         except TypeError as error:  # lone surrogates; orjson takes them in no text
             raise CommandError(errors.BAD_REQUEST, f"data or tags: {error}") from None
         publication = Publication(channel, body)
+        if keeps(namespace, options) and not self._takes(len(body)):
+            if namespace.mode == "latest":
+                self._broker.publish_known(namespace_of(channel), publication, lambda told: self._told(done, told))
+            else:
+                self._refuse(done)
+            return
         self._broker.publish(namespace, namespace_of(channel), [publication], done, options=options)
+
+    def _takes(self, size: int) -> bool:
+        return self.headroom is None or self.headroom.takes(size)
+
+    def _refuse(self, done: Done) -> None:
+        assert self.headroom is not None
+        error = self.headroom.refuse()
+        self._broker.count(error)
+        asyncio.get_running_loop().call_soon(done, error)
+
+    def _told(self, done: Done, outcome: Receipt | HubError) -> None:
+        """Of a value in a full store."""
+        if isinstance(outcome, StoreFull) and self.headroom is not None:
+            outcome = self.headroom.refuse()
+        done(outcome)
 
     def check_depth(self, data: Any) -> None:
         """Raises CommandError 107 for data that is nested too deep."""
         if too_deep(data, self.json_depth):
             raise CommandError(errors.BAD_REQUEST, f"data: nested too deep; allowed: {self.json_depth} levels")
+
+
+def keeps(namespace: Namespace, options: PublishOptions) -> bool:
+    """Whether a publication leaves something in the store, be it only its idempotency key."""
+    return bool(
+        namespace.mode == "latest"
+        or (namespace.mode == "stream" and not options.skip_history)
+        or options.idempotency_key
+    )
 
 
 def check_options(namespace: Namespace, options: PublishOptions) -> None:

@@ -2,7 +2,7 @@
 
 Does: keep a plain number for each reason, and put what was added into one line.
 Does not: decide, answer, or name anybody: the rooms that refuse do, and whose fault it was stands in their debug lines.
-Called by: entrance, quotas, acceptor, transports, membership through the session (count); worker (report).
+Called by: entrance, quotas, acceptor, transports, membership through the session, headroom (count); worker (report).
 Never break: to count is one addition; a reason that is not in REASONS is a mistake of ours and raises.
 A new reason needs its row here.
 """
@@ -33,6 +33,7 @@ REASONS = {
     "origins": "requests of pages whose origin is not allowed",
     "proxy_lines": "connections without the PROXY line of a trusted proxy",
     "descriptors": "connections for want of descriptors",
+    "store": "publications that are kept, beyond redis.full_percent of the store's memory",
     "polls": "polls beyond worker.polls",
 }
 """By name, for metrics and for the log; what each counts."""

@@ -67,6 +67,7 @@ SETTINGS: dict[str, When] = {
     "redis": RESTART,
     "redis.pending_publishes": IN_PLACE,
     "redis.pending_bytes": IN_PLACE,
+    "redis.full_percent": IN_PLACE,
     "embedded": RESTART,
     "health": IN_PLACE,
     "auth": IN_PLACE,

@@ -259,6 +259,8 @@ class Retuner:
     def _apply_limits(self, new: Settings, ready: Ready) -> None:
         rooms, limits, worker = self.rooms, new.limits, new.worker
         rooms.broker.retune(new.redis.pending_publishes, new.redis.pending_bytes)
+        if rooms.publisher.headroom is not None:
+            rooms.publisher.headroom.percent = new.redis.full_percent
         rooms.quotas.retune(limits, ready.proxies)
         rooms.reactor.fairness.retune(Rates.of_ms(limits.loop_ms_per_s, limits.ip_loop_ms_per_s, worker.busy_ms_per_s))
         rooms.census.retune({IP: limits.ip_connections, USER: limits.user_connections})

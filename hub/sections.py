@@ -50,6 +50,7 @@ class RedisSettings(Section):
     command_timeout_s: Number = Field(2.0, gt=0, le=60, description="after this a command has failed as temporary")
     pending_publishes: Whole = Field(10_000, ge=1, le=10_000_000, description="publishes waiting for Redis, per worker")
     pending_bytes: Whole = Field(67_108_864, ge=65_536, le=1_099_511_627_776, description="their bodies, in one worker")
+    full_percent: Whole = Field(90, ge=0, le=99, description="of maxmemory; beyond, nothing more is kept for clients")
 
     @model_validator(mode="after")
     def _one_way_in(self) -> RedisSettings:

@@ -23,7 +23,7 @@ from .broker import Receipt
 from .capabilities import PUBLISH
 from .channels import Namespace
 from .entrance import NOBODY, Visitor
-from .errors import Close, CommandError, HubError, ProtocolError
+from .errors import Close, CommandError, HubError, ProtocolError, StoreFull
 from .grants import Grant
 from .identity import IdentifiedSession
 from .limits import Account
@@ -436,7 +436,8 @@ class Session(IdentifiedSession):
             # The cause is ours and may hold addresses: the client learns that trying again may help, the log has the
             # rest.
             logger.debug("client %s: %s", self.client, error)
-            self._transport.reply(protocol.encode_error(command_id, errors.INTERNAL))
+            detail = errors.STORE_FULL if isinstance(error, StoreFull) else ""
+            self._transport.reply(protocol.encode_error(command_id, errors.INTERNAL, detail))
 
 
 def _whole(seconds: float) -> float | int:

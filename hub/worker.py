@@ -126,6 +126,7 @@ class Worker:
         rooms = self._rooms
         rooms.reactor.start()
         rooms.ingest.start()
+        rooms.headroom.start()
         rooms.revocations.start()
         await self._wait_for_subscriber(subscriber_wait_s)
         await rooms.revocations.ready(SUBSCRIBER_WAIT_S)
@@ -290,6 +291,7 @@ class Worker:
         await rooms.loopback.close()
         await rooms.census.close()
         await rooms.admin.close()
+        await rooms.headroom.close()
         await rooms.registry.close()
         await rooms.orders.close()
         await rooms.revocations.close()

@@ -233,7 +233,10 @@ ORIGIN = (
 )
 REDIS_URL = "redis://…, rediss://… or unix:///…, with no options but db and ssl_ca_certs"
 HIDDEN = "a value that is not shown"
-REDIS = "url, url_file, sentinels, master, prefix, start_timeout_s, command_timeout_s, pending_publishes, pending_bytes"
+REDIS = (
+    "url, url_file, sentinels, master, prefix, start_timeout_s, command_timeout_s, pending_publishes, pending_bytes"
+    ", full_percent"
+)
 SENTINEL = "HOST:PORT with a port from 1 to 65535"
 BOTH = "found one of redis.sentinels and redis.master; allowed: both or neither"
 ONE = "found together with redis.sentinels; allowed: one of the two"

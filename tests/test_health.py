@@ -23,9 +23,10 @@ class Rig:
         self.facts.open(str(directory))
         self.lag = Lag(0.05, self.clock)
         self.ingest, self.registry = SimpleNamespace(connected=True), SimpleNamespace(reachable=True)
+        self.headroom = SimpleNamespace(full=False)
         self.draining, self.workers = False, 2
         self.health = Health(
-            SimpleNamespace(lag=self.lag, ingest=self.ingest, registry=self.registry),
+            SimpleNamespace(lag=self.lag, ingest=self.ingest, registry=self.registry, headroom=self.headroom),
             str(directory),
             draining=lambda: self.draining,
             living=lambda: self.workers,
@@ -112,3 +113,11 @@ def test_without_the_supervisors_file_nothing_is_said_of_it(tmp_path: Path) -> N
     rig = Rig(tmp_path)
     (tmp_path / "beat").unlink()
     assert rig.health.live().good
+
+
+def test_a_full_store_is_told_and_keeps_nobody_out(tmp_path: Path) -> None:
+    """All that is not kept is delivered as ever."""
+    rig = Rig(tmp_path)
+    rig.headroom.full = True
+    verdict = rig.health.ready()
+    assert verdict.good and list(verdict.degraded) == ["store"]

@@ -98,6 +98,7 @@ LADDER = (
         "bench_publish",
         "cors",
         "gathering",
+        "headroom",
         "history",
         "lane",
         "manifest",

@@ -617,6 +617,7 @@ REACHES: list[tuple[dict[str, Any], Callable[[Rooms], Any], Any]] = [
         lambda r: r.broker.retune.call_args.args,
         (7, 70_000),
     ),
+    ({"redis": {"full_percent": 7}}, lambda r: r.publisher.headroom.percent, 7),
     ({"worker": {"handshakes_per_s": 7}}, lambda r: r.handshakes.per_s, 7),
     ({"worker": {"polls": 7}}, lambda r: r.polls.most, 7),
     ({"worker": {"batch_bytes": 70_000}}, lambda r: r.fanout.max_bytes, 70_000),
