@@ -7,7 +7,7 @@
 Does: hold on to what the heir was left until it has made its first turn, and to the old version's settings until its
 own workers serve; exec the old program by the path that it had when it was started.
 Does not: judge a generation (deploy), know what an estate is made of (bequest), or help where the old code is no more:
-then a heir that fails ends the hub, and one whose workers fail goes on with those of the old version.
+then an heir that fails ends the hub, and one whose workers fail goes on with those of the old version.
 Called by: serve and supervisor (`guard`), bequest.
 Never break: once. A program that was gone back to has no way back itself, so two broken ones never take turns.
 """
