@@ -55,6 +55,12 @@ def _head_or_too_much(most_bytes: int) -> bytes:
     return rb"\A(?s:.{0,%d}?\n\r?\n|.{%d})" % (most_bytes - 3, most_bytes)
 
 
+@lru_cache(4)
+def _line_or_too_much(most_bytes: int) -> bytes:
+    """Regular expression: a line, with CRLF or LF, or as many bytes as it may have."""
+    return rb"\A(?s:.{0,%d}?\n|.{%d})" % (most_bytes - 1, most_bytes)
+
+
 class HeadStream(IOStream):
     """A stream on which a head that is too long can still be answered: Tornado closes the connection there."""
 
@@ -71,10 +77,16 @@ class HeadStream(IOStream):
         self.wake_at(num_bytes if partial and not read.done() else 1)  # type: ignore[attr-defined]
         return read
 
-    def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
-        """What Tornado reads the sizes of chunks with."""
+    async def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> bytes:
+        """What Tornado reads the sizes of chunks with, and nothing else. Raises HTTPInputError for a line that is too
+        long or ends with a bare LF: Tornado closes the connection there, or waits for CRLF in what comes behind it.
+        """
+        assert max_bytes is not None
         self.wake_at(1)
-        return super().read_until(delimiter, max_bytes)
+        line = await super().read_until_regex(_line_or_too_much(max_bytes), max_bytes)
+        if not line.endswith(delimiter):
+            raise httputil.HTTPInputError("the size of a chunk does not end with CRLF")
+        return line
 
     def wake_at(self, size: int) -> None:
         """Be readable with so many bytes, or the end."""
