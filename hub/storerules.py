@@ -110,11 +110,24 @@ def eviction(case: Case) -> Iterator[Finding]:
         yield Finding("Redis eviction", Severity.RISK, shown, "a bound", words, fix)
     else:
         yield Finding("Redis eviction", Severity.FINE, shown, "noeviction")
+    yield from _room(case)
     mail = case.settings.mailbox.total_bytes if _mailboxes(case) else 0
     if facts.maxmemory and mail > facts.maxmemory // 2:
         words = "Mailboxes alone may fill half of Redis, and then every publish that is kept fails."
         fix = ("[mailbox]", f"total_bytes = {facts.maxmemory // 2}")
         yield Finding("mailboxes", Severity.RISK, size(mail), f"≤ {size(facts.maxmemory // 2)}", words, fix)
+
+
+def _room(case: Case) -> Iterator[Finding]:
+    """Whether publications that are kept are refused now, or will be soon."""
+    facts, percent = case.store, case.settings.redis.full_percent
+    if not (facts.used and facts.maxmemory and percent) or facts.policy != "noeviction":
+        return
+    most = facts.maxmemory * percent // 100
+    if facts.used > most:
+        words = 'Publications that are kept are refused ("the store is full"): something fills it, or it is too small.'
+        fix = ("redis-cli --bigkeys", f"redis-cli CONFIG SET maxmemory {2 * facts.maxmemory}")
+        yield Finding("Redis memory", Severity.BREAKS, size(facts.used), f"≤ {size(most)}", words, fix)
 
 
 def rights(case: Case) -> Iterator[Finding]:

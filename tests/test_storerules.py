@@ -50,6 +50,14 @@ def test_a_store_that_tells_nothing_is_no_error(rule: Any) -> None:
         ("eviction", {"maxmemory": 0}, {}, "Redis eviction", FINE, ""),
         (
             "eviction",
+            {"maxmemory": GIB, "used": GIB * 91 // 100},
+            {},
+            "Redis memory",
+            BREAKS,
+            f"redis-cli CONFIG SET maxmemory {2 * GIB}",
+        ),
+        (
+            "eviction",
             {"maxmemory": GIB},
             {**KEPT, "mailbox": {"total_bytes": GIB}},
             "mailboxes",
@@ -87,6 +95,22 @@ def test_what_a_store_lacks(
     found = finding(getattr(storerules, rule), case_of(settings, store=store), name)
     assert found.severity is severity
     assert fix in found.fix if fix else found.fix == ()
+
+
+@pytest.mark.parametrize(
+    ("store", "settings"),
+    [
+        ({"used": GIB // 2}, {}),
+        ({"used": GIB}, {"redis": {"full_percent": 0}}),
+        ({"used": GIB, "policy": "allkeys-lru"}, {}),
+        ({"used": GIB, "maxmemory": 0}, {}),
+        ({"used": None}, {}),
+    ],
+)
+def test_a_store_with_room_is_not_called_full(store: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Nor one of which nobody wants to know, or that makes room itself."""
+    found = told(storerules.eviction, case_of(settings, store={"maxmemory": GIB, **store}))
+    assert "Redis memory" not in {rule for rule, _ in found}
 
 
 def test_a_store_without_password_on_this_machine_is_nobodys_business() -> None:
