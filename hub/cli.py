@@ -3,7 +3,8 @@
 Does: list the commands, start and check a hub, make tokens, turn errors into lines and exit statuses.
 Does not: serve (serve), talk to a running hub (remote), keep its data (saving), or check settings itself (config).
 Called by: the entry point `hub`, and `python -m hub`.
-Never break: standard output carries the result alone, errors go to standard error as `hub: LINE`; no secret in either.
+Never break: standard output carries the result alone, errors go to standard error as `hub: LINE` (with --json they are
+an object on standard output, too); no secret in either.
 A new command needs its example in the help text and a test of its exit statuses.
 
 What only one command needs is imported within it: completion in a shell runs this file for each press of TAB.
@@ -29,9 +30,9 @@ from .benching import bench
 from .config import DEFAULT_PATH, Settings, exposed
 from .deploying import deploy
 from .doctor import doctor
-from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, BootError, CommandError, ConfigError, HubError
+from .errors import EXIT_BOOT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, BootError, ConfigError, HubError
 from .operating import channels, connections, disconnect
-from .options import config_option, json_option, load_own, write_json
+from .options import config_option, json_option, lines_of, load_own, write_json
 from .reloading import reload
 from .remote import EXIT_INTERRUPTED, make_token, publish, tail
 from .saving import backup, restore
@@ -91,8 +92,7 @@ def _drop_output() -> None:
 
 
 def _complain(error: HubError) -> None:
-    text = f"error {error.reply.code}: {error}" if isinstance(error, CommandError) else str(error)
-    for line in text.splitlines():
+    for line in lines_of(error):
         click.echo(f"hub: {line}", err=True)
 
 
@@ -196,16 +196,11 @@ def check(path: Path | None, as_json: bool, boot: bool) -> None:
     """
     from . import serve as server
 
-    try:
-        settings = load_own(path)
-        server.check(settings)
-        server.load_certificates(settings)
-        server.check_application(settings)
-        booted = _rehearse(settings) if boot else {}
-    except (ConfigError, BootError) as error:
-        if as_json:
-            _echo_json({"ok": False, "errors": str(error).splitlines()})
-        raise
+    settings = load_own(path)
+    server.check(settings)
+    server.load_certificates(settings)
+    server.check_application(settings)
+    booted = _rehearse(settings) if boot else {}
     for line in _exposed(settings, path):
         click.echo(f"hub: warning: {line}", err=True)
     found = {"config": str(path or DEFAULT_PATH), **server.summary(settings, os.environ), **booted}

@@ -55,7 +55,9 @@ def deploy(path: Path | None, pid: int | None, timeout_s: float, as_json: bool) 
         if as_json:
             click.echo(orjson.dumps({"ok": False, "version": after.version, "errors": after.outcome.splitlines()}))
         end = [] if after.outcome == STOPS else [f"version {after.version} goes on"]
-        raise HubError("\n".join([*after.outcome.splitlines(), *end]))
+        error = HubError("\n".join([*after.outcome.splitlines(), *end]))
+        error.told = as_json
+        raise error
     if as_json:
         click.echo(orjson.dumps({"ok": True, "pid": after.pid, "from": before.version, "version": after.version}))
     else:

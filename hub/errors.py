@@ -114,6 +114,9 @@ CLOSE_TOO_BIG = Close(1009, "message too big")
 class HubError(Exception):
     """Whatever the hub raises on purpose; its text is one line for a person."""
 
+    told = False
+    """A command with --json has said it on standard output already, in words of its own."""
+
 
 class ConfigError(HubError):
     """A mistake in the settings. The text names the key, what was found and what is allowed."""

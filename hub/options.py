@@ -7,19 +7,20 @@ Called by: cli, remote, operating, benching, saving, doctor.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 import orjson
 
 from .channels import ALPHABET, MAX_NAME_LENGTH, NAME
 from .config import DEFAULT_PATH, Settings, load
-from .errors import ConfigError
+from .errors import CommandError, ConfigError, HubError
 from .urls import Endpoint, Kind, endpoint_of, parse_endpoint
 from .values import parse_address
 
@@ -41,9 +42,36 @@ def config_option(command: Command) -> Command:
     return option(command)
 
 
-def json_option(text: str) -> Callable[[Command], Command]:
-    """`--json`, handed on as `as_json`."""
-    return click.option("--json", "as_json", is_flag=True, help=text)
+def json_option(text: str, output: str = "") -> Callable[[Command], Command]:
+    """`--json`, handed on as `as_json`; then an error is an object on standard output, too.
+
+    {"ok":false,"errors":["error 102: unknown channel"],"code":102}; code: only of what the server API refuses. output:
+    the argument whose '-' makes standard output something else's; then such objects go to standard error.
+    """
+    option = click.option("--json", "as_json", is_flag=True, help=text)
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def telling(*arguments: Any, as_json: bool, **options: Any) -> Any:
+            try:
+                return command(*arguments, as_json=as_json, **options)
+            except HubError as error:
+                if as_json and not error.told:
+                    code = {"code": error.reply.code} if isinstance(error, CommandError) else {}
+                    click.echo(
+                        write_json({"ok": False, "errors": lines_of(error), **code}), err=options.get(output) == "-"
+                    )
+                raise
+
+        return option(cast(Command, telling))
+
+    return decorate
+
+
+def lines_of(error: HubError) -> list[str]:
+    """What is wrong, in lines for a person."""
+    text = f"error {error.reply.code}: {error}" if isinstance(error, CommandError) else str(error)
+    return text.splitlines()
 
 
 def channel_names(_: click.Context, __: click.Parameter, value: str | tuple[str, ...]) -> str | tuple[str, ...]:

@@ -66,7 +66,9 @@ def reload(path: Path | None, pid: int | None, timeout_s: float, as_json: bool) 
         click.echo(write_json({"pid": found, **last}))
     rest = [f"… and {more:,} more"] if (more := last.get("more", 0)) else []
     if not last["ok"]:
-        raise ConfigError("\n".join([*last["errors"], *rest]) or "refused")
+        error = ConfigError("\n".join([*last["errors"], *rest]) or "refused")
+        error.told = as_json
+        raise error
     for line in last["errors"]:
         click.echo(f"hub: warning: {line}", err=True)
     if not as_json:

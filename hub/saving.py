@@ -50,7 +50,7 @@ Result = TypeVar("Result")
 @click.argument("file", type=FILE)
 @click.option("--mailboxes-only", is_flag=True, help="Leave out the history of stream channels.")
 @config_option
-@json_option("Print one JSON object about the backup.")
+@json_option("Print one JSON object about the backup.", output="file")
 def backup(file: str, mailboxes_only: bool, path: Path | None, as_json: bool) -> None:
     """Write mailboxes, and the history and positions of stream channels, to FILE; - is standard output.
 

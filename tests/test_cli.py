@@ -186,6 +186,45 @@ def test_what_json_prints_is_json_one_record_in_a_line(
     assert found["token"][0]["user"] == "ann"
 
 
+NOBODY = "http://127.0.0.1:1/api"
+FAILING = {
+    "publish": (["chat:a", "1", "--url", NOBODY, "--key", "k"], EXIT_FAILED),
+    "connections": (["--url", NOBODY, "--key", "k"], EXIT_FAILED),
+    "channels": (["--url", NOBODY, "--key", "k"], EXIT_FAILED),
+    "disconnect": (["--user", "u", "--yes", "--url", NOBODY, "--key", "k"], EXIT_FAILED),
+    "tail": (["chat:a", "--url", "ws://127.0.0.1:1/connection/websocket"], EXIT_FAILED),
+    "token": (["--user", "ann"], EXIT_USAGE),
+    "check": ([], EXIT_USAGE),
+    "doctor": ([], EXIT_USAGE),
+    "backup": (["file"], EXIT_USAGE),
+    "restore": (["/dev/null", "--check"], EXIT_USAGE),
+    "bench": (["--config", "/nowhere/hub.toml"], EXIT_USAGE),
+    "reload": (["--pid", "4194999"], EXIT_FAILED),
+    "deploy": ([], EXIT_FAILED),
+}
+
+
+def test_with_json_an_error_is_one_object_too(bare: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every command that has --json and can fail; the lines are on standard error all the same."""
+    with_json = {name for name, command in cli.hub.commands.items() if "as_json" in {p.name for p in command.params}}
+    assert set(FAILING) == with_json - {"version"}
+    for name, (arguments, status) in FAILING.items():
+        assert cli.run([name, *arguments, "--json"]) == status, name
+        shown = capsys.readouterr()
+        lines = [line.removeprefix("hub: ") for line in shown.err.splitlines()]
+        assert [json.loads(line) for line in shown.out.splitlines()] == [{"ok": False, "errors": lines}], name
+        assert lines, name
+        assert cli.run([name, *arguments]) == status
+        assert capsys.readouterr().out == "", name
+
+
+def test_an_error_is_no_part_of_a_file_on_standard_output(bare: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """A backup may go there."""
+    assert cli.run(["backup", "-", "--json"]) == EXIT_USAGE
+    shown = capsys.readouterr()
+    assert shown.out == "" and json.loads(shown.err.splitlines()[0])["ok"] is False
+
+
 @pytest.mark.parametrize("arguments", [["version"], ["version", "--json"], ["tune"], ["--help"]])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_result_that_can_not_be_written_is_one_line_and_status_1(unbuffered: str, arguments: list[str]) -> None:

@@ -203,6 +203,8 @@ def test_a_refused_publish_exits_with_1_and_the_code(running: HubProcess, capsys
     """A namespace that the hub does not know; and a hub that is not there."""
     assert publish(running, "nowhere:a", "1") == EXIT_FAILED
     assert capsys.readouterr() == ("", "hub: error 102: unknown channel\n")
+    assert publish(running, "nowhere:a", "1", "--json") == EXIT_FAILED
+    assert json.loads(capsys.readouterr().out) == {"ok": False, "errors": ["error 102: unknown channel"], "code": 102}
     assert cli.run(["publish", "chat:a", "1", "--key", "k", "--url", "unix:/nowhere/api.sock"]) == EXIT_FAILED
     line = "hub: cannot reach the hub at unix:/nowhere/api.sock: No such file or directory\n"
     assert capsys.readouterr() == ("", line)
