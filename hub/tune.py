@@ -247,6 +247,19 @@ def report(proc_sys: Path = Path("/proc/sys"), nofile: int | None = None) -> str
     return "".join([*parts, SYSCTL_FOOT, "\n", LIMITS_HEAD, limit])
 
 
+def records(proc_sys: Path = Path("/proc/sys")) -> list[dict[str, object]]:
+    """What `report` says of each kernel setting, for programs; now: None where this kernel has it not."""
+    found: list[dict[str, object]] = []
+    for group, lines in RECOMMENDED.items():
+        for line in lines:
+            current = current_value(proc_sys, line.key)
+            _, stands = _compared(line, current, group in (Group.SAFE, Group.RAISE))
+            good = current is not None and _suffices(line, current)
+            record = {"key": line.key, "now": current, "recommended": line.value, "suffices": good, "installed": stands}
+            found.append({**record, "group": group.name.lower(), "reason": line.reason})
+    return found
+
+
 def _compared(line: Line, current: str | None, wanted: bool) -> tuple[str, bool]:
     """What holds now, in words, and whether the line stands."""
     if current is None:

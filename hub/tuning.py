@@ -19,6 +19,7 @@ import click
 
 from .errors import EXIT_FAILED, EXIT_OK, HubError
 from .machine import cpu_list
+from .options import json_option, write_json
 from .tune import (
     LIMITS_PATH,
     OPEN_FILES,
@@ -27,6 +28,7 @@ from .tune import (
     assignments,
     fitted_dropin,
     limits_dropin,
+    records,
     report,
     sysctl_dropin,
     systemd_dropin,
@@ -71,6 +73,7 @@ def _unit_name(_: click.Context, __: click.Parameter, value: str) -> str:
     default=MACHINE,
     help="The root of an image, in place of this machine's; it gets the files as they are in config/.",
 )
+@json_option("Print one JSON object.")
 @click.pass_context
 def tune(
     context: click.Context,
@@ -84,6 +87,7 @@ def tune(
     systemd: bool,
     force: bool,
     root: Path,
+    as_json: bool,
 ) -> int:
     """Print sysctl and limits drop-ins for very many connections, compared with this machine; or install them.
 
@@ -99,13 +103,17 @@ def tune(
                sudo hub tune --apply --now --cpus 2-7
                sudo hub tune --undo --now
                hub tune --apply --root /srv/image
+               hub tune --json | jq '.settings[] | select(.suffices | not) | .key'
     """
     if os.path.samefile(root, MACHINE):
         root = MACHINE  # also where it was written as '//', or is a link
     with_unit = systemd or bool(cpus) or _given(context, "unit")
     _check(apply, undo, dry_run or now or force or root != MACHINE or bool(nofile or with_unit), now, root)
     if not (apply or undo):
-        click.echo(report(), nl=False)
+        if as_json:
+            click.echo(write_json({"ok": True, "settings": records(), "open_files": OPEN_FILES}))
+        else:
+            click.echo(report(), nl=False)
         return EXIT_OK
     if root == MACHINE and not dry_run and os.geteuid() != 0:
         raise HubError("tune: needs root, as it writes below /etc; --dry-run shows what it would do")
@@ -113,11 +121,11 @@ def tune(
 
     changes = Changes(root)
     if undo:
-        return _undo(changes, now, dry_run, force)
+        return _undo(changes, now, dry_run, force, as_json)
     if root == MACHINE:
         _check_cpus(cpus)
     files = _files(root, nofile or OPEN_FILES, cpus, unit if with_unit else "")
-    return _apply(changes, files, now, dry_run, force)
+    return _apply(changes, files, now, dry_run, force, as_json)
 
 
 def _check(apply: bool, undo: bool, more: bool, now: bool, root: Path) -> None:
@@ -156,31 +164,53 @@ def _files(root: Path, nofile: int, cpus: str, unit: str) -> list[NewFile]:
     return files
 
 
-def _apply(changes: Changes, files: Sequence[NewFile], now: bool, dry_run: bool, force: bool) -> int:
+def _apply(
+    changes: Changes, files: Sequence[NewFile], now: bool, dry_run: bool, force: bool, as_json: bool = False
+) -> int:
     values = assignments(files[0].content.decode()) if now else {}
     difference = changes.diff(files, values)
-    click.echo(difference or "Nothing to change.\n", nl=False)
+    if not as_json:
+        click.echo(difference or "Nothing to change.\n", nl=False)
     changes.check_record()  # also where nothing is to change: it would be missed when it is needed
-    if dry_run or not difference:
-        return EXIT_OK
-    refused = changes.apply(files, values, force=force)
-    click.echo("\nDone; `hub tune --undo` takes it back.")
-    if not now:
-        click.echo("In force from the next boot, or with: sysctl --system")
-    if len(files) > 2:
-        click.echo("For the unit: systemctl daemon-reload && systemctl restart " + Path(files[2].path).parent.stem)
+    changed = bool(difference) and not dry_run
+    refused = changes.apply(files, values, force=force) if changed else []
+    left = _left_to_do(files, now) if changed else {}
+    if as_json:
+        return _print(difference, changed, refused, list(left.values()))
+    if changed:
+        click.echo("\nDone; `hub tune --undo` takes it back.")
+    for words, command in left.items():
+        click.echo(f"{words}: {command}")
     return _complain("refused by the kernel", refused)
 
 
-def _undo(changes: Changes, now: bool, dry_run: bool, force: bool) -> int:
+def _left_to_do(files: Sequence[NewFile], now: bool) -> dict[str, str]:
+    """Commands, by what they are for."""
+    left = {} if now else {"In force from the next boot, or with": "sysctl --system"}
+    if len(files) > 2:
+        unit = Path(files[2].path).parent.stem
+        left["For the unit"] = f"systemctl daemon-reload && systemctl restart {unit}"
+    return left
+
+
+def _undo(changes: Changes, now: bool, dry_run: bool, force: bool, as_json: bool = False) -> int:
     difference = changes.undo_diff(now)
-    click.echo(difference or "No file to change.\n", nl=False)
-    if dry_run:
-        return EXIT_OK
-    left = changes.undo(values=now, force=force)
-    if changes.values_remain:
+    if not as_json:
+        click.echo(difference or "No file to change.\n", nl=False)
+    refused = changes.undo(values=now, force=force) if not dry_run else []
+    remain = changes.values_remain if not dry_run else False
+    if as_json:
+        return _print(difference, bool(difference) and not dry_run, refused, ["hub tune --undo --now"] * remain)
+    if remain:
         click.echo("The running kernel keeps its values; bring them back with: hub tune --undo --now")
-    return _complain("not brought back", left)
+    return _complain("not brought back", refused)
+
+
+def _print(difference: str, changed: bool, refused: Sequence[str], left: Sequence[str]) -> int:
+    """refused: values that the kernel, or somebody's change since, has kept. left: commands that are yet to be run."""
+    record = {"ok": not refused, "changed": changed, "difference": difference, "refused": refused, "next": left}
+    click.echo(write_json(record))
+    return EXIT_FAILED if refused else EXIT_OK
 
 
 def _complain(what: str, lines: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from hub import cli, tuning
 from hub.changes import RECORD, Changes
 from hub.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from hub.tune import LIMITS_PATH, SYSCTL_PATH, limits_dropin, sysctl_dropin, systemd_dropin, systemd_path
+from hub.tune import LIMITS_PATH, RECOMMENDED, SYSCTL_PATH, limits_dropin, sysctl_dropin, systemd_dropin, systemd_path
 
 from .hubs import clean_environment
 
@@ -41,6 +42,39 @@ def test_an_image_gets_the_files_of_config(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out == "Nothing to change.\n"
     assert run("--undo", "--root", tmp_path) == EXIT_OK
     assert list(tmp_path.iterdir()) == []
+
+
+def test_programs_read_what_differs_and_what_is_left_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One object of each call; of the machine alone, a record for each kernel setting."""
+
+    def said(*arguments: object) -> dict:
+        assert run(*arguments, "--json") == EXIT_OK
+        return json.loads(capsys.readouterr().out)
+
+    image = ("--root", tmp_path)
+    dry = said("--apply", *image, "--dry-run")
+    assert (dry["ok"], dry["changed"], dry["next"], names(tmp_path)) == (True, False, [], [])
+    done = said("--apply", *image, "--systemd")
+    assert done["changed"] and done["difference"].startswith(dry["difference"]) and done["refused"] == []
+    assert done["next"] == ["sysctl --system", "systemctl daemon-reload && systemctl restart hub.service"]
+    assert said("--apply", *image, "--systemd") == {**dry, "difference": ""}
+    assert said("--undo", *image)["changed"] and names(tmp_path) == []
+    assert said("--undo", *image) == {**dry, "difference": ""}
+    settings = {one["key"]: one for one in said()["settings"]}
+    assert set(settings) == {line.key for lines in RECOMMENDED.values() for line in lines}
+    now = settings["vm.overcommit_memory"]
+    assert now["now"] == Path("/proc/sys/vm/overcommit_memory").read_text().strip() and now["recommended"] == "1"
+    assert now["suffices"] is (now["now"] == "1") and now["installed"] and now["group"] == "safe" and now["reason"]
+    assert settings["net.ipv4.tcp_mem"]["installed"] is False
+
+
+def test_a_refusal_is_in_the_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Changes, "_set", lambda *_: ["vm.swappiness = 1: Read-only file system"])
+    assert run("--apply", "--root", tmp_path, "--json") == EXIT_FAILED
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ok"], found["refused"]) == (False, ["vm.swappiness = 1: Read-only file system"])
 
 
 @pytest.mark.parametrize("arguments", [["--apply"], ["--undo"]])
