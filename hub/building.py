@@ -318,6 +318,7 @@ class Building:
             began_at=self.reactor.clock(),
             certificates=self._seat.certificates,
             headroom=self.headroom,
+            ticker=self.ticker.about,
         )
 
     # What they call each other for.

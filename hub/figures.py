@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,7 @@ class Rooms:
     began_at: float
     certificates: Certificates | None = None
     headroom: Headroom | None = None
+    ticker: Callable[[], Mapping[str, Any] | None] = lambda: None
     started_at: float = field(default_factory=time.time)
 
 
@@ -81,7 +82,7 @@ def current(rooms: Rooms) -> dict[str, Any]:
      "redis":{"commands_up":true,"subscriber_up":true,"links":1,"lag_s":0.0004,"lags_s":{…},"command_s":{…},
       "missed":0,"generations":0},
      "process":{"memory_bytes":40000000,"cpu_s":1.5,"fds":40,"max_fds":1048576},
-     "tls_ends_at":0.0}
+     "tls_ends_at":0.0,"ticker":null}
     """
     return {
         "slot": rooms.slot,
@@ -103,6 +104,7 @@ def current(rooms: Rooms) -> dict[str, Any]:
         "redis": _redis(rooms),
         "process": _process(len(rooms.reactor.connections)),
         "tls_ends_at": rooms.certificates.ends_at if rooms.certificates is not None else 0.0,
+        "ticker": rooms.ticker(),
     }
 
 

@@ -68,6 +68,11 @@ def _refused(figures: Mapping[str, Any], handshakes: bool) -> dict[str, int]:
     return {name: count for name, count in refused.items() if (name in HANDSHAKE_REASONS) == handshakes}
 
 
+def _of_ticker(name: str) -> Callable[[Mapping[str, Any]], Any]:
+    """None without a source."""
+    return lambda figures: figures["ticker"] and figures["ticker"][name]
+
+
 METRICS = (
     Metric(
         "hub_connections",
@@ -256,5 +261,15 @@ METRICS = (
         lambda figures: figures["tls_ends_at"] or None,
         over=LEAST,
     ),
+    Metric(
+        "hub_ticker_leader",
+        GAUGE,
+        "1 of the worker that reads the source of live prices; over all machines one has it",
+        _of_ticker("leader"),
+        "",
+        True,
+    ),
+    Metric("hub_ticker_ticks", COUNTER, "Ticks of the source, by what became of them", _of_ticker("ticks"), "result"),
+    Metric("hub_ticker_bars", COUNTER, "Bars that were closed and published", _of_ticker("bars")),
 )
 """What workers write. What is told of all of them together is exposition's."""

@@ -16,6 +16,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 from . import tasks
 from .broker import Broker, Lease
@@ -86,6 +87,17 @@ class Ticker:
         """A line on what was published and what was not, since the start; '' if nothing was left out since the last."""
         losses, self._reported = self._reported, self.tally.losses()
         return "" if losses == self._reported else f"ticker: {self.tally}"
+
+    def about(self) -> dict[str, Any] | None:
+        """For the figures; None where there is no source.
+
+        {"leader":1,"ticks":{"published":900,"merged":3,"unreadable":0,…},"bars":12}
+        """
+        if self._source is None:
+            return None
+        tally = self.tally
+        ticks = {"published": tally.published, "merged": tally.merged, **tally.dropped}
+        return {"leader": self.is_leader, "ticks": ticks, "bars": tally.bars}
 
     # The lease.
 

@@ -30,3 +30,11 @@ def test_no_label_is_a_clients_own_name():
 def test_each_refusal_is_of_newcomers_or_of_clients():
     """A reason that is not in REASONS any more would be nobody's."""
     assert set(REASONS) > HANDSHAKE_REASONS
+
+
+def test_a_hub_without_a_source_tells_nothing_of_a_ticker():
+    """A zero would look like a ticker that stands still."""
+    mine = [metric for metric in METRICS if metric.name.startswith("hub_ticker_")]
+    assert len(mine) == 3 and [metric.find({"ticker": None}) for metric in mine] == [None] * 3
+    figures = {"ticker": {"leader": 1, "ticks": {"published": 5}, "bars": 2}}
+    assert [metric.find(figures) for metric in mine] == [1, {"published": 5}, 2]

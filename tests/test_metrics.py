@@ -65,6 +65,7 @@ def figures(**over: Any) -> dict[str, Any]:
         },
         "process": {"memory_bytes": 1, "cpu_s": 0.5, "fds": 2, "max_fds": 3},
         "tls_ends_at": 9.0,
+        "ticker": {"leader": 1, "ticks": {"published": 0, "malformed": 0}, "bars": 0},
     }
     return found | over
 

@@ -273,6 +273,9 @@ async def test_what_was_left_out_is_reported_once(valkey_url, prefix):
         await until(lambda: ticker.tally.published == 1)
         assert ticker.report() == "ticker: 1 ticks published, 2 merged, 0 dropped, 0 bars, 0 late"
         assert ticker.report() == ""
+        about = ticker.about()
+        assert about is not None and about["bars"] == 0 and about["leader"] in (0, 1)
+        assert {name: count for name, count in about["ticks"].items() if count} == {"published": 1, "merged": 2}
         assert (hub.column("seq"), hub.column("merged")) == ([3], [2])
 
 

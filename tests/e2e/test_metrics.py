@@ -174,7 +174,7 @@ def queried(text: str) -> set[str]:
 
 def known_names() -> set[str]:
     """What a hub tells, by its own HELP lines."""
-    with HubProcess({"workers": 1}) as hub:
+    with HubProcess({"workers": 1, "ticker": {"source": "simulate"}}) as hub:
         return set(re.findall(r"^# HELP (\w+)", fetch(hub, "metrics")[1], re.MULTILINE)) | {
             "hub_tls_cert_expiry_seconds"
         }
@@ -217,6 +217,20 @@ def test_no_alert_is_without_its_test():
     text = ALERT_TESTS.read_text()
     cases = re.findall(r"alertname: (\w+),? *(?:\n +)?eval_time: \w+,? *(?:\n +)?exp_alerts:( \[\])?", text)
     assert Counter(cases) == Counter((name, quiet) for name in alerts for quiet in (" []", ""))
+
+
+@async_test
+async def test_the_ticker_tells_who_leads_and_what_became_of_its_ticks():
+    """One of two workers; a hub without a source says nothing of it."""
+    with HubProcess({"workers": 2, "ticker": {"source": "simulate"}}) as hub:
+        await soon(lambda: total(told(hub), "hub_ticker_ticks_total", "result=published") > 0)
+        found = told(hub)
+        assert total(found, "hub_ticker_leader") == 1
+        assert {key[1] for key in found if key[0] == "hub_ticker_leader"} == {"worker=0", "worker=1"}
+        assert total(found, "hub_ticker_ticks_total", "result=malformed") == 0
+        assert ("hub_ticker_bars_total",) in found
+    with HubProcess({"workers": 1}) as hub:
+        assert not [key for key in told(hub) if key[0].startswith("hub_ticker_")]
 
 
 def test_who_may_ask():
