@@ -52,6 +52,7 @@ ROWS = {
             "transports/test_polling.py::test_pages_of_other_origins_are_refused",
             "test_origin.py::test_all_wires_let_the_same_pages_in",
             "test_origin.py::test_a_wildcard_means_subdomains_and_nothing_else",
+            "test_origin.py::test_http_pages_of_the_same_host_stay_out_of_all_wires_with_tls",
             "test_entrance.py::test_a_cookie_counts_for_pages_of_known_origins_only",
         ),
     ),
@@ -68,6 +69,14 @@ ROWS = {
             "test_tls_handshake.py::test_who_does_not_finish_is_cut_at_the_deadline",
         ),
     ),
+    "a store filled by one who may publish": Row(
+        "100, temporary, for what would be kept beyond redis.full_percent; who is blocked goes all the same",
+        (
+            "e2e/test_full_store.py::test_a_client_cannot_fill_the_store",
+            "test_headroom.py::test_a_full_store_keeps_nothing_more_for_clients_and_all_for_the_hub",
+            "test_headroom.py::test_what_is_published_between_two_looks_counts",
+        ),
+    ),
     "connected but never authenticates": Row(
         "3502 after client.connect_timeout_s",
         (
@@ -77,7 +86,10 @@ ROWS = {
     ),
     "huge headers, address, many headers, many query arguments": Row(
         "431, 414, 431, 400",
-        ("test_httpd.py::test_what_is_too_large_or_no_http_is_refused_and_closed",),
+        (
+            "test_httpd.py::test_what_is_too_large_or_no_http_is_refused_and_closed",
+            "test_acceptor.py::test_a_head_beyond_its_bounds_is_refused_on_both_ways",
+        ),
     ),
     "big body": Row(
         "413 before it is read, also in chunks; multipart and compressed ones 415",
@@ -396,7 +408,7 @@ def test_each_row_has_tests_that_are_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_settings_that_a_verdict_names_are_there(name: str) -> None:
-    for part, setting in re.findall(r"\b(auth|client|http|limits|tls|worker)\.([a-z_]+)", ROWS[name].verdict):
+    for part, setting in re.findall(r"\b(auth|client|http|limits|redis|tls|worker)\.([a-z_]+)", ROWS[name].verdict):
         assert setting in Settings.model_fields[part].annotation.model_fields, f"{part}.{setting}"
 
 
