@@ -271,11 +271,13 @@ async function changesFields() {
   assert.ok(await page.isVisible(cell("ACME", "bid")));
   await page.check("#compact");
   await page.waitForSelector(cell("ACME", "bid"), { state: "hidden" });
+  // The columns go at once, the wish needs a round trip; what is on its way meanwhile is whole.
+  const prices = () => frames.map(String).filter((text) => text.includes('"ticker:')).at(-1) ?? ""; // not of a bar by itself
+  const isNarrow = () => prices().includes('"price"') && !prices().includes('"bid"');
+  for (let moves = 0; moves < 20 && !isNarrow(); moves += 1) await acmeMoves(page);
   frames.length = 0;
   await acmeMoves(page);
-  await acmeMoves(page);
-  const last = frames.map(String).filter((text) => text.includes('"ticker:')).at(-1); // not of a bar by itself
-  assert.ok(last.includes('"price"') && !last.includes('"bid"'), last);
+  assert.ok(isNarrow(), prices());
   await page.uncheck("#compact");
   await page.waitForSelector(cell("ACME", "bid"));
   await acmeMoves(page);
