@@ -263,14 +263,17 @@ class Connection(Outgoing):
             now = self.heard_at = reactor.clock()
             fairness.to_come_s = 0.0
             self.receive(data)
-            if fairness.price and self.state != GONE:
-                fairness.pay(self, now, READ_S + reactor.clock() - now + fairness.to_come_s)
+            if fairness.price:
+                if self.state != GONE:
+                    fairness.pay(self, now, READ_S + reactor.clock() - now + fairness.to_come_s)
+            elif self.watched_until:
+                self.calm()  # a reload has taken the rates away
         else:
             self._deaf -= len(data)
             if self._deaf <= 0:
                 self.abort()
 
-    def hear(self, data: bytes) -> None:
+    def hear_early(self, data: bytes) -> None:
         """Bytes that were read before it was on the plane: as on_readable has those that it reads."""
         fairness = self.reactor.fairness
         now = self.heard_at = self.reactor.clock()

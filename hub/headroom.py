@@ -114,7 +114,10 @@ class Headroom:
             self._room = None
             logger.debug("Redis does not tell its memory: %s", error)
         except (RedisError, BrokerUnavailable, OSError) as error:
-            # It is away: nothing is stored meanwhile, and what it told last may hold when it is back.
+            # It is away: what is sent meanwhile takes none of its room, so that is not counted down. One that was full
+            # may be so when it is back.
+            if not self.full:
+                self._room = None
             logger.debug("Redis was not asked for its memory: %s", error)
 
     def _read(self, memory: Mapping[str, Any]) -> None:

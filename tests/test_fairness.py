@@ -340,6 +340,32 @@ async def test_a_connection_that_costs_too_much_is_left_unread_and_then_read_on(
     reactor.stop()
 
 
+@async_test
+async def test_who_was_busy_is_read_as_usual_once_a_reload_has_taken_the_rates_away():
+    """With the next read."""
+    clock = FakeClock()
+    timers: list[object] = []
+    room = Fairness(clock, lambda delay_s, callback: timers.append(callback), EACH)
+    reactor = Reactor(asyncio.get_running_loop(), clock=clock, fairness=room)
+    reactor.start()
+    ours, theirs = socket.socketpair()
+    connection = Costly(take_over(ours), reactor)
+    connection.work_s, connection.later_s = 0.06, 0.0
+    reactor.adopt(connection)
+    theirs.send(b"much")
+    await until(lambda: connection.received)
+    assert connection.read_bytes == BUSY_READ_BYTES
+    room.retune(Rates())
+    clock.advance(10.0)
+    timers.pop()()
+    theirs.send(b"more")
+    await until(lambda: connection.received.endswith(b"more"))
+    assert connection.read_bytes == READ_BYTES
+    theirs.close()
+    await until(lambda: connection.gone)
+    reactor.stop()
+
+
 @pytest.mark.parametrize(("work_s", "later_s"), [(0.06, 0.0), (0.0, 0.06)])
 @async_test
 async def test_what_came_before_it_was_on_the_plane_costs_as_much(work_s, later_s):
@@ -353,7 +379,7 @@ async def test_what_came_before_it_was_on_the_plane_costs_as_much(work_s, later_
     reactor.adopt(connection)
     room.charge(99.0)  # what somebody else was read for
     clock.advance(1.0)
-    connection.hear(b"x")
+    connection.hear_early(b"x")
     assert connection.received == b"x" and connection.heard_at == clock() - work_s
     assert room.waiting == 1 and connection.busy_at == pytest.approx(clock() - work_s + 0.6)
     theirs.close()

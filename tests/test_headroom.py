@@ -236,6 +236,18 @@ async def test_a_redis_that_is_away_changes_nothing_and_one_that_does_not_tell_r
 
 
 @async_test
+async def test_what_is_published_while_redis_is_away_takes_no_room():
+    """It comes to nothing, so the answer goes on to be that Redis is away."""
+    one = headroom()
+    Memory(one, {"used_memory": 200_000}, ConnectionError("away"), {"used_memory": 200_000})
+    await one.look()
+    await one.look()
+    assert all(one.takes(100_000) for _ in range(50)) and not one.full
+    await one.look()
+    assert one.takes(100_000) and not one.takes(900_000)
+
+
+@async_test
 async def test_another_percentage_holds_from_the_next_look_on():
     one = headroom(50)
     Memory(one, {"used_memory": 900_000}, {"used_memory": 900_000})

@@ -130,7 +130,7 @@ class FramedConnection(Connection):
         """The handshake's answer goes out; what came behind the request is handled, and answered in the same write."""
         self.put(head)
         if early:
-            self.hear(early)
+            self.hear_early(early)
 
     # What a protocol fills in.
 
