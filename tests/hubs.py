@@ -180,6 +180,15 @@ class HubProcess:
         """The workers that live now, in the order of their start."""
         return [pid for pid in _children(self.pid) if _command_of(pid) not in ("", "valkey-server")]
 
+    def still_has(self, workers: Sequence[int]) -> bool:
+        """Whether these still serve, and nobody in place of one; the process that has read settings may be ending."""
+        deadline = time.monotonic() + LOG_TIMEOUT_S
+        while self.worker_pids() != list(workers):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)  # nothing tells when a process of the supervisor's has been reaped
+        return True
+
     def reload(self, settings: Mapping[str, Any] | None = None, *, text: str | None = None) -> dict[str, Any]:
         """Write other settings, merged over those of the start, and have them read; what became of it.
 

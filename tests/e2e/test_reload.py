@@ -65,7 +65,7 @@ def hub() -> Iterator[HubProcess]:
 
 def go_on(hub: HubProcess, everybody: list[Client], workers: list[int]) -> None:
     """Nobody was disconnected, no process was replaced, and what is published arrives."""
-    assert hub.worker_pids() == workers
+    assert hub.still_has(workers)
     assert everybody[0].publish("room:a", "on") == 0
     assert {one.push()["pub"]["data"] for one in everybody} == {"on"}
 
@@ -151,7 +151,7 @@ def test_a_file_that_is_none_is_told(hub: HubProcess, make: Callable[[Path], Non
         make(hub.config_path)
         found = reloading.outcome(hub.pid, 40.0)
         assert not found["ok"] and words in "\n".join(found["errors"]), found
-        assert hub.worker_pids() == workers
+        assert hub.still_has(workers)
     finally:
         if hub.config_path.is_dir():
             hub.config_path.rmdir()
